@@ -1,0 +1,153 @@
+//! Marks: what a sink remembers, atomically with the rows.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Digest, Generation, LaneScheme, LogName, Owner, Plan, PlanKind, Positions, SinkId, Timestamp,
+    plan::LogRange,
+    position::{SpanError, advance},
+};
+
+/// How far a log of the anchor goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LogState {
+    /// Entries below this number were dropped.
+    pub first: u64,
+    /// The number of the next entry.
+    pub next: u64,
+    /// Rolling digest over all entries ever appended.
+    pub digest: Digest,
+}
+
+/// One entry of a log: kept in the anchor under (lane, log, number).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The log.
+    pub log: LogName,
+    /// Its number in the log, from 0.
+    pub number: u64,
+    /// One line of text, as the log's owner writes it. At most [`Entry::MAX_BYTES`].
+    pub text: String,
+}
+
+impl Entry {
+    /// No entry is longer.
+    pub const MAX_BYTES: usize = 64 * 1024;
+}
+
+/// The last plan that a sink has of a lane, and where that leaves every shard.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Mark {
+    /// The sink that holds the mark.
+    pub sink: SinkId,
+    /// The plan.
+    pub plan: Plan,
+    /// [`Plan::digest`] of `plan`.
+    pub digest: Digest,
+    /// The lane's positions after the plan: all shards, not only those of its spans.
+    pub positions: Positions,
+    /// The anchor's logs after the plan.
+    pub logs: BTreeMap<LogName, LogState>,
+    /// How the job is cut into lanes.
+    pub lanes: LaneScheme,
+    /// Digest of the lane's origin (seq 0): marks of different origins never fit.
+    pub origin: Digest,
+    /// The generation that wrote it.
+    pub generation: Generation,
+    /// Who wrote it.
+    pub owner: Owner,
+    /// Digest of the steps' state after the plan, where the job has state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<Digest>,
+}
+
+impl Mark {
+    /// The mark that `sink` gets for an origin plan.
+    pub fn origin(sink: &SinkId, plan: Plan, lanes: LaneScheme, generation: Generation, owner: &Owner) -> Self {
+        let digest = plan.digest();
+        let positions = match &plan.kind {
+            PlanKind::Origin { start } => start.clone(),
+            _ => Positions::new(),
+        };
+        let logs = plan.logs.iter().map(|(name, range)| (name.clone(), log_after(range))).collect();
+        Self {
+            sink: sink.clone(),
+            digest,
+            positions,
+            logs,
+            lanes,
+            origin: digest,
+            generation,
+            owner: owner.clone(),
+            state: None,
+            plan,
+        }
+    }
+
+    /// The mark that follows `self` by `plan`, written to `sink`. `self` is the head's mark, or for a catch-up the sink's own.
+    pub fn next(&self, sink: &SinkId, plan: Plan, generation: Generation, owner: &Owner) -> Result<Self, SpanError> {
+        let positions = match &plan.kind {
+            PlanKind::Jump { to, .. } => to.clone(),
+            _ => advance(&self.positions, &plan.spans)?,
+        };
+        let mut logs = self.logs.clone();
+        logs.extend(plan.logs.iter().map(|(name, range)| (name.clone(), log_after(range))));
+        Ok(Self {
+            sink: sink.clone(),
+            digest: plan.digest(),
+            positions,
+            logs,
+            lanes: self.lanes,
+            origin: self.origin,
+            generation,
+            owner: owner.clone(),
+            state: self.state,
+            plan,
+        })
+    }
+
+    /// The same mark as another sink holds it: the head's plan brought to a sink that lacked it.
+    pub fn held_by(&self, sink: &SinkId, generation: Generation, owner: &Owner) -> Self {
+        Self { sink: sink.clone(), generation, owner: owner.clone(), ..self.clone() }
+    }
+
+    /// The clock of the plan after this one.
+    pub fn planned_after(&self, clock: Timestamp) -> Timestamp {
+        clock.after(self.plan.planned_at)
+    }
+}
+
+fn log_after(range: &LogRange) -> LogState {
+    LogState { first: range.first, next: range.to, digest: range.digest }
+}
+
+/// Who holds a lane in a sink: stored beside the mark, changed by claims and releases, never part of a digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The highest generation that ever claimed the lane here.
+    pub generation: Generation,
+    /// Who claimed it.
+    pub owner: Owner,
+    /// The owner let go by a clean stop.
+    pub released: bool,
+}
+
+/// All that a sink tells of a lane without changing anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The last claim; `None` where the lane was never claimed here.
+    pub claim: Option<Claim>,
+    /// The mark; `None` where nothing was ever committed.
+    pub mark: Option<Mark>,
+    /// Changes while the owner is alive; compared for equality only.
+    pub beat: u64,
+}
+
+impl Held {
+    /// The generation to exceed.
+    pub fn generation(&self) -> Generation {
+        self.claim.as_ref().map_or(Generation::default(), |claim| claim.generation)
+    }
+}

@@ -1,0 +1,12 @@
+//! The YAML of Tidemill: jobs and the daemon's own file.
+//!
+//! [`Job::load`] and [`Daemon::load`] read a file, check everything that can be known without the outside world, and
+//! return either the model or *all* errors at once, each with file, line, column and path of keys. No I/O past the file
+//! itself, the environment and `${file:PATH}`.
+//!
+//! Start with [`model`]: what a job is. `schema` says which keys exist, with types, defaults and docs; the checker, the
+//! JSON Schema of `tidemill schema` and the docs' tables are made from it.
+
+pub mod model;
+
+pub use model::*;

@@ -1,0 +1,470 @@
+//! What a job and a daemon are, once their files are checked.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+/// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct At {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column, from 1.
+    pub column: usize,
+    /// The path of keys: `steps[2].cast.response`.
+    pub path: String,
+}
+
+/// A value with its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Its place.
+    pub at: At,
+}
+
+/// A text that may hold secrets: it prints as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A job: one YAML file.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its identity in checkpoints and sinks.
+    pub name: String,
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// The file's text as it was read, before substitution: for error messages and the job's digest.
+    pub text: String,
+    /// How it is cut into lanes; `None` where the job does not say.
+    pub lanes: Option<Lanes>,
+    /// When a batch begins.
+    pub trigger: Trigger,
+    /// Soft caps of a batch.
+    pub batch: Batch,
+    /// By name, in the order of the file.
+    pub sources: Vec<Source>,
+    /// In order.
+    pub steps: Vec<Step>,
+    /// By name, in the order of the file.
+    pub sinks: Vec<Sink>,
+    /// Where rejects go; `None` is the default, files in the data dir.
+    pub dead_letters: Option<Sink>,
+    /// After how long a silent owner is taken over (default 30 s).
+    pub takeover_after: Duration,
+}
+
+/// `lanes:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lanes {
+    /// One lane with all shards.
+    Single,
+    /// One lane per partition.
+    Partition,
+}
+
+/// `trigger:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// Each interval.
+    Every(Duration),
+    /// As soon as there is data.
+    Asap,
+}
+
+/// `batch:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Records, over all sources (default 1,000,000).
+    pub max_records: usize,
+    /// Bytes as read, over all sources (default 16 MiB).
+    pub max_bytes: usize,
+}
+
+/// One source.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its name in the job.
+    pub name: Located<String>,
+    /// Its name before, whose shards it continues.
+    pub formerly: Option<String>,
+    /// What it is.
+    pub kind: SourceKind,
+    /// How its records are decoded.
+    pub codec: Codec,
+    /// The columns, where the job gives them.
+    pub schema: Option<Vec<Field>>,
+    /// Metadata columns to add, without their `_`.
+    pub metadata: Vec<Located<String>>,
+}
+
+/// A column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: Located<Type>,
+}
+
+/// The types that a job can name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// UTF-8 text.
+    String,
+    /// 32 bits, signed.
+    Int32,
+    /// 64 bits, signed.
+    Int64,
+    /// IEEE 754 double.
+    Float64,
+    /// true or false.
+    Boolean,
+    /// Microseconds since the epoch, UTC.
+    Timestamp,
+    /// Days.
+    Date,
+    /// Exact decimal: precision (1..=38) and scale.
+    Decimal(u8, i8),
+    /// Bytes.
+    Binary,
+    /// A list.
+    List(Box<Type>),
+    /// Named fields.
+    Struct(Vec<(String, Type)>),
+}
+
+/// Types of sources.
+#[derive(Clone, Debug)]
+pub enum SourceKind {
+    /// A TCP socket.
+    Socket(Socket),
+    /// A directory.
+    Directory(Directory),
+    /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
+    Test(TestSource),
+}
+
+/// `type: socket`
+#[derive(Clone, Debug)]
+pub struct Socket {
+    /// `connect:` or `listen:`, with `host:port`.
+    pub address: SocketAddress,
+    /// Where a record ends.
+    pub framing: Framing,
+    /// Longer records are rejects (default 1 MiB).
+    pub max_record_bytes: usize,
+    /// `ack: line`: a connection is answered with the count of its durable records.
+    pub ack: bool,
+    /// `on_lost_spool:`; `None` is the default: stop where `ack` promised the records, else continue.
+    pub on_lost_spool: Option<OnLost>,
+    /// When full, senders are held back (default 1 GiB).
+    pub max_spool_bytes: u64,
+}
+
+/// Which end of the connection the source is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SocketAddress {
+    /// It connects.
+    Connect(String),
+    /// It listens.
+    Listen(String),
+}
+
+/// Where a record ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// `\n`, with an optional `\r` before it.
+    Lines,
+    /// A delimiter.
+    Delimiter(Vec<u8>),
+    /// A big-endian length of 1, 2, 4 or 8 bytes before each record.
+    LengthPrefix(usize),
+}
+
+/// What to do where something is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLost {
+    /// Go on and say so.
+    Continue,
+    /// Stop the lane.
+    Stop,
+}
+
+/// `type: directory`
+#[derive(Clone, Debug)]
+pub struct Directory {
+    /// The folder, resolved against the job file's folder.
+    pub path: PathBuf,
+    /// Globs of names to take (default `*`).
+    pub include: Vec<String>,
+    /// Globs of names to leave.
+    pub exclude: Vec<String>,
+    /// Whether folders below are watched (default false).
+    pub recursive: bool,
+    /// How long size and mtime stand still before a file is taken (default 1 s).
+    pub settle: Duration,
+    /// What happens to a file once every sink has it (default keep).
+    pub on_done: OnDone,
+    /// A listed file that changed (default fail).
+    pub on_changed: OnChanged,
+    /// Where the job starts (default earliest).
+    pub start: Start,
+}
+
+/// `on_done:`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OnDone {
+    /// Leave it.
+    Keep,
+    /// Delete it.
+    Delete,
+    /// Move it to a folder.
+    Move(PathBuf),
+}
+
+/// `on_changed:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnChanged {
+    /// Stop the lane.
+    Fail,
+    /// One dead letter for the file; go on.
+    DeadLetter,
+}
+
+/// `start:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From the beginning.
+    Earliest,
+    /// From what comes after the first start.
+    Latest,
+}
+
+/// `type: test`
+#[derive(Clone, Debug)]
+pub struct TestSource {
+    /// A folder: `shards/<n>` hold records as lines, `assign/<owner>` the lanes of each daemon.
+    pub path: PathBuf,
+}
+
+/// `codec:`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// JSON objects, one a line, or a top-level array.
+    Json,
+    /// RFC 4180.
+    Csv(Csv),
+    /// One column, `text`.
+    Text,
+    /// Columnar files; sinks only.
+    Parquet,
+}
+
+/// Options of `codec: { type: csv }`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Csv {
+    /// Between fields (default `,`).
+    pub delimiter: u8,
+    /// The first record names the columns (default true).
+    pub header: bool,
+    /// The quote (default `"`).
+    pub quote: u8,
+    /// An escape character; default none, quotes are doubled.
+    pub escape: Option<u8>,
+    /// Texts that mean null (default: the empty unquoted field).
+    pub nulls: Vec<String>,
+    /// An encoding label (default utf-8).
+    pub encoding: String,
+}
+
+/// One step.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Its name: given, or `N-verb` (`3-cast`).
+    pub name: String,
+    /// Whether the name was given.
+    pub named: bool,
+    /// The names of steps or sources whose rows it takes; empty: the step before (the first: all sources).
+    pub from: Vec<Located<String>>,
+    /// Rows for which this is not true pass the step unchanged.
+    pub when: Option<Located<String>>,
+    /// What happens to a row that cannot be processed (default reject).
+    pub on_error: OnError,
+    /// What it does.
+    pub verb: Verb,
+    /// Where it stands.
+    pub at: At,
+}
+
+/// `on_error:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The row becomes a dead letter.
+    Reject,
+    /// The lane stops.
+    Fail,
+    /// The column becomes null.
+    SetNull,
+}
+
+/// The verbs.
+#[derive(Clone, Debug)]
+pub enum Verb {
+    /// Keep these columns, in this order.
+    Select(Vec<Located<String>>),
+    /// Remove these columns.
+    Drop(Vec<Located<String>>),
+    /// Old name, new name.
+    Rename(Vec<(Located<String>, Located<String>)>),
+    /// Column, type.
+    Cast(Vec<(Located<String>, Located<Type>)>),
+    /// White space off both ends.
+    Trim(Vec<Located<String>>),
+    /// Unicode lower case.
+    Lowercase(Vec<Located<String>>),
+    /// Unicode upper case.
+    Uppercase(Vec<Located<String>>),
+    /// Rows whose column, split by a text, become rows or columns.
+    Split {
+        /// The column.
+        column: Located<String>,
+        /// The separator.
+        by: String,
+        /// Into these columns; empty: into rows.
+        into: Vec<Located<String>>,
+    },
+    /// Keep rows for which this is true.
+    Filter(Located<String>),
+    /// Column, expression.
+    Add(Vec<(Located<String>, Located<String>)>),
+    /// Text to timestamp.
+    ParseTimestamp {
+        /// The column.
+        column: Located<String>,
+        /// A strftime format; several are tried in turn. `None`: RFC 3339.
+        formats: Vec<Located<String>>,
+        /// The zone of texts that have none (default UTC).
+        zone: Option<Located<String>>,
+    },
+    /// Remove rows whose text is empty (or null) in any of these columns.
+    DropEmpty(Vec<Located<String>>),
+    /// Remove rows that are null in any of these columns.
+    DropNulls(Vec<Located<String>>),
+    /// A query over `batch`, or over its inputs by name.
+    Sql(Located<String>),
+}
+
+/// One sink.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// Its name in the job.
+    pub name: Located<String>,
+    /// Its name before, whose mark it continues.
+    pub formerly: Option<String>,
+    /// The step or source whose rows it gets; `None`: the last step.
+    pub from: Option<Located<String>>,
+    /// Only rows for which this is true.
+    pub filter: Option<Located<String>>,
+    /// What it is.
+    pub kind: SinkKind,
+}
+
+/// Types of sinks.
+#[derive(Clone, Debug)]
+pub enum SinkKind {
+    /// The terminal.
+    Console {
+        /// Rows of each batch to print (default all).
+        first: Option<usize>,
+    },
+    /// Files in a folder.
+    Files(Files),
+    /// A SQLite table.
+    Sqlite {
+        /// The database file.
+        path: PathBuf,
+        /// The table.
+        table: String,
+        /// How rows are written.
+        mode: Mode,
+    },
+    /// Nowhere: for benches. With `marked`, marks are kept in memory.
+    Blackhole,
+}
+
+/// `type: files`
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The folder.
+    pub path: PathBuf,
+    /// The format.
+    pub codec: Codec,
+    /// `none`, `gzip` or `zstd`.
+    pub compression: Compression,
+    /// Columns whose values name folders (`day=2015-05-17/`).
+    pub partition_by: Vec<Located<String>>,
+    /// Append batches to one file until it has this size or age; `None`: a file per batch.
+    pub roll: Option<Roll>,
+}
+
+/// `roll:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roll {
+    /// A new file from this size on (default 128 MiB).
+    pub bytes: u64,
+    /// A new file after this time (default 1 h).
+    pub after: Duration,
+}
+
+/// `compression:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// None.
+    None,
+    /// gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+/// `mode:` of a database sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Insert.
+    Append,
+    /// Insert or replace by key; the last row per key in batch order wins.
+    Upsert(Vec<Located<String>>),
+}
+
+/// The daemon's own file.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// Ledger, spools, dead letters.
+    pub data_dir: PathBuf,
+    /// The owner's name, where set by hand.
+    pub owner: Option<String>,
+    /// Where HTTP listens (default 127.0.0.1:9720).
+    pub http: String,
+    /// Byte budget of all jobs (default 512 MiB).
+    pub memory: u64,
+    /// How logs look.
+    pub log: Log,
+    /// Globs of job files.
+    pub jobs: Vec<String>,
+}
+
+/// `log:`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// A level, or a filter as `tracing` writes it.
+    pub level: String,
+}
+

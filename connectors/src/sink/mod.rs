@@ -1,0 +1,141 @@
+//! Sinks: where rows go. One file or folder each.
+//!
+//! A *marked* sink stores rows and mark in one atomic step and can be the anchor. An *unmarked* one (console) commits
+//! first and remembers nothing: at least once.
+
+use std::{any::Any, collections::BTreeMap};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use async_trait::async_trait;
+use tidemill_checkpoint::{Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Plan, Receipt, SinkId};
+
+/// What a job may rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guarantee {
+    /// Rows and mark in one step.
+    ExactlyOnce,
+    /// No mark: a batch that is replayed is written again.
+    AtLeastOnce,
+}
+
+/// What staging a batch may look at.
+#[derive(Clone, Debug)]
+pub struct StageContext {
+    /// The right to write the lane.
+    pub key: LaneKey,
+    /// The plan without its sinks' part: it may not be final yet.
+    pub input: Digest,
+    /// The plan's number, clock and spans.
+    pub plan: Plan,
+    /// The sink gets no rows but is touched: a mark alone.
+    pub mark_only: bool,
+}
+
+/// Rows made ready, not yet visible to anybody. Dropping it withdraws them.
+pub struct Staged {
+    /// Rows in it.
+    pub rows: u64,
+    /// Bytes in it, as they will be written (0 where unknown).
+    pub bytes: u64,
+    /// What the sink made of them.
+    pub data: Box<dyn Any + Send>,
+}
+
+impl std::fmt::Debug for Staged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Staged").field("rows", &self.rows).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+/// What can go wrong in a sink.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// It may pass: try again with backoff.
+    #[error("{what}: {cause}")]
+    Transient {
+        /// What was being done, to what.
+        what: String,
+        /// The cause.
+        cause: String,
+    },
+    /// Another generation owns the lane.
+    #[error("lane {lane} of sink {sink} is owned by a newer generation ({held}; mine is {mine})")]
+    Fenced {
+        /// The sink.
+        sink: SinkId,
+        /// The lane.
+        lane: Lane,
+        /// The generation that owns it now, 0 where unknown.
+        held: Generation,
+        /// The one that tried.
+        mine: Generation,
+    },
+    /// My generation, but a mark that is neither expected nor the plan's.
+    #[error("lane {lane} of sink {sink}: its mark is {found:?}, expected {expected:?}")]
+    Conflict {
+        /// The sink.
+        sink: SinkId,
+        /// The lane.
+        lane: Lane,
+        /// The stored digest.
+        found: Option<Digest>,
+        /// The expected digest.
+        expected: Option<Digest>,
+    },
+    /// The target cannot take these rows as it is (a missing column, a wrong type, no permission); no retry helps.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl SinkError {
+    /// Whether a retry can help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Transient { .. })
+    }
+    /// An I/O error that may pass (a full disk is freed, a mount comes back).
+    pub fn io(what: impl Into<String>, cause: &std::io::Error) -> Self {
+        Self::Transient { what: what.into(), cause: cause.to_string() }
+    }
+}
+
+/// The marks of several lanes.
+pub type Marks = BTreeMap<Lane, Held>;
+
+/// Where rows go. `stage` is cancel-safe; `claim` and `commit` run in tasks of their own and are never dropped.
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// The sink's identity in its job.
+    fn id(&self) -> &SinkId;
+
+    /// Whether it keeps marks.
+    fn guarantee(&self) -> Guarantee;
+
+    /// Claims and marks of these lanes. Changes nothing, creates nothing.
+    async fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError>;
+
+    /// Takes the lane where the stored generation is lower than `generation`, else [`SinkError::Fenced`]. Returns the key
+    /// and the mark as it is once every older generation is shut out.
+    async fn claim(&self, lane: &Lane, generation: Generation, owner: &Owner) -> Result<(LaneKey, Option<Mark>), SinkError>;
+
+    /// Entries of a log, from number `from` on. Asked of the anchor only.
+    async fn history(&self, lane: &Lane, log: &LogName, from: u64) -> Result<Vec<Entry>, SinkError>;
+
+    /// Creates the target or checks it against the schema. Outside any batch.
+    async fn prepare(&self, schema: &SchemaRef) -> Result<(), SinkError>;
+
+    /// Makes rows ready to be committed.
+    async fn stage(&self, context: &StageContext, rows: &[RecordBatch]) -> Result<Staged, SinkError>;
+
+    /// Commits each permit's rows, entries and mark in one atomic step, by compare-and-swap (see [`Permit`]). One result
+    /// per permit, in order; lanes are independent.
+    async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>>;
+
+    /// Says that the owner lives: changes [`Held::beat`]. Unsynced, never a part of a mark.
+    async fn beat(&self, key: &LaneKey) -> Result<(), SinkError>;
+
+    /// Lets go of a lane by a clean stop. Not an error where the key is fenced already.
+    async fn release(&self, key: &LaneKey) -> Result<(), SinkError>;
+
+    /// Forgets marks, claims and logs of the job in this sink (`checkpoint reset --sinks`); rows stay.
+    async fn reset(&self) -> Result<(), SinkError>;
+}

@@ -1,0 +1,226 @@
+//! Sources: where records come from. One file or folder each.
+//!
+//! A source fixes what a batch reads ([`Source::plan`]), gives exactly these records as often as it is asked
+//! ([`Source::read`]), and may forget them only after [`Source::release`].
+
+use std::{any::Any, collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tidemill_checkpoint::{Entry, Lane, LogName, LogState, Position, Positions, ShardId, Spans};
+
+/// What wakes the batch loop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceEvent {
+    /// There may be something to plan.
+    Data,
+    /// These lanes are this daemon's from now on: claim them, then plan.
+    Assigned(Vec<Lane>),
+    /// These lanes go elsewhere: finish or abandon the open batch within the limit, then release.
+    Revoked(Vec<Lane>, Duration),
+    /// These lanes are gone already: drop everything of them.
+    Lost(Vec<Lane>),
+    /// The source is finished: what it has now is all that it will ever have (`--once`).
+    End,
+}
+
+/// The soft caps of one plan of one source.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// At most this many records.
+    pub records: usize,
+    /// At most this many bytes, but always at least one record.
+    pub bytes: usize,
+}
+
+/// What a source offers as the next batch of a lane: fixed from now on.
+#[derive(Debug, Default)]
+pub struct Proposal {
+    /// What is read, by shard.
+    pub spans: Spans,
+    /// New entries for the anchor's logs (a directory's accepted files), by log, without numbers.
+    pub entries: BTreeMap<LogName, Vec<String>>,
+    /// For logs that are pruned by this plan: entries below the number are dropped.
+    pub prune: BTreeMap<LogName, u64>,
+    /// Read-ahead that belongs to the source: bytes that `read` need not fetch again. `None` in a replay.
+    pub ahead: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// A stretch of one shard: contiguous bytes and where the records in it lie.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// The shard.
+    pub shard: ShardId,
+    /// The bytes.
+    pub bytes: Bytes,
+    /// Each record's bytes in `bytes`, without its terminator: (start, end), in order.
+    pub records: Vec<(u32, u32)>,
+    /// How a record's position follows from its offset.
+    pub base: Base,
+    /// What comes before the first record of the file and belongs to all (a CSV header line), where the codec asked for it.
+    pub header: Option<Bytes>,
+    /// Values of metadata columns that are the same for the whole slice: `file`.
+    pub metadata: Vec<(&'static str, String)>,
+}
+
+/// Where a slice's byte 0 lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// Positions are byte offsets: the record at `start` is at `base + start`.
+    Bytes(u64),
+    /// Positions are (file, byte offset): the record at `start` is at `file:(base + start)`.
+    File(u64, u64),
+    /// Positions are given record by record.
+    Each(Arc<[Position]>),
+}
+
+impl Slice {
+    /// The position of record `index`.
+    pub fn position(&self, index: usize) -> Position {
+        let start = self.records.get(index).map_or(0, |record| u64::from(record.0));
+        match &self.base {
+            Base::Bytes(base) => Position::number(base + start),
+            Base::File(file, base) => Position::pair(*file, base + start),
+            Base::Each(positions) => positions.get(index).cloned().unwrap_or_else(|| Position::number(0)),
+        }
+    }
+    /// The bytes of record `index`.
+    pub fn record(&self, index: usize) -> &[u8] {
+        self.records.get(index).and_then(|(start, end)| self.bytes.get(*start as usize..*end as usize)).unwrap_or_default()
+    }
+}
+
+/// A record that never became a row because its bytes are wrong (broken UTF-8, a half record at a disconnect).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawReject {
+    /// The shard.
+    pub shard: ShardId,
+    /// Where it lies.
+    pub position: Position,
+    /// Why: a short, stable word for metrics and a sentence for people, `half_record: the peer closed ...`.
+    pub reason: &'static str,
+    /// The sentence.
+    pub detail: String,
+    /// The original bytes.
+    pub record: Bytes,
+}
+
+/// All records of one proposal, in the order of shard and position.
+#[derive(Clone, Debug, Default)]
+pub struct RawBatch {
+    /// The stretches.
+    pub slices: Vec<Slice>,
+    /// Records that are rejected before any codec sees them.
+    pub rejects: Vec<RawReject>,
+}
+
+/// What a source finds when it is put at a mark.
+#[derive(Clone, Debug, Default)]
+pub struct Adopted {
+    /// Shards that the source has and the mark does not: each starts where its source says (its beginning).
+    pub new_shards: Positions,
+    /// Things to tell the operator (a lost spool with `on_lost_spool: continue`).
+    pub warnings: Vec<String>,
+}
+
+/// The logs of the anchor as a source gets them back.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// How far each log goes.
+    pub states: BTreeMap<LogName, LogState>,
+    /// The entries, by log, in order.
+    pub entries: Vec<Entry>,
+}
+
+/// What can go wrong in a source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It may pass: try again with backoff.
+    #[error("{what}: {cause}")]
+    Transient {
+        /// What was being done, to what.
+        what: String,
+        /// The cause.
+        cause: String,
+    },
+    /// Records that a plan or a mark speaks of are gone or changed: the lane stops.
+    #[error("shard {shard}: {what}. {way_out}")]
+    Lost {
+        /// The shard.
+        shard: String,
+        /// What is gone.
+        what: String,
+        /// The command that resolves it.
+        way_out: String,
+    },
+    /// The source cannot work as it is configured; no retry helps.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl SourceError {
+    /// Whether a retry can help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Transient { .. })
+    }
+    /// An I/O error that may pass.
+    pub fn io(what: impl Into<String>, cause: &std::io::Error) -> Self {
+        Self::Transient { what: what.into(), cause: cause.to_string() }
+    }
+}
+
+/// Where records come from. `event`, `plan` and `read` are cancel-safe.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// The source's name in its job.
+    fn name(&self) -> &str;
+
+    /// Whether records can be read again from an older position than the released one (a directory: yes; a socket: no).
+    fn rereadable(&self) -> bool;
+
+    /// Begins to receive: called once the first lane is owned, never before (a runner that owns nothing accepts nothing).
+    async fn start(&self) -> Result<(), SourceError>;
+
+    /// Waits for something to do. May wake without a reason; never misses one.
+    async fn event(&self) -> Result<SourceEvent, SourceError>;
+
+    /// Where a lane starts that no sink has a mark of: `start:`, resolved now. Asked once in a lane's life.
+    async fn origin(&self, lane: &Lane) -> Result<Positions, SourceError>;
+
+    /// Puts the source at a mark: its positions (of this source's shards) and the anchor's logs. Called after each claim,
+    /// before anything is planned, and again after a batch was abandoned.
+    async fn adopt(&self, lane: &Lane, at: &Positions, history: &History) -> Result<Adopted, SourceError>;
+
+    /// Fixes what the lane's next batch reads, from `from` on. May read ahead; hands out no rows. `None`: nothing to do.
+    async fn plan(&self, lane: &Lane, from: &Positions, budget: Budget) -> Result<Option<Proposal>, SourceError>;
+
+    /// The records of `spans`: the same at each call until they are released. `proposal` is what `plan` gave, or for a
+    /// replay one made of the plan's spans alone. A range that is lost is an error, never a skip.
+    async fn read(&self, lane: &Lane, proposal: &Proposal) -> Result<RawBatch, SourceError>;
+
+    /// Every sink has what lies before `reached`: it may be forgotten. Idempotent; repeated after a restart.
+    async fn release(&self, lane: &Lane, reached: &Positions) -> Result<(), SourceError>;
+
+    /// How much waits beyond `at`: for the lag metrics. An estimate, cheap.
+    fn lag(&self, at: &Positions) -> Lag {
+        let _ = at;
+        Lag::default()
+    }
+
+    /// `--once`: from now on [`Source::event`] answers `End` when what was there at this call is planned
+    /// (a socket: when its peer has closed and the spool is planned).
+    fn finish(&self);
+}
+
+/// How much waits in a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Lag {
+    /// Records, where they can be counted.
+    pub records: Option<u64>,
+    /// Bytes.
+    pub bytes: Option<u64>,
+    /// Age of the oldest waiting record.
+    pub oldest: Option<Duration>,
+    /// Bytes in a spool.
+    pub spool_bytes: Option<u64>,
+}
