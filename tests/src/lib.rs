@@ -1,1 +1,61 @@
-//! tests
+//! What end-to-end tests are written with: the real binary in a fresh folder, driven from outside.
+//!
+//! A test makes a [`Folder`], starts a [`Daemon`] in it with [`Run`], sends records with [`feed`], looks at it over
+//! [`http`], kills or stops it, and counts with the [`oracle`], which reads sinks with code that is not Tidemill's.
+//! A tool or data set that a test needs is asked for in [`needs`]: absent, the test is skipped by name, or fails where
+//! `CI=true` says that it must be there.
+//!
+//! Nothing here waits without an end: [`PATIENCE`] is the longest wait for anything that should happen.
+
+#![allow(clippy::unwrap_used)]
+
+pub mod binary;
+pub mod daemon;
+pub mod feed;
+pub mod folder;
+pub mod http;
+pub mod needs;
+pub mod oracle;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+pub use daemon::{Daemon, Run};
+pub use folder::Folder;
+pub use oracle::Rows;
+
+/// The longest wait for anything that should happen: a debug build on a busy machine is slow.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// A local port that nobody listens on. Somebody else may take it before the caller does: rare, and loud.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).map(|at| at.port()).unwrap()
+}
+
+/// A local address that nobody listens on.
+pub fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
+}
+
+/// Waits until `probe` gives something, asking every 20 ms.
+///
+/// # Panics
+/// After [`PATIENCE`], with `what` and the probe's last words.
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match probe() {
+            Ok(found) => return found,
+            Err(last) if start.elapsed() > PATIENCE => panic!("waited {PATIENCE:?} for {what}; last seen: {last}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
