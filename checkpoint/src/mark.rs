@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Digest, Generation, LaneScheme, LogName, Owner, Plan, PlanKind, Positions, SinkId, Timestamp,
+    Digest, Generation, LaneScheme, LogName, Owner, Plan, PlanKind, Positions, SinkId, Timestamp, Touch,
     plan::LogRange,
     position::{SpanError, advance},
 };
@@ -48,6 +48,10 @@ pub struct Mark {
     pub digest: Digest,
     /// The lane's positions after the plan: all shards, not only those of its spans.
     pub positions: Positions,
+    /// Where the origin started: what a sink that catches up from nothing begins with. A shard that is missing here
+    /// appeared later and starts at its beginning.
+    #[serde(default)]
+    pub start: Positions,
     /// The anchor's logs after the plan.
     pub logs: BTreeMap<LogName, LogState>,
     /// How the job is cut into lanes.
@@ -75,6 +79,7 @@ impl Mark {
         Self {
             sink: sink.clone(),
             digest,
+            start: positions.clone(),
             positions,
             logs,
             lanes,
@@ -98,6 +103,7 @@ impl Mark {
             sink: sink.clone(),
             digest: plan.digest(),
             positions,
+            start: self.start.clone(),
             logs,
             lanes: self.lanes,
             origin: self.origin,
@@ -111,6 +117,23 @@ impl Mark {
     /// The same mark as another sink holds it: the head's plan brought to a sink that lacked it.
     pub fn held_by(&self, sink: &SinkId, generation: Generation, owner: &Owner) -> Self {
         Self { sink: sink.clone(), generation, owner: owner.clone(), ..self.clone() }
+    }
+
+    /// The sink that commits the next plan first: the plan's anchor, or the one that the plan moves the anchor to.
+    pub fn anchor(&self) -> &SinkId {
+        match &self.plan.kind {
+            PlanKind::MoveAnchor { to } => to,
+            _ => &self.plan.anchor,
+        }
+    }
+
+    /// What `sink` holds once it has this mark's plan. `None`: the plan does not list the sink, or as catching up.
+    pub fn gives(&self, sink: &SinkId) -> Option<Option<Digest>> {
+        match self.plan.touches.get(sink)? {
+            Touch::Joined { touched: true, .. } => Some(Some(self.digest)),
+            Touch::Joined { before, touched: false } => Some(*before),
+            Touch::CatchingUp => None,
+        }
     }
 
     /// The clock of the plan after this one.

@@ -35,6 +35,7 @@ pub struct Receipt {
     sink: SinkId,
     lane: Lane,
     digest: Digest,
+    rejected: u64,
 }
 
 impl Permit {
@@ -88,7 +89,16 @@ impl Permit {
 impl Receipt {
     /// The receipt for a permit whose rows and mark are durable. Only a sink's `commit` calls this.
     pub fn written(permit: &Permit) -> Self {
-        Self { sink: permit.key.sink.clone(), lane: permit.key.lane.clone(), digest: permit.mark.digest }
+        Self { sink: permit.key.sink.clone(), lane: permit.key.lane.clone(), digest: permit.mark.digest, rejected: 0 }
+    }
+    /// The same receipt, for a commit in which the sink kept `rejected` rows as rejects instead of writing them.
+    pub fn with_rejected(self, rejected: u64) -> Self {
+        Self { rejected, ..self }
+    }
+    /// Rows that the sink kept as rejects in the same commit (see the sink's own table); 0 for a commit that was there
+    /// already.
+    pub fn rejected(&self) -> u64 {
+        self.rejected
     }
     /// The sink.
     pub fn sink(&self) -> &SinkId {

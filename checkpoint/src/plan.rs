@@ -26,6 +26,12 @@ pub enum PlanKind {
         /// The sink.
         sink: SinkId,
     },
+    /// The anchor's place goes to another sink. Without spans; the old anchor commits it first, then the new one, which
+    /// gets the logs' entries with it; from then on the new one commits first.
+    MoveAnchor {
+        /// The new anchor.
+        to: SinkId,
+    },
     /// Positions set by an operator (`checkpoint resolve`, `rewind`), without rows.
     Jump {
         /// Where each shard stands afterwards.
