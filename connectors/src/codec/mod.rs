@@ -1,8 +1,26 @@
 //! Codecs: bytes to rows and back. Framing (where a record ends) is separate from decoding (what it says).
+//!
+//! [`framer`] cuts a file into records, [`codec()`] decodes records into Arrow rows with a fixed schema, [`encoder`]
+//! writes rows. What each format accepts, rejects and chooses is in `docs/codecs.md`; every rule there is a test here.
+//!
+//! Invariants: the same bytes and schema always give the same rows and rejects; each record gives one row or one reject;
+//! no input panics.
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use tidemill_config::model;
 
 use crate::source::Slice;
+
+mod csv;
+pub mod frame;
+mod json;
+pub mod schema;
+
+pub use frame::{FrameError, Framed, Framer, framer};
+pub use schema::to_arrow;
+
+/// The column that keeps, as the text of a JSON object, the fields which the pinned schema does not have.
+pub const EXTRA: &str = "_extra";
 
 /// One record that is not a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,4 +63,15 @@ pub trait Codec: Send + Sync {
     /// A decoder for `schema`, which decodes these columns and no others. With `extra`, fields outside the pinned schema
     /// `known` are kept as JSON in the column `_extra`, where `schema` has it.
     fn decoder(&self, schema: &SchemaRef, known: &SchemaRef) -> Box<dyn Decoder>;
+}
+
+/// Writes rows as bytes.
+pub trait Encoder: Send {
+    /// What a file begins with, before its first rows: CSV's header line. `None` where a format has no such thing.
+    fn header(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// Appends the rows of `batch`, which has the encoder's schema, to `out`. For `parquet` each call appends one
+    /// complete file: call it once per file.
+    fn encode(&mut self, batch: &RecordBatch, out: &mut Vec<u8>) -> Result<(), CodecError>;
 }
