@@ -16,6 +16,9 @@ pub trait Ledger: Send + Sync {
     /// this one included. Lazy, but survives the death of the process. Another batch starts at 1.
     fn attempt(&self, job: &str, lane: &Lane, batch: Digest) -> Result<u32, Error>;
 
+    /// The batch was computed without harm: its tries are forgotten. Lazy, like [`Ledger::attempt`].
+    fn settle(&self, job: &str, lane: &Lane) -> Result<(), Error>;
+
     /// Records that every sink has `head`; clears the attempts of the lane. Lazy.
     fn close(&self, job: &str, head: &Mark) -> Result<(), Error>;
     /// The last closed head of a lane.

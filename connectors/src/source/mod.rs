@@ -3,7 +3,9 @@
 //! A source fixes what a batch reads ([`Source::plan`]), gives exactly these records as often as it is asked
 //! ([`Source::read`]), and may forget them only after [`Source::release`].
 
-use std::{any::Any, collections::BTreeMap, sync::Arc, time::Duration};
+pub mod socket;
+
+use std::{any::Any, collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -114,6 +116,26 @@ pub struct RawBatch {
     pub rejects: Vec<RawReject>,
 }
 
+/// Where a lane starts in a source.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The start of each shard that is known now.
+    pub positions: Positions,
+    /// First entries of the anchor's logs (files that `start: latest` leaves out).
+    pub entries: BTreeMap<LogName, Vec<String>>,
+}
+
+/// What a source needs of the daemon around it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `lanes: partition`: one lane per shard.
+    pub partitioned: bool,
+    /// A folder of the source's own in the data dir. Made when it is needed.
+    pub spool: PathBuf,
+    /// The daemon's owner name.
+    pub owner: String,
+}
+
 /// What a source finds when it is put at a mark.
 #[derive(Clone, Debug, Default)]
 pub struct Adopted {
@@ -185,7 +207,7 @@ pub trait Source: Send + Sync {
     async fn event(&self) -> Result<SourceEvent, SourceError>;
 
     /// Where a lane starts that no sink has a mark of: `start:`, resolved now. Asked once in a lane's life.
-    async fn origin(&self, lane: &Lane) -> Result<Positions, SourceError>;
+    async fn origin(&self, lane: &Lane) -> Result<Origin, SourceError>;
 
     /// Puts the source at a mark: its positions (of this source's shards) and the anchor's logs. Called after each claim,
     /// before anything is planned, and again after a batch was abandoned.
@@ -200,6 +222,11 @@ pub trait Source: Send + Sync {
 
     /// Every sink has what lies before `reached`: it may be forgotten. Idempotent; repeated after a restart.
     async fn release(&self, lane: &Lane, reached: &Positions) -> Result<(), SourceError>;
+
+    /// Where the source listens, once it does: for people, and for tests with port 0.
+    fn listening(&self) -> Option<SocketAddr> {
+        None
+    }
 
     /// How much waits beyond `at`: for the lag metrics. An estimate, cheap.
     fn lag(&self, at: &Positions) -> Lag {
