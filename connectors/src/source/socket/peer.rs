@@ -1,0 +1,369 @@
+//! The network side: listening, connecting again and again, and one task for each connection.
+//!
+//! A connection is read only while the intake has room; then one read is framed and offered in one go, so that an idle
+//! connection costs its framer's half record and no buffer. Acknowledgements never block reading: the count is running,
+//! so where the peer is slow to read them only the last one matters.
+//!
+//! Failpoints: `socket-read` (bytes were read, nothing is offered yet), `socket-ack` (before a count is sent).
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tidemill_checkpoint::failpoint;
+use tidemill_config::Framing;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{
+    framing::Framer,
+    intake::{Intake, Progress},
+};
+
+/// No more connections at once; others wait in the listener's backlog.
+pub const MAX_CONNECTIONS: usize = 1024;
+/// One read takes at most this much.
+const READ_BYTES: usize = 64 * 1024;
+/// How long to wait for a connection to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after an `accept` that failed (no file descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A silent peer is probed after this time, so that one that vanished is noticed.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+/// How long a peer that has closed its side may take to read its last acknowledgement.
+const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
+
+/// What all connections of a source share.
+pub struct Peers {
+    /// The source's name, for logs.
+    pub name: String,
+    /// Where records go.
+    pub intake: Arc<Intake>,
+    /// Where a record ends.
+    pub framing: Framing,
+    /// Longer ones are rejects.
+    pub max_record_bytes: usize,
+    /// Whether counts are sent.
+    pub ack: bool,
+    /// `--once`: no connection is made again after the first.
+    pub finishing: AtomicBool,
+    /// Connections that are open.
+    pub open: AtomicUsize,
+    /// Connections that ended.
+    pub ended: AtomicUsize,
+    /// The number of the next connection.
+    pub next: AtomicU32,
+}
+
+impl Peers {
+    /// Whether the peers that `--once` waits for have come and gone.
+    pub fn are_gone(&self) -> bool {
+        self.ended.load(Ordering::Acquire) > 0 && self.open.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Counts a connection as open as long as it lives.
+struct Open<'a>(&'a Peers);
+
+impl<'a> Open<'a> {
+    fn new(peers: &'a Peers) -> Self {
+        peers.open.fetch_add(1, Ordering::AcqRel);
+        Self(peers)
+    }
+}
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.intake.touch();
+    }
+}
+
+/// Accepts connections for ever.
+pub async fn accept(peers: Arc<Peers>, listener: TcpListener) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut tasks = JoinSet::new();
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        while tasks.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let peers = peers.clone();
+                tasks.spawn(async move {
+                    run(&peers, stream, peer).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(source = peers.name, %error, "cannot accept a connection; trying again");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Connects for ever: again after each end, slower while nothing comes. With `finishing`, until the first end.
+pub async fn connect(peers: Arc<Peers>, address: String) {
+    let mut backoff = Backoff::default();
+    loop {
+        match timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await {
+            Ok(Ok(stream)) => {
+                let peer = stream.peer_addr();
+                let records = match peer {
+                    Ok(peer) => run(&peers, stream, peer).await,
+                    Err(_) => 0,
+                };
+                if records > 0 {
+                    backoff = Backoff::default();
+                }
+                if peers.finishing.load(Ordering::Acquire) && peers.ended.load(Ordering::Acquire) > 0 {
+                    return;
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(source = peers.name, address, %error, "cannot connect; trying again"),
+            Err(_) => tracing::warn!(source = peers.name, address, "no answer within {CONNECT_TIMEOUT:?}; trying again"),
+        }
+        sleep(backoff.next(rand::random())).await;
+    }
+}
+
+/// Waits between tries: doubling from `FIRST` to `MOST`, each cut by a random part of up to a half, so that many daemons
+/// do not knock at once.
+#[derive(Debug)]
+pub struct Backoff {
+    wait: Duration,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(100);
+    const MOST: Duration = Duration::from_secs(30);
+
+    /// The next wait; `random` lies in `[0, 1)`.
+    pub fn next(&mut self, random: f64) -> Duration {
+        let wait = self.wait;
+        self.wait = (wait * 2).min(Self::MOST);
+        wait.mul_f64(1.0 - random / 2.0)
+    }
+}
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { wait: Self::FIRST }
+    }
+}
+
+/// One connection, from its beginning to its end; returns its records.
+async fn run(peers: &Peers, stream: TcpStream, address: SocketAddr) -> u64 {
+    let open = Open::new(peers);
+    let connection = peers.next.fetch_add(1, Ordering::Relaxed) & 0xff_ffff;
+    let name = &*peers.name;
+    tracing::info!(source = name, %address, connection, "connected");
+    if let Err(error) = set_options(&stream) {
+        tracing::debug!(source = name, %address, %error, "cannot set options of the connection");
+    }
+    let Some(framer) = Framer::new(&peers.framing, peers.max_record_bytes) else { return 0 };
+    let mut connection = Connection { peers, number: connection, framer, stream, acks: Acks { wanted: peers.ack, ..Acks::default() } };
+    let result = connection.serve().await;
+    let records = connection.acks.offered;
+    match result {
+        Ok(()) => tracing::info!(source = name, %address, records, "the peer closed the connection"),
+        Err(error) => tracing::warn!(source = name, %address, records, %error, "the connection broke"),
+    }
+    drop(open);
+    records
+}
+
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_AFTER)?;
+    Ok(())
+}
+
+struct Connection<'a> {
+    peers: &'a Peers,
+    number: u32,
+    framer: Framer,
+    stream: TcpStream,
+    acks: Acks,
+}
+
+impl Connection<'_> {
+    async fn serve(&mut self) -> io::Result<()> {
+        let mut progress = self.peers.intake.watch();
+        let end = loop {
+            self.acknowledge(&mut progress)?;
+            // What changes after `acknowledge` looked, changes after this too, and wakes.
+            let has_room = self.peers.intake.has_room();
+            tokio::select! {
+                changed = progress.changed(), if !has_room || self.acks.is_waiting() => {
+                    if changed.is_err() { return Ok(()) }
+                }
+                writable = self.stream.writable(), if self.acks.is_blocked() => writable?,
+                readable = self.stream.readable(), if has_room => {
+                    if let Some(end) = readable.and_then(|()| self.read()).transpose() { break end }
+                    tokio::task::consume_budget().await;
+                }
+            }
+        };
+        self.offer_half();
+        end?;
+        self.acknowledge_all(&mut progress).await
+    }
+
+    /// What the connection left unfinished goes to the spool too.
+    fn offer_half(&mut self) {
+        let mut offer = self.peers.intake.offer(self.number);
+        self.framer.finish(&mut |framed| offer.add(framed));
+        self.acks.offered(offer.finish());
+    }
+
+    /// Reads once. `Some`: the peer has closed its side.
+    fn read(&mut self) -> io::Result<Option<()>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let bytes = match self.stream.try_read(buffer) {
+                Ok(0) => return Ok(Some(())),
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            failpoint::pass("socket-read")?;
+            let mut offer = self.peers.intake.offer(self.number);
+            self.framer.push(&buffer[..bytes], &mut |framed| offer.add(framed));
+            self.acks.offered(offer.finish());
+            Ok(None)
+        })
+    }
+
+    /// Sends what can be sent of the newest count.
+    fn acknowledge(&mut self, progress: &mut watch::Receiver<Progress>) -> io::Result<()> {
+        let durable = progress.borrow_and_update().durable;
+        self.acks.durable(durable);
+        while let Some(line) = self.acks.next_line() {
+            failpoint::pass("socket-ack")?;
+            match self.stream.try_write(line) {
+                Ok(bytes) => self.acks.sent(bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer has closed its side, and may still wait for its last count.
+    async fn acknowledge_all(&mut self, progress: &mut watch::Receiver<Progress>) -> io::Result<()> {
+        loop {
+            self.acknowledge(progress)?;
+            if self.acks.is_blocked() {
+                match timeout(LAST_ACK_TIMEOUT, self.stream.writable()).await {
+                    Ok(writable) => writable?,
+                    Err(_) => return Err(io::Error::other("the peer does not read its acknowledgements")),
+                }
+            } else if !self.acks.is_waiting() || progress.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What a connection offered, what of it is durable, and what was said of it.
+#[derive(Debug, Default)]
+struct Acks {
+    /// The peer is told.
+    wanted: bool,
+    /// Records offered.
+    offered: u64,
+    /// Offers that are not durable: their ticket, and the count that they bring.
+    waiting: VecDeque<(u64, u64)>,
+    /// Durable records.
+    durable: u64,
+    /// The last count that was begun to be sent.
+    said: u64,
+    /// What is left of it to send.
+    line: Vec<u8>,
+}
+
+impl Acks {
+    fn offered(&mut self, (ticket, records): (u64, u64)) {
+        self.offered += records;
+        if records > 0 && self.wanted {
+            self.waiting.push_back((ticket, self.offered));
+        }
+    }
+    fn durable(&mut self, ticket: u64) {
+        while let Some((_, count)) = self.waiting.pop_front_if(|(waits_for, _)| *waits_for <= ticket) {
+            self.durable = count;
+        }
+    }
+    /// Bytes to send now, if any.
+    fn next_line(&mut self) -> Option<&[u8]> {
+        if self.line.is_empty() && self.said < self.durable {
+            self.said = self.durable;
+            self.line = format!("{}\n", self.said).into_bytes();
+        }
+        (!self.line.is_empty()).then_some(&self.line)
+    }
+    fn sent(&mut self, bytes: usize) {
+        self.line.drain(..bytes);
+    }
+    /// A count could not be sent whole.
+    fn is_blocked(&self) -> bool {
+        !self.line.is_empty()
+    }
+    /// A count will change by itself.
+    fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_to_its_bound_and_jitters_down_to_a_half() {
+        let mut backoff = Backoff::default();
+        let whole: Vec<u128> = (0..10).map(|_| backoff.next(0.0).as_millis()).collect();
+        assert_eq!(whole, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000]);
+        assert_eq!(backoff.next(0.5), Backoff::MOST.mul_f64(0.75));
+        assert_eq!(Backoff::default().next(1.0), Backoff::FIRST / 2);
+    }
+
+    #[test]
+    fn counts_run_and_a_slow_peer_gets_the_last_one() {
+        let mut acks = Acks { wanted: true, ..Acks::default() };
+        acks.offered((10, 2));
+        acks.offered((20, 0));
+        acks.offered((30, 3));
+        acks.durable(9);
+        assert_eq!(acks.next_line(), None);
+        acks.durable(29);
+        assert_eq!(acks.next_line(), Some(&b"2\n"[..]));
+        acks.sent(1);
+        acks.durable(30);
+        acks.offered((40, 5));
+        acks.durable(40);
+        assert_eq!(acks.next_line(), Some(&b"\n"[..]), "a line that was begun is sent to its end");
+        acks.sent(1);
+        assert_eq!(acks.next_line(), Some(&b"10\n"[..]));
+        acks.sent(3);
+        assert_eq!(acks.next_line(), None);
+        assert!(!acks.is_waiting());
+    }
+}

@@ -1,0 +1,472 @@
+//! The spool: what a socket brought, on disk until every sink has it.
+//!
+//! # On disk
+//!
+//! A folder with these files; all numbers are little-endian, a *position* is a byte offset in the concatenation of all
+//! segments that ever were:
+//!
+//! - `lock`: empty, locked while a process has the spool open.
+//! - `id`: one line, `tidemill-spool 1 UUID`. Another UUID is another spool and another shard.
+//! - `retired`: UUIDs, one a line, of spools whose absence the operator was told of (written by the source).
+//! - `POSITION.seg`: a segment; 20 digits say the position of its first byte. It begins with 64 bytes: the magic
+//!   `TMSPOOL1`, the UUID (16), the position (8), the number of records in all segments before (8), zeros (20), CRC-32
+//!   of these 60. Entries follow without padding.
+//! - `POSITION.tmp`: a segment that was never finished; removed.
+//! - `aside-UUID-N/`: an older spool that does not fit the sinks' mark, kept for a person to look at.
+//!
+//! An entry is: payload length (4), CRC-32 (4), number of records in its segment before it (4), low 32 bits of the
+//! arrival time in ms (4), kind (1) and connection (3), payload. The CRC begins with the spool's UUID and the entry's
+//! position, so that old or foreign bytes never pass for an entry. Kinds: 1 a record; 2 half a record; 3 a record that
+//! was too long (its length, 8 bytes, then its beginning); 4 the head of a group: the position up to which everything was
+//! durable before the group was written (8).
+//!
+//! # Order, and what a crash leaves
+//!
+//! A group (a head and the records that wait together) is written by one `pwrite` and made durable by one `fdatasync`;
+//! only then is it part of the spool: planned, acknowledged. Groups follow each other strictly. A segment is created as
+//! `.tmp`, synced, renamed, and the folder synced, when the one before is durable to its last byte.
+//!
+//! So after a crash every segment but the last is whole, and of the last only the last group may be torn. [`Spool::open`]
+//! reads the last segment, cuts it off behind the last whole record, and syncs the rest. But where a group behind the
+//! flaw says that the flawed place had been durable, it is damage, not a torn tail: an error, and nothing is cut off.
+//! (Damage in the very last group cannot be told from a torn write; where a sink has a record of it, the mark lies beyond
+//! the spool's end, and the source says so.) All other segments are checked as they are read.
+//!
+//! A write or sync that fails leaves the group outside the spool; trying again writes the same bytes to the same place
+//! (a failed `fdatasync` may have dropped dirty pages, so it is never repeated without the write).
+//!
+//! Released segments are deleted from the front, without a sync: a crash may bring any of them back. What lies before
+//! the last unbroken run of segments is deleted at the next release.
+//!
+//! Failpoints, each before what it names: `spool-id`, `spool-roll` (create a segment), `spool-rolled` (rename it),
+//! `spool-truncate` (cut a torn tail), `spool-write`, `spool-sync`, `spool-synced` (durable, nobody knows yet),
+//! `spool-release` (delete a segment).
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tidemill_checkpoint::failpoint;
+use uuid::Uuid;
+
+use super::entry::{self, Flaw, Kind, Seal};
+
+const MAGIC: &[u8; 8] = b"TMSPOOL1";
+/// Bytes before a segment's first entry.
+pub const SEGMENT_HEAD: u64 = 64;
+const ID_WORDS: &str = "tidemill-spool 1";
+
+/// What can go wrong in a spool.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It may pass: a full disk, an I/O error, another process that has it open.
+    #[error("{what}: {cause}")]
+    Io {
+        /// What was being done, to what.
+        what: String,
+        /// The cause.
+        cause: io::Error,
+    },
+    /// Records that were durable are gone or damaged.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl Error {
+    pub(super) fn io(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let what = format!("{doing} {}", path.display());
+        move |cause| Self::Io { what, cause }
+    }
+}
+
+/// One segment.
+pub(super) struct Segment {
+    /// The position of its first byte.
+    pub(super) base: u64,
+    /// Records in all segments before.
+    pub(super) records_before: u64,
+    /// Durable bytes, head included.
+    len: AtomicU64,
+    path: PathBuf,
+    /// Kept open while it is the last.
+    file: RwLock<Option<Arc<File>>>,
+}
+
+impl Segment {
+    /// The position after its last durable byte.
+    pub(super) fn end(&self) -> u64 {
+        self.base + self.len.load(Ordering::Acquire)
+    }
+
+    /// Fills `buffer` from `position` on.
+    pub(super) fn read(&self, buffer: &mut [u8], position: u64) -> io::Result<()> {
+        let open = self.file.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let file = open.map_or_else(|| File::open(&self.path).map(Arc::new), Ok)?;
+        file.read_exact_at(buffer, position - self.base)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A spool that this process has open. Appending is for one thread at a time; everything else for any.
+pub struct Spool {
+    pub(super) dir: PathBuf,
+    pub(super) id: Uuid,
+    pub(super) seal: Seal,
+    segment_bytes: u64,
+    segments: RwLock<VecDeque<Arc<Segment>>>,
+    /// Records in the last segment. Held while appending.
+    tail: Mutex<u32>,
+    /// Records that were ever durable here.
+    records: AtomicU64,
+    strays: Mutex<Vec<PathBuf>>,
+    released: AtomicU64,
+    #[cfg(test)]
+    pub(super) full: std::sync::atomic::AtomicBool,
+    lock: Arc<File>,
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes the folder's entries durable.
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Creates a folder and what is missing above it, durably.
+fn create_dir_durably(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    fs::create_dir_all(dir)?;
+    for parent in missing.iter().filter_map(|path| path.parent()) {
+        sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
+    }
+    Ok(())
+}
+
+/// Writes a small file durably: its old or its new text, never a torn one.
+pub(super) fn write_durably(dir: &Path, name: &str, text: &str) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.tmp"));
+    let mut file = File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join(name))?;
+    sync_dir(dir)
+}
+
+impl Spool {
+    /// Opens the spool in `dir`, creates it where there is none, and repairs what a crash left. A segment is followed by
+    /// the next once it has `segment_bytes`.
+    pub fn open(dir: &Path, segment_bytes: u64) -> Result<Self, Error> {
+        create_dir_durably(dir).map_err(Error::io("create", dir))?;
+        let path = dir.join("lock");
+        let lock = File::create(&path).map_err(Error::io("open", &path))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::Error(cause) => Error::io("lock", &path)(cause),
+            TryLockError::WouldBlock => Error::io("lock", &path)(io::Error::other("another process has this spool open")),
+        })?;
+        Self::open_locked(dir, segment_bytes, Arc::new(lock))
+    }
+
+    fn open_locked(dir: &Path, segment_bytes: u64, lock: Arc<File>) -> Result<Self, Error> {
+        let paths = segment_files(dir).map_err(Error::io("list", dir))?;
+        let id = match read_id(dir)? {
+            Some(id) => id,
+            // The id is in each segment too.
+            None => {
+                let id = paths.last().map_or_else(|| Ok(Uuid::new_v4()), |path| read_head(path).map(|head| head.id))?;
+                let write = || {
+                    failpoint::pass("spool-id")?;
+                    write_durably(dir, "id", &format!("{ID_WORDS} {id}\n"))
+                };
+                write().map_err(Error::io("write the id of the spool in", dir))?;
+                id
+            }
+        };
+        let spool = Self {
+            dir: dir.to_owned(),
+            id,
+            seal: Seal::of(id),
+            segment_bytes,
+            segments: RwLock::default(),
+            tail: Mutex::new(0),
+            records: AtomicU64::new(0),
+            strays: Mutex::default(),
+            released: AtomicU64::new(0),
+            #[cfg(test)]
+            full: std::sync::atomic::AtomicBool::default(),
+            lock,
+        };
+        let mut segments = paths.iter().map(|path| spool.open_segment(path)).collect::<Result<VecDeque<_>, _>>()?;
+        match segments.back() {
+            Some(last) => {
+                let records = spool.recover(last)?;
+                *guard(&spool.tail) = records;
+                spool.records.store(last.records_before + u64::from(records), Ordering::Release);
+            }
+            None => segments.push_back(spool.create_segment(0, 0).map_err(Error::io("create a segment in", dir))?),
+        }
+        let first = (1..segments.len()).rev().find(|n| segments[n - 1].end() != segments[*n].base).unwrap_or(0);
+        guard(&spool.strays).extend(segments.drain(..first).map(|segment| segment.path.clone()));
+        spool.released.store(segments.front().map_or(0, |segment| segment.base), Ordering::Release);
+        *spool.segments.write().unwrap_or_else(PoisonError::into_inner) = segments;
+        Ok(spool)
+    }
+
+    /// Puts everything aside and begins a new, empty spool in the same folder, with a new UUID.
+    pub fn set_aside(&self) -> Result<Self, Error> {
+        let aside = (1..).map(|n| self.dir.join(format!("aside-{}-{n}", self.id))).find(|path| !path.exists());
+        let aside = aside.unwrap_or_else(|| self.dir.join("aside"));
+        let move_all = || {
+            fs::create_dir_all(&aside)?;
+            // The id first: segments without an id are the same spool still, an id without segments would be an empty one.
+            fs::rename(self.dir.join("id"), aside.join("id"))?;
+            for path in segment_files(&self.dir)? {
+                fs::rename(&path, aside.join(path.file_name().unwrap_or_default()))?;
+            }
+            sync_dir(&aside)?;
+            sync_dir(&self.dir)
+        };
+        move_all().map_err(Error::io("put aside the spool in", &self.dir))?;
+        Self::open_locked(&self.dir, self.segment_bytes, self.lock.clone())
+    }
+
+    fn open_segment(&self, path: &Path) -> Result<Arc<Segment>, Error> {
+        let head = read_head(path)?;
+        let name = path.file_stem().and_then(|name| name.to_str()?.parse::<u64>().ok());
+        if head.id != self.id || name != Some(head.base) {
+            let (id, base) = (head.id, head.base);
+            let text = format!("{} belongs to spool {id} at position {base}, not here: remove it", path.display());
+            return Err(Error::Damaged(text));
+        }
+        let len = fs::metadata(path).map_err(Error::io("look at", path))?.len();
+        Ok(Arc::new(Segment {
+            base: head.base,
+            records_before: head.records_before,
+            len: AtomicU64::new(len),
+            path: path.to_owned(),
+            file: RwLock::default(),
+        }))
+    }
+
+    /// Cuts off what a crash left of the last group, makes the rest durable, and returns the number of its records.
+    fn recover(&self, last: &Segment) -> Result<u32, Error> {
+        let bytes = fs::read(&last.path).map_err(Error::io("read", &last.path))?;
+        let (mut at, mut whole, mut records) = (SEGMENT_HEAD as usize, SEGMENT_HEAD as usize, 0);
+        while at < bytes.len() {
+            let Ok(entry) = entry::parse(&bytes[at..], last.base + at as u64, self.seal) else { break };
+            at += entry.size();
+            if entry.kind != Kind::Group {
+                (whole, records) = (at, records + 1);
+            }
+        }
+        let position = last.base + at as u64;
+        if entry::proves_durable(&bytes[at..], position, position, self.seal) {
+            let path = last.path.display();
+            return Err(Error::Damaged(format!("{path} is damaged at byte {at} (position {position}), behind which more was durable")));
+        }
+        let file = OpenOptions::new().read(true).write(true).open(&last.path).map_err(Error::io("open", &last.path))?;
+        let repair = || {
+            if whole < bytes.len() {
+                tracing::info!(file = %last.path.display(), bytes = bytes.len() - whole, "cut off what a crash left unfinished");
+                failpoint::pass("spool-truncate")?;
+                file.set_len(whole as u64)?;
+            }
+            // After a kill the tail is in the page cache only.
+            file.sync_all()?;
+            sync_dir(&self.dir)
+        };
+        repair().map_err(Error::io("repair", &last.path))?;
+        last.len.store(whole as u64, Ordering::Release);
+        *last.file.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
+        Ok(records)
+    }
+
+    fn create_segment(&self, base: u64, records_before: u64) -> io::Result<Arc<Segment>> {
+        failpoint::pass("spool-roll")?;
+        let mut head = [0; SEGMENT_HEAD as usize];
+        head[..8].copy_from_slice(MAGIC);
+        head[8..24].copy_from_slice(self.id.as_bytes());
+        head[24..32].copy_from_slice(&base.to_le_bytes());
+        head[32..40].copy_from_slice(&records_before.to_le_bytes());
+        let checksum = crc32fast::hash(&head[..60]);
+        head[60..].copy_from_slice(&checksum.to_le_bytes());
+        let (temporary, path) = (self.dir.join(format!("{base:020}.tmp")), self.dir.join(format!("{base:020}.seg")));
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+        file.write_all_at(&head, 0)?;
+        file.sync_all()?;
+        failpoint::pass("spool-rolled")?;
+        fs::rename(&temporary, &path)?;
+        sync_dir(&self.dir)?;
+        let (len, file) = (AtomicU64::new(SEGMENT_HEAD), RwLock::new(Some(Arc::new(file))));
+        Ok(Arc::new(Segment { base, records_before, len, path, file }))
+    }
+
+    /// Writes a group and makes it durable. `group` is one group head and entries, all made by [`entry::push`]; their
+    /// numbers and checksums are set here. After an error nothing of it is in the spool: call again with the same group.
+    pub fn append(&self, group: &mut [u8]) -> Result<(), Error> {
+        let mut records = guard(&self.tail);
+        let mut last = self.last();
+        if last.len.load(Ordering::Acquire) >= self.segment_bytes {
+            let before = last.records_before + u64::from(*records);
+            let next = self.create_segment(last.end(), before).map_err(Error::io("create a segment in", &self.dir))?;
+            self.segments.write().unwrap_or_else(PoisonError::into_inner).push_back(next.clone());
+            *last.file.write().unwrap_or_else(PoisonError::into_inner) = None;
+            (last, *records) = (next, 0);
+            // The one before may have been waiting for a successor.
+            self.remove_released();
+        }
+        let position = last.end();
+        group[entry::HEAD..entry::GROUP].copy_from_slice(&position.to_le_bytes());
+        let after = entry::complete(group, position, *records, self.seal);
+        self.write(&last, group, position - last.base).map_err(Error::io("append to", &last.path))?;
+        *records = after;
+        self.records.store(last.records_before + u64::from(after), Ordering::Release);
+        last.len.store(position - last.base + group.len() as u64, Ordering::Release);
+        Ok(())
+    }
+
+    fn write(&self, last: &Segment, group: &[u8], at: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if self.full.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let file = last.file.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let file = file.ok_or_else(|| io::Error::other("the last segment is not open"))?;
+        failpoint::pass("spool-write")?;
+        file.write_all_at(group, at)?;
+        failpoint::pass("spool-sync")?;
+        file.sync_data()?;
+        failpoint::pass("spool-synced")
+    }
+
+    /// Everything before `reached` may be forgotten.
+    pub fn release(&self, reached: u64) {
+        self.released.fetch_max(reached.min(self.end()), Ordering::AcqRel);
+        self.remove_released();
+    }
+
+    fn remove_released(&self) {
+        let released = self.released.load(Ordering::Acquire);
+        for path in guard(&self.strays).drain(..) {
+            remove(&path);
+        }
+        let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+        while segments.len() > 1 && segments[0].end() <= released {
+            if !remove(&segments[0].path) {
+                break;
+            }
+            segments.pop_front();
+        }
+    }
+
+    pub(super) fn last(&self) -> Arc<Segment> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.back().cloned().expect("`open` gives a spool its first segment, and the last is never removed")
+    }
+
+    /// The segment that holds `position`.
+    pub(super) fn segment(&self, position: u64) -> Option<Arc<Segment>> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let after = segments.partition_point(|segment| segment.base <= position);
+        segments.get(after.checked_sub(1)?).filter(|segment| position < segment.end()).cloned()
+    }
+
+    /// The first position that the spool still has.
+    pub fn first(&self) -> u64 {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).front().map_or(0, |segment| segment.base)
+    }
+    /// The position after the last durable record.
+    pub fn end(&self) -> u64 {
+        self.last().end()
+    }
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.end() - self.first()
+    }
+    /// Whether there is nothing that is not released.
+    pub fn is_drained(&self) -> bool {
+        self.released.load(Ordering::Acquire) >= self.end()
+    }
+    /// Records that were ever spooled.
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Acquire)
+    }
+}
+
+/// Deletes a segment; one that stays is tried again at the next release.
+fn remove(path: &Path) -> bool {
+    let result = failpoint::pass("spool-release").and_then(|()| fs::remove_file(path));
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(file = %path.display(), %error, "cannot delete a released segment; it is tried again");
+            false
+        }
+        _ => true,
+    }
+}
+
+/// The segments of a folder, in order. Removes unfinished files.
+fn segment_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        match path.extension().and_then(|ending| ending.to_str()) {
+            Some("seg") => paths.push(path),
+            Some("tmp") => fs::remove_file(&path)?,
+            _ => {}
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn read_id(dir: &Path) -> Result<Option<Uuid>, Error> {
+    let path = dir.join("id");
+    match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", &path)(error)),
+        // An id that cannot be read is taken from the segments.
+        Ok(text) => Ok(text.trim().strip_prefix(ID_WORDS).and_then(|id| Uuid::parse_str(id.trim()).ok())),
+    }
+}
+
+struct SegmentHead {
+    id: Uuid,
+    base: u64,
+    records_before: u64,
+}
+
+fn read_head(path: &Path) -> Result<SegmentHead, Error> {
+    let mut head = [0; SEGMENT_HEAD as usize];
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let read = file.read_exact_at(&mut head, 0);
+    if read.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::UnexpectedEof) {
+        read.map_err(Error::io("read", path))?;
+    }
+    if !head.starts_with(MAGIC) || head[60..] != crc32fast::hash(&head[..60]).to_le_bytes() {
+        return Err(Error::Damaged(format!("{} has no valid head", path.display())));
+    }
+    let id = head[8..].first_chunk().map_or(Uuid::nil(), |bytes| Uuid::from_bytes(*bytes));
+    Ok(SegmentHead { id, base: entry::first_u64(&head[24..]), records_before: entry::first_u64(&head[32..]) })
+}
+
+/// Why bytes at `position` are not what was written there.
+pub(super) fn damaged(segment: &Segment, position: u64, flaw: Flaw) -> Error {
+    let file = segment.path.display();
+    Error::Damaged(match flaw {
+        Flaw::Short(_) => format!("no record boundary at position {position} of {file}"),
+        Flaw::Checksum => format!("the checksum of the record at position {position} of {file} is wrong"),
+    })
+}

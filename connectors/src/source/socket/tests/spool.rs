@@ -1,0 +1,265 @@
+//! The spool alone: what is appended is read again, at the same positions, whatever a crash or a bad disk did.
+
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+use tempfile::tempdir;
+
+use super::*;
+
+#[test]
+fn positions_are_the_same_at_each_read_and_after_a_restart() {
+    let dir = tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 200).unwrap();
+    for n in 0..20 {
+        spool.append(&mut group(&[format!("a{n}").as_bytes(), format!("b{n}").as_bytes()])).unwrap();
+    }
+    let before = records(&spool, 0).unwrap();
+    assert_eq!(before.len(), 40);
+    assert!(segments(dir.path()).len() > 5, "segments roll");
+    assert_eq!(before, records(&spool, 0).unwrap());
+    for (n, (position, _)) in before.iter().enumerate() {
+        assert_eq!(records(&spool, position.parse().unwrap()).unwrap(), before[n..], "from each position");
+    }
+    let (id, end) = (spool.id, spool.end());
+    drop(spool);
+    let spool = Spool::open(dir.path(), 200).unwrap();
+    assert_eq!((spool.id, spool.end(), spool.records()), (id, end, 40));
+    assert_eq!(records(&spool, 0).unwrap(), before);
+    spool.append(&mut group(&[b"next"])).unwrap();
+    assert_eq!(records(&spool, end).unwrap()[0].1, b"next");
+}
+
+#[test]
+fn budgets_cut_between_records_and_one_record_always_fits() {
+    let dir = tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 1000).unwrap();
+    let big = vec![b'x'; 3_000_000];
+    spool.append(&mut group(&[b"one", b"two", &big, b"four"])).unwrap();
+    spool.append(&mut group(&[b"five"])).unwrap();
+    for budget in [Budget { records: 1, bytes: usize::MAX }, Budget { records: usize::MAX, bytes: 1 }] {
+        let (mut from, mut seen) = (0, Vec::new());
+        while let Some(stretch) = Some(spool.read_ahead(&shard(), from, budget).unwrap()).filter(|s| s.records > 0) {
+            assert_eq!(stretch.records, 1);
+            let again = spool.read_span(&shard(), from, stretch.to).unwrap();
+            assert_eq!(again.batch.slices[0].record(0), stretch.batch.slices[0].record(0));
+            assert_eq!(again.batch.slices[0].position(0), stretch.batch.slices[0].position(0));
+            seen.push(stretch.batch.slices[0].record(0).len());
+            from = stretch.to;
+        }
+        assert_eq!(seen, [3, 3, 3_000_000, 4, 4]);
+    }
+    let two = spool.read_ahead(&shard(), 0, Budget { records: 2, bytes: usize::MAX }).unwrap();
+    assert_eq!((two.records, two.is_all), (2, false));
+    assert!(matches!(spool.read_span(&shard(), 0, two.to + 1), Err(Error::Damaged(_))), "not at a boundary");
+    assert!(matches!(spool.read_span(&shard(), 0, spool.end() + 1), Err(Error::Damaged(_))), "beyond the end");
+}
+
+#[test]
+fn released_segments_are_deleted_and_the_rest_stays_readable() {
+    let dir = tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 100).unwrap();
+    for n in 0..10 {
+        spool.append(&mut group(&[&[b'0' + n; 60]])).unwrap();
+    }
+    let all = records(&spool, 0).unwrap();
+    for (n, (position, _)) in all.iter().enumerate() {
+        let position = position.parse().unwrap();
+        spool.release(position);
+        spool.release(0);
+        assert_eq!(records(&spool, position).unwrap(), all[n..]);
+        assert!(spool.first() <= position && segments(dir.path()).len() == 10 - n);
+    }
+    assert!(matches!(records(&spool, 0), Err(Error::Damaged(_))), "what is released is not skipped silently");
+    spool.release(spool.end());
+    assert!(spool.is_drained() && segments(dir.path()).len() == 1);
+    spool.append(&mut group(&[b"later"])).unwrap();
+    assert_eq!(texts(&spool), ["later"], "the drained segment went with the roll");
+    assert_eq!(spool.records(), 11);
+}
+
+/// A spool of three segments; the last holds three groups of two records.
+fn three_segments(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let spool = Spool::open(dir, 1000).unwrap();
+    spool.append(&mut group(&[&[b'a'; 1000]])).unwrap();
+    spool.append(&mut group(&[&[b'b'; 1000]])).unwrap();
+    for n in 0..3 {
+        spool.append(&mut group(&[format!("first {n}").as_bytes(), format!("second {n}").as_bytes()])).unwrap();
+    }
+    assert_eq!(segments(dir).len(), 3);
+    records(&spool, 0).unwrap()
+}
+
+#[test]
+fn a_tail_cut_at_any_byte_keeps_every_whole_record_and_the_spool_goes_on() {
+    let origin = tempdir().unwrap();
+    let all = three_segments(origin.path());
+    let last = segments(origin.path()).pop().unwrap();
+    let bytes = fs::read(&last).unwrap();
+    for cut in 64..=bytes.len() {
+        let dir = tempdir().unwrap();
+        copy_dir(origin.path(), dir.path());
+        let path = dir.path().join(last.file_name().unwrap());
+        fs::write(&path, &bytes[..cut]).unwrap();
+        let spool = Spool::open(dir.path(), 1000).unwrap();
+        let kept = records(&spool, 0).unwrap();
+        assert_eq!(kept, all[..kept.len()], "cut at {cut}");
+        let whole = all.iter().filter(|(at, record)| {
+            let base: u64 = last.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+            at.parse::<u64>().unwrap() + (entry::HEAD + record.len()) as u64 <= base + cut as u64
+        });
+        assert_eq!(kept.len(), whole.count(), "cut at {cut}");
+        assert_eq!(spool.records(), kept.len() as u64);
+        spool.append(&mut group(&[b"after the crash"])).unwrap();
+        drop(spool);
+        let spool = Spool::open(dir.path(), 1000).unwrap();
+        assert_eq!(texts(&spool).len(), kept.len() + 1, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_is_an_error_or_a_shorter_last_group_but_never_other_records() {
+    let origin = tempdir().unwrap();
+    let all = three_segments(origin.path());
+    let last_group = all[all.len() - 2].0.parse::<u64>().unwrap() - entry::GROUP as u64;
+    let mut errors = 0;
+    for path in segments(origin.path()) {
+        let base: u64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        for at in (0..bytes.len()).filter(|at| *at < 120 || base > 2000 || at % 97 == 0) {
+            let dir = tempdir().unwrap();
+            copy_dir(origin.path(), dir.path());
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x40;
+            fs::write(dir.path().join(path.file_name().unwrap()), flipped).unwrap();
+            match Spool::open(dir.path(), 1000).and_then(|spool| records(&spool, 0)) {
+                Err(Error::Damaged(_)) => errors += 1,
+                Err(error) => panic!("byte {at} of {}: {error}", path.display()),
+                Ok(kept) => {
+                    assert_eq!(kept, all[..kept.len()], "byte {at} of {}", path.display());
+                    let position = base + at as u64;
+                    assert!(position >= last_group, "byte {at} of {}: durable records are cut off", path.display());
+                }
+            }
+        }
+    }
+    assert!(errors > 200, "{errors}");
+}
+
+#[test]
+fn a_missing_middle_segment_is_never_skipped() {
+    let dir = tempdir().unwrap();
+    let all = three_segments(dir.path());
+    fs::remove_file(&segments(dir.path())[1]).unwrap();
+    let spool = Spool::open(dir.path(), 1000).unwrap();
+    assert!(matches!(records(&spool, 0), Err(Error::Damaged(_))));
+    let third: u64 = all[2].0.parse().unwrap();
+    assert_eq!(records(&spool, third).unwrap(), all[2..], "deletes may come back in any order after a power cut");
+    spool.release(third);
+    assert_eq!(segments(dir.path()).len(), 1, "what lies before the unbroken run goes at the next release");
+}
+
+#[test]
+fn a_lost_id_is_taken_from_the_segments_and_a_foreign_segment_is_refused() {
+    let dir = tempdir().unwrap();
+    let all = three_segments(dir.path());
+    let id = fs::read_to_string(dir.path().join("id")).unwrap();
+    for text in [None, Some("garbage")] {
+        match text {
+            None => fs::remove_file(dir.path().join("id")).unwrap(),
+            Some(text) => fs::write(dir.path().join("id"), text).unwrap(),
+        }
+        assert_eq!(records(&Spool::open(dir.path(), 1000).unwrap(), 0).unwrap(), all);
+        assert_eq!(fs::read_to_string(dir.path().join("id")).unwrap(), id);
+    }
+    let other = tempdir().unwrap();
+    three_segments(other.path());
+    let foreign = segments(other.path()).pop().unwrap();
+    fs::copy(&foreign, dir.path().join(foreign.file_name().unwrap())).unwrap();
+    assert!(matches!(Spool::open(dir.path(), 1000), Err(Error::Damaged(_))));
+}
+
+#[test]
+fn a_write_that_fails_is_tried_again_at_the_same_place() {
+    let dir = tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 1000).unwrap();
+    spool.append(&mut group(&[b"before"])).unwrap();
+    let mut again = group(&[b"again"]);
+    spool.full.store(true, Ordering::Release);
+    let end = spool.end();
+    for _ in 0..3 {
+        assert!(matches!(spool.append(&mut again), Err(Error::Io { .. })));
+        assert_eq!((spool.end(), texts(&spool)), (end, vec!["before".to_owned()]));
+    }
+    spool.full.store(false, Ordering::Release);
+    spool.append(&mut again).unwrap();
+    assert_eq!(texts(&spool), ["before", "again"]);
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let dir = tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 1000).unwrap();
+    let Err(error) = Spool::open(dir.path(), 1000) else { panic!("opened twice") };
+    assert!(error.to_string().contains("has this spool open"), "{error}");
+    drop(spool);
+    Spool::open(dir.path(), 1000).unwrap();
+}
+
+#[test]
+fn a_spool_put_aside_leaves_an_empty_one_with_another_id() {
+    let dir = tempdir().unwrap();
+    three_segments(dir.path());
+    let spool = Spool::open(dir.path(), 1000).unwrap();
+    let new = spool.set_aside().unwrap();
+    assert_ne!(new.id, spool.id);
+    assert_eq!((new.first(), new.records(), texts(&new).len()), (0, 0, 0));
+    let aside = dir.path().join(format!("aside-{}-1", spool.id));
+    drop((spool, new));
+    assert_eq!(texts(&Spool::open(&aside, 1000).unwrap()).len(), 8, "what was put aside is a spool still");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Appends, releases and restarts in any order, with a torn group at each restart: held to a list of records.
+    #[test]
+    fn any_history_reads_as_a_list(
+        segment_bytes in 64_u64..600,
+        steps in prop::collection::vec((0_u8..4, prop::collection::vec(0_usize..200, 1..4)), 1..25),
+    ) {
+        let dir = tempdir().unwrap();
+        let mut spool = Spool::open(dir.path(), segment_bytes).unwrap();
+        let (mut model, mut released): (Vec<Vec<u8>>, usize) = (Vec::new(), 0);
+        let mut at = 0;
+        for (n, (step, sizes)) in steps.into_iter().enumerate() {
+            let new: Vec<Vec<u8>> = sizes.iter().map(|size| vec![n as u8; *size]).collect();
+            let mut bytes = group(&new.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            match step {
+                0 | 1 => {
+                    spool.append(&mut bytes).unwrap();
+                    model.extend(new);
+                }
+                2 => {
+                    let budget = Budget { records: sizes.len(), bytes: usize::MAX };
+                    let stretch = spool.read_ahead(&shard(), at, budget).unwrap();
+                    (at, released) = (stretch.to, released + stretch.records);
+                    spool.release(at);
+                }
+                _ => {
+                    let last = segments(dir.path()).pop().unwrap();
+                    drop(spool);
+                    let mut torn = fs::read(&last).unwrap();
+                    bytes.truncate(sizes[0]);
+                    torn.extend(bytes);
+                    fs::write(&last, torn).unwrap();
+                    spool = Spool::open(dir.path(), segment_bytes).unwrap();
+                    spool.release(at);
+                }
+            }
+            let read: Vec<Vec<u8>> = records(&spool, at).unwrap().into_iter().map(|(_, record)| record).collect();
+            prop_assert_eq!(&read, &model[released..]);
+            let waiting = spool.waiting(at).map_or(0, |(waiting, _)| waiting);
+            prop_assert_eq!(waiting, (model.len() - released) as u64);
+        }
+    }
+}
