@@ -140,6 +140,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where its HTTP listens.
     pub fn port(&self) -> u16 {
         self.port

@@ -16,6 +16,7 @@ pub mod folder;
 pub mod http;
 pub mod needs;
 pub mod oracle;
+pub mod powercut;
 
 use std::{
     net::{SocketAddr, TcpListener},

@@ -3,6 +3,7 @@
 //! Absent: the test says `skipped: NAME needs ...` and returns; with `CI=true` it fails instead.
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -21,7 +22,8 @@ pub fn must_have() -> bool {
 pub fn skip(what: &str, way: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     assert!(!must_have(), "{test} needs {what}, and CI=true says that it is there. {way}");
-    eprintln!("skipped: {test} needs {what}. {way}");
+    // Past the test runner's capture, which hides what a passing test prints.
+    let _ = writeln!(std::io::stderr(), "skipped: {test} needs {what}. {way}");
 }
 
 /// A program: looked for in `target/tools/`, where `tests/tools.sh` puts what it fetches, then on the PATH.

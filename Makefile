@@ -1,0 +1,49 @@
+# Tidemill: what a person does with this checkout. `make` alone lists it.
+#
+# CARGO_FLAGS goes to every build (`make test CARGO_FLAGS=--offline`). Tools that make fetches lie in target/tools.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt bench torture dist build-needs
+
+CARGO ?= cargo
+CARGO_FLAGS ?=
+TOOLS := $(CURDIR)/target/tools
+export PATH := $(TOOLS)/bin:$(PATH)
+
+help: ## list these targets
+	@echo "Tidemill: an exactly-once micro-batch ETL daemon. Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build-needs ## run the whole thing once, with nothing set up: feed, clean, store, kill -9, count
+	@test -x target/debug/tidemill || echo "make demo: building Tidemill first (dev profile; minutes the first time, seconds after that) ..."
+	@$(CARGO) run -q $(CARGO_FLAGS) -p tidemill -- demo
+
+test: build-needs ## all tests: unit, conformance, golden, end to end, crash (about as long as a build again)
+	@tests/tools.sh
+	@tests/run.sh $(CARGO_FLAGS)
+
+lint: build-needs ## formatting, clippy, licences and sources of dependencies, docs: no warning passes
+	@tests/tools.sh --lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps
+	$(CARGO) deny --locked --log-level error check bans licenses sources
+	@! command -v shellcheck >/dev/null || shellcheck tests/*.sh .ci/run
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+bench: build-needs ## job W (1 GB of web log) beside DuckDB, per CPU-second; SIZE_MB=50 for a quick look
+	@tests/tools.sh --bench
+	@tests/bench/run.sh $(CARGO_FLAGS)
+
+torture: build-needs ## the long runs: thousands of power cuts, kills in every phase (TIDEMILL_TORTURE=1)
+	@tests/tools.sh
+	@TIDEMILL_TORTURE=1 tests/run.sh $(CARGO_FLAGS)
+
+dist: build-needs ## the fastest and smallest binary: target/dist/tidemill
+	$(CARGO) build $(CARGO_FLAGS) --profile dist -p tidemill
+	@ls -l target/dist/tidemill
+
+build-needs:
+	@tests/tools.sh --build

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Builds once, runs every test, and closes with a summary. Arguments go to cargo.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+log=target/test.log
+mkdir -p target
+started=$SECONDS
+
+# The binary and the tests share one build, so that no test starts a compiler.
+cargo build "$@" --package tidemill && cargo test "$@" --workspace --no-run || exit 1
+built=$SECONDS
+TIDEMILL_BIN=$PWD/target/debug/tidemill cargo test "$@" --workspace --no-fail-fast 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+
+# Cargo says one line per test program; here is the sum, and what was not run.
+awk -v build=$((built - started)) -v run=$((SECONDS - built)) '
+    /^test result:/ { passed += $4; failed += $6; ignored += $8 }
+    /^skipped: /    { skipped[$0] = 1 }
+    END {
+        for (line in skipped) print line
+        printf "built in %d s, ran in %d s\n", build, run
+        printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored + length(skipped)
+    }' "$log"
+exit "$status"
