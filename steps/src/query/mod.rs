@@ -1,0 +1,125 @@
+//! The step `sql`. A query that projects and filters one input goes row by row, like any other step ([`rows`]): it keeps
+//! origins, runs over slices and in parallel, and needs no session. Every other query sees all rows ([`all`]).
+
+mod all;
+mod leaf;
+mod rows;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use arrow::datatypes::SchemaRef;
+use datafusion::{
+    catalog::default_table_source::provider_as_source,
+    common::tree_node::TreeNodeRecursion,
+    logical_expr::{Expr, LogicalPlan},
+    sql::{
+        parser::{DFParser, Statement},
+        planner::SqlToRel,
+        sqlparser::ast,
+    },
+};
+
+use crate::{
+    columns,
+    expression::{self, Catalog, sentence},
+    verbs,
+};
+
+pub use all::Query;
+
+/// A planned query.
+#[derive(Debug)]
+pub enum Planned {
+    /// Row by row.
+    Rows(verbs::Planned),
+    /// Over all rows.
+    All(Query),
+}
+
+/// The names of an input and its columns.
+pub type Table = (Vec<String>, SchemaRef);
+
+/// Plans a query over `tables`. The error is a sentence.
+pub fn plan(text: &str, tables: Vec<Table>, calls: &mut u64) -> Result<Planned, String> {
+    let logical = logical(text, &tables)?;
+    let reads = check(&logical)?;
+    let schema = columns::plain(logical.schema().as_arrow());
+    unique(&schema)?;
+    if let [(_, input)] = tables.as_slice()
+        && let Some(planned) = rows::plan(&logical, input, &reads, text, calls)?
+    {
+        return Ok(Planned::Rows(planned));
+    }
+    if let Some(name) = expressions(&logical)?.iter().find_map(expression::dice) {
+        return Err(format!(
+            "`{name}()` belongs to a row, and this query is over many: make a column of it by `add` in a step before"
+        ));
+    }
+    Ok(Planned::All(Query::new(&logical, schema, reads)?))
+}
+
+/// Parses one SELECT and resolves its names.
+fn logical(text: &str, tables: &[Table]) -> Result<LogicalPlan, String> {
+    let mut statements = DFParser::parse_sql(text).map_err(|error| sentence(&error))?;
+    let statement = match (statements.pop_front(), statements.is_empty()) {
+        (Some(statement), true) => statement,
+        (None, _) => return Err("there is no query. Write `SELECT ... FROM batch`".into()),
+        (_, false) => return Err("there are several statements; a step is one query".into()),
+    };
+    if !matches!(&statement, Statement::Statement(inner) if matches!(inner.as_ref(), ast::Statement::Query(_))) {
+        return Err("a step can only read: write `SELECT ... FROM batch`".into());
+    }
+    let sources = tables.iter().enumerate().flat_map(|(index, (names, schema))| {
+        let table = provider_as_source(Arc::new(leaf::Table::new(index, Arc::clone(schema))));
+        names.iter().map(move |name| (name.clone(), Arc::clone(&table)))
+    });
+    let catalog = Catalog::new(sources.collect());
+    let planner = SqlToRel::new_with_options(&catalog, catalog.parser_options());
+    planner.statement_to_plan(statement).map_err(|error| sentence(&error))
+}
+
+/// Refuses what changes something or differs in a replay. Returns the names of all columns that are mentioned.
+fn check(logical: &LogicalPlan) -> Result<BTreeSet<String>, String> {
+    let mut wrong = None;
+    let walked = logical.apply_with_subqueries(|node| {
+        wrong = match node {
+            LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Statement(_) => {
+                Some("a step can only read: write `SELECT ... FROM batch`".to_owned())
+            }
+            LogicalPlan::RecursiveQuery(_) => Some("recursive queries are not supported".to_owned()),
+            _ => return Ok(TreeNodeRecursion::Continue),
+        };
+        Ok(TreeNodeRecursion::Stop)
+    });
+    walked.map_err(|error| sentence(&error))?;
+    let expressions = expressions(logical)?;
+    if let Some(name) = expressions.iter().find_map(expression::volatile) {
+        return Err(expression::refusal(&name));
+    }
+    match wrong {
+        Some(wrong) => Err(wrong),
+        None => {
+            let names = expressions.iter().flat_map(|part| part.column_refs().into_iter().map(|column| column.name.clone()));
+            Ok(names.collect())
+        }
+    }
+}
+
+/// All expressions of a query and of the queries in it.
+fn expressions(logical: &LogicalPlan) -> Result<Vec<Expr>, String> {
+    let mut found = Vec::new();
+    let walked = logical.apply_with_subqueries(|node| {
+        found.extend(node.expressions());
+        Ok(TreeNodeRecursion::Continue)
+    });
+    walked.map(|_| found).map_err(|error| sentence(&error))
+}
+
+/// Columns of what a query gives are told apart by their names alone.
+fn unique(schema: &SchemaRef) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    match columns::names(schema).into_iter().find(|name| !seen.insert(*name)) {
+        Some(name) => Err(format!("the query gives two columns named `{name}`: name one of them otherwise with `AS`")),
+        None => Ok(()),
+    }
+}
