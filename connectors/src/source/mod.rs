@@ -4,6 +4,7 @@
 //! ([`Source::read`]), and may forget them only after [`Source::release`].
 
 pub mod socket;
+pub mod testing;
 
 use std::{any::Any, collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 

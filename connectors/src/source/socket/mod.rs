@@ -157,13 +157,13 @@ impl SocketSource {
     /// Whether nothing more will come and everything that came is planned.
     fn is_at_end(&self, intake: &Intake) -> bool {
         let gone = self.state().running.as_ref().is_some_and(|running| running.peers.are_gone());
-        gone && intake.is_durable() && intake.spool().end() <= self.planned.load(Ordering::Acquire)
+        gone && intake.is_durable() && !intake.spool().has_records_from(self.planned.load(Ordering::Acquire))
     }
 
     /// What `event` has to tell now.
     fn due(&self, now: &Progress) -> Result<Option<SourceEvent>, SourceError> {
         let intake = self.intake();
-        if intake.spool().end() > self.planned.load(Ordering::Acquire) {
+        if intake.spool().has_records_from(self.planned.load(Ordering::Acquire)) {
             return Ok(Some(SourceEvent::Data));
         }
         let told = self.told_faults.swap(now.faults, Ordering::AcqRel);
@@ -365,7 +365,7 @@ impl Source for SocketSource {
         let at = from.get(&shard).map_or(Ok(spool.first()), |position| number(&shard, position))?;
         let waiting = spool.end().saturating_sub(at);
         let stretch = self.reading(waiting, move |spool, shard| spool.read_ahead(shard, at, budget)).await?;
-        self.planned.store(if stretch.is_all { stretch.seen } else { stretch.to }, Ordering::Release);
+        self.planned.store(stretch.to, Ordering::Release);
         if stretch.records == 0 {
             return Ok(None);
         }

@@ -21,10 +21,6 @@ pub struct Stretch {
     pub to: u64,
     /// Records in it, rejects included.
     pub records: usize,
-    /// Whether nothing durable was left behind it.
-    pub is_all: bool,
-    /// How far it was looked at: `to`, or beyond, where no record lies between.
-    pub seen: u64,
     bytes: usize,
 }
 
@@ -41,8 +37,7 @@ impl Spool {
             let text = format!("the plan reads to position {to}, the spool in {} ends at {end}", self.dir.display());
             return Err(Error::Damaged(text));
         }
-        let stretch = self.walk(shard, from, to, None)?;
-        Ok(stretch)
+        self.walk(shard, from, to, None)
     }
 
     fn walk(&self, shard: &ShardId, from: u64, end: u64, budget: Option<Budget>) -> Result<Stretch, Error> {
@@ -70,7 +65,6 @@ impl Spool {
             }
             at = next;
         }
-        (stretch.is_all, stretch.seen) = (true, at.max(from));
         Ok(stretch)
     }
 

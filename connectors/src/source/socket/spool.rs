@@ -395,9 +395,15 @@ impl Spool {
     pub fn bytes(&self) -> u64 {
         self.end() - self.first()
     }
+    /// Whether there are durable records from `position` on.
+    pub fn has_records_from(&self, position: u64) -> bool {
+        let last = self.last();
+        // A segment that was just begun has its head alone.
+        position < last.base || last.end() > position.max(last.base + SEGMENT_HEAD)
+    }
     /// Whether there is nothing that is not released.
     pub fn is_drained(&self) -> bool {
-        self.released.load(Ordering::Acquire) >= self.end()
+        !self.has_records_from(self.released.load(Ordering::Acquire))
     }
     /// Records that were ever spooled.
     pub fn records(&self) -> u64 {

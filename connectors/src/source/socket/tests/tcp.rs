@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::{TempDir, tempdir};
 use tidemill_checkpoint::{Lane, Position, Positions};
-use tidemill_config::{Codec, Framing, Located, OnLost, Socket, SocketAddress, SourceKind};
+use tidemill_config::{Codec, Framing, Located, Socket, SocketAddress, SourceKind};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
@@ -237,7 +237,8 @@ async fn a_full_spool_holds_the_sender_back_and_nothing_grows() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert!(!sender.is_finished() && last < LINES as u64 * 1000 / 2, "{last} bytes were taken from the sender");
-    let on_disk = |dir: &Path| segments(dir).iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
+    // A segment may go between listing and looking.
+    let on_disk = |dir: &Path| segments(dir).iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.len()).sum::<u64>();
     assert!(on_disk(&driven.dir) < MOST + 128 * 1024, "{}", on_disk(&driven.dir));
     // It goes on as fast as the job releases, within the same bound.
     while driven.records.len() < LINES {
@@ -355,5 +356,4 @@ async fn event_wakes_for_what_lies_in_the_spool_already_and_lag_counts_it() {
     let start = driven.source.origin(&Lane::single()).await.unwrap().positions;
     driven.source.adopt(&Lane::single(), &start, &History::default()).await.unwrap();
     assert_eq!(timeout(SOON, driven.source.event()).await.unwrap().unwrap(), SourceEvent::Data);
-    let _ = OnLost::Stop;
 }
