@@ -177,7 +177,8 @@ impl TestSource {
         if shards.iter().any(|(number, length)| is_mine(number) && *length > seen(number)) {
             return Ok(Some(SourceEvent::Data));
         }
-        let at_end = |ends: &BTreeMap<u64, u64>| ends.iter().all(|(number, end)| !is_mine(number) || seen(number) >= *end);
+        let at_end =
+            |ends: &BTreeMap<u64, u64>| ends.iter().all(|(number, end)| !is_mine(number) || seen(number) >= *end);
         Ok(state.ends.as_ref().is_some_and(at_end).then_some(SourceEvent::End))
     }
 
@@ -190,7 +191,8 @@ impl TestSource {
             file.take(to - from).read_to_end(&mut bytes)?;
             Ok(bytes)
         };
-        let bytes = read().map_err(|error: io::Error| SourceError::io(format!("read {}", self.file(number).display()), &error))?;
+        let bytes = read()
+            .map_err(|error: io::Error| SourceError::io(format!("read {}", self.file(number).display()), &error))?;
         if (bytes.len() as u64) < to - from {
             return Err(self.lost(number, to));
         }
@@ -207,7 +209,8 @@ impl TestSource {
     }
 
     fn slice(&self, number: u64, from: u64, bytes: Bytes, leave_out_gone: bool) -> Slice {
-        let keep = |(start, end): &(u32, u32)| !leave_out_gone || !bytes[*start as usize..*end as usize].starts_with(b"#gone");
+        let keep =
+            |(start, end): &(u32, u32)| !leave_out_gone || !bytes[*start as usize..*end as usize].starts_with(b"#gone");
         let records = lines(&bytes).filter(keep).collect();
         let base = Base::Bytes(from);
         Slice { shard: self.shard(number), bytes, records, base, header: None, metadata: Vec::new() }
@@ -401,7 +404,11 @@ mod tests {
     async fn texts(source: &TestSource, lane: &Lane, proposal: &Proposal) -> Vec<String> {
         let batch = source.read(lane, proposal).await.unwrap();
         let text = |slice: &Slice, n| format!("{} {}", slice.position(n), String::from_utf8_lossy(slice.record(n)));
-        batch.slices.iter().flat_map(|slice| (0..slice.records.len()).map(|n| text(slice, n)).collect::<Vec<_>>()).collect()
+        batch
+            .slices
+            .iter()
+            .flat_map(|slice| (0..slice.records.len()).map(|n| text(slice, n)).collect::<Vec<_>>())
+            .collect()
     }
 
     #[tokio::test]
@@ -461,12 +468,20 @@ mod tests {
     async fn a_replay_may_give_fewer_records_but_the_rest_at_the_same_positions() {
         let dir = folder(&[(0, "a\n#gone b\nc\n")]);
         let (source, lane) = (open(&dir, true, "me"), TestSource::lane(0));
-        assert_eq!(event(&source).await, SourceEvent::Assigned(vec![lane.clone()]), "without a folder `assign` all are mine");
+        assert_eq!(
+            event(&source).await,
+            SourceEvent::Assigned(vec![lane.clone()]),
+            "without a folder `assign` all are mine"
+        );
         let plan = source.plan(&lane, &Positions::new(), ALL).await.unwrap().unwrap();
         let replay = Proposal { spans: plan.spans.clone(), ..Proposal::default() };
         assert_eq!(texts(&source, &lane, &replay).await, ["0 a", "2 #gone b", "10 c"]);
         fs::write(dir.path().join("fewer"), "").unwrap();
-        assert_eq!(texts(&source, &lane, &plan).await, ["0 a", "2 #gone b", "10 c"], "the first time they are all there");
+        assert_eq!(
+            texts(&source, &lane, &plan).await,
+            ["0 a", "2 #gone b", "10 c"],
+            "the first time they are all there"
+        );
         assert_eq!(texts(&source, &lane, &replay).await, ["0 a", "10 c"]);
     }
 }

@@ -134,7 +134,11 @@ pub struct Head {
 impl Head {
     /// The head at the beginning of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
-        Self { is_group: field(bytes, 16) as u8 == Kind::Group as u8, number: field(bytes, 8), received: field(bytes, 12) }
+        Self {
+            is_group: field(bytes, 16) as u8 == Kind::Group as u8,
+            number: field(bytes, 8),
+            received: field(bytes, 12),
+        }
     }
 }
 

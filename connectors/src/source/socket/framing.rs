@@ -38,7 +38,7 @@ pub struct Framer {
 }
 
 enum Cut {
-    Delimiter { finder: Finder<'static>, lines: bool },
+    Delimiter { finder: Box<Finder<'static>>, lines: bool },
     Length(usize),
 }
 
@@ -57,9 +57,9 @@ impl Framer {
     /// A framer for one connection. `None`: an empty delimiter, or a prefix of other than 1, 2, 4 or 8 bytes.
     pub fn new(framing: &Framing, max: usize) -> Option<Self> {
         let cut = match framing {
-            Framing::Lines => Cut::Delimiter { finder: Finder::new(b"\n").into_owned(), lines: true },
+            Framing::Lines => Cut::Delimiter { finder: Box::new(Finder::new(b"\n").into_owned()), lines: true },
             Framing::Delimiter(text) if !text.is_empty() => {
-                Cut::Delimiter { finder: Finder::new(text).into_owned(), lines: false }
+                Cut::Delimiter { finder: Box::new(Finder::new(text).into_owned()), lines: false }
             }
             Framing::LengthPrefix(bytes @ (1 | 2 | 4 | 8)) => Cut::Length(*bytes),
             _ => return None,
@@ -90,7 +90,13 @@ impl Framer {
         self.scanned = 0;
         if let Some(skip) = self.skip.take() {
             emit(Framed::TooLong { first: &skip.first, bytes: skip.seen });
-        } else if !held.is_empty() && !(matches!(self.cut, Cut::Delimiter { .. }) && held.trim_ascii().is_empty()) {
+            return;
+        }
+        let nothing = match self.cut {
+            Cut::Delimiter { .. } => held.trim_ascii().is_empty(),
+            Cut::Length(_) => held.is_empty(),
+        };
+        if !nothing {
             emit(Framed::Half(&held));
         }
     }

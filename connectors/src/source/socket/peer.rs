@@ -137,7 +137,9 @@ pub async fn connect(peers: Arc<Peers>, address: String) {
                 }
             }
             Ok(Err(error)) => tracing::warn!(source = peers.name, address, %error, "cannot connect; trying again"),
-            Err(_) => tracing::warn!(source = peers.name, address, "no answer within {CONNECT_TIMEOUT:?}; trying again"),
+            Err(_) => {
+                tracing::warn!(source = peers.name, address, "no answer within {CONNECT_TIMEOUT:?}; trying again")
+            }
         }
         sleep(backoff.next(rand::random())).await;
     }
@@ -177,7 +179,8 @@ async fn run(peers: &Peers, stream: TcpStream, address: SocketAddr) -> u64 {
         tracing::debug!(source = name, %address, %error, "cannot set options of the connection");
     }
     let Some(framer) = Framer::new(&peers.framing, peers.max_record_bytes) else { return 0 };
-    let mut connection = Connection { peers, number: connection, framer, stream, acks: Acks { wanted: peers.ack, ..Acks::default() } };
+    let mut connection =
+        Connection { peers, number: connection, framer, stream, acks: Acks { wanted: peers.ack, ..Acks::default() } };
     let result = connection.serve().await;
     let records = connection.acks.offered;
     match result {

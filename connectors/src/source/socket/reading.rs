@@ -46,7 +46,9 @@ impl Spool {
         while at < end {
             let Some(segment) = self.segment(at) else {
                 let (dir, first) = (self.dir.display(), self.first());
-                return Err(Error::Damaged(format!("position {at} is not in the spool in {dir}, which begins at {first}")));
+                return Err(Error::Damaged(format!(
+                    "position {at} is not in the spool in {dir}, which begins at {first}"
+                )));
             };
             at = at.max(segment.base + SEGMENT_HEAD);
             let limit = end.min(segment.end());
@@ -167,7 +169,8 @@ fn reject(entry: &Entry<'_>, shard: &ShardId, position: u64, payload: &Bytes) ->
         ("half_record", detail, payload.clone())
     } else {
         let (length, kept) = (entry::first_u64(payload), payload.slice(8..));
-        let detail = format!("the record has {length} bytes, over `max_record_bytes`; the first {} are kept", kept.len());
+        let detail =
+            format!("the record has {length} bytes, over `max_record_bytes`; the first {} are kept", kept.len());
         ("too_long", detail, kept)
     };
     RawReject { shard: shard.clone(), position: Position::number(position), reason, detail, record }

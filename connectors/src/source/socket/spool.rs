@@ -52,6 +52,8 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use tidemill_checkpoint::failpoint;
@@ -62,6 +64,8 @@ use super::entry::{self, Flaw, Kind, Seal};
 const MAGIC: &[u8; 8] = b"TMSPOOL1";
 /// Bytes before a segment's first entry.
 pub const SEGMENT_HEAD: u64 = 64;
+/// How long a lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const ID_WORDS: &str = "tidemill-spool 1";
 
 /// What can go wrong in a spool.
@@ -147,7 +151,8 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Creates a folder and what is missing above it, durably.
 fn create_dir_durably(dir: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
     fs::create_dir_all(dir)?;
     for parent in missing.iter().filter_map(|path| path.parent()) {
         sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
@@ -172,10 +177,17 @@ impl Spool {
         create_dir_durably(dir).map_err(Error::io("create", dir))?;
         let path = dir.join("lock");
         let lock = File::create(&path).map_err(Error::io("open", &path))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::Error(cause) => Error::io("lock", &path)(cause),
-            TryLockError::WouldBlock => Error::io("lock", &path)(io::Error::other("another process has this spool open")),
-        })?;
+        let since = Instant::now();
+        while let Err(error) = lock.try_lock() {
+            match error {
+                // A process that is being forked just now holds a copy of the lock of a spool that was closed.
+                TryLockError::WouldBlock if since.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PATIENCE / 50),
+                TryLockError::WouldBlock => {
+                    return Err(Error::io("lock", &path)(io::Error::other("another process has this spool open")));
+                }
+                TryLockError::Error(cause) => return Err(Error::io("lock", &path)(cause)),
+            }
+        }
         Self::open_locked(dir, segment_bytes, Arc::new(lock))
     }
 
@@ -274,7 +286,9 @@ impl Spool {
         let position = last.base + at as u64;
         if entry::proves_durable(&bytes[at..], position, position, self.seal) {
             let path = last.path.display();
-            return Err(Error::Damaged(format!("{path} is damaged at byte {at} (position {position}), behind which more was durable")));
+            return Err(Error::Damaged(format!(
+                "{path} is damaged at byte {at} (position {position}), behind which more was durable"
+            )));
         }
         let file = OpenOptions::new().read(true).write(true).open(&last.path).map_err(Error::io("open", &last.path))?;
         let repair = || {

@@ -52,14 +52,16 @@ fn victim() {
             if source.event().await.is_err() {
                 continue;
             }
-            let Some(proposal) = source.plan(&lane, &at, Budget { records: 7, bytes: usize::MAX }).await.unwrap() else {
+            let Some(proposal) = source.plan(&lane, &at, Budget { records: 7, bytes: usize::MAX }).await.unwrap()
+            else {
                 continue;
             };
             let batch = source.read(&lane, &proposal).await.unwrap();
             for slice in &batch.slices {
                 for n in 0..slice.records.len() {
                     let record = String::from_utf8(slice.record(n).to_vec()).unwrap();
-                    out.write_all(format!("{} {}\n", slice.position(n), record.trim_start_matches('0')).as_bytes()).unwrap();
+                    out.write_all(format!("{} {}\n", slice.position(n), record.trim_start_matches('0')).as_bytes())
+                        .unwrap();
                 }
             }
             at.extend(proposal.spans.into_iter().map(|(shard, span)| (shard, span.to)));
@@ -162,7 +164,17 @@ fn wait_drained(folder: &Path, records: u64) {
 
 #[test]
 fn killed_at_every_failpoint_it_keeps_what_it_acknowledged() {
-    let points = ["spool-id", "spool-write", "spool-sync", "spool-synced", "spool-roll", "spool-rolled", "spool-release", "socket-read", "socket-ack"];
+    let points = [
+        "spool-id",
+        "spool-write",
+        "spool-sync",
+        "spool-synced",
+        "spool-roll",
+        "spool-rolled",
+        "spool-release",
+        "socket-read",
+        "socket-ack",
+    ];
     for point in points {
         let dir = tempdir().unwrap();
         let mut sent = 0;

@@ -34,7 +34,11 @@ async fn planned(source: &SocketSource, at: &Positions) -> Vec<String> {
     let Some(proposal) = source.plan(&lane, at, ALL).await.unwrap() else { return Vec::new() };
     let batch = source.read(&lane, &proposal).await.unwrap();
     let slices = batch.slices.iter();
-    slices.flat_map(|s| (0..s.records.len()).map(|n| String::from_utf8(s.record(n).to_vec()).unwrap()).collect::<Vec<_>>()).collect()
+    slices
+        .flat_map(|s| {
+            (0..s.records.len()).map(|n| String::from_utf8(s.record(n).to_vec()).unwrap()).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 fn stop() -> Socket {
@@ -126,7 +130,11 @@ async fn another_spool_in_the_mark_is_said_once_or_stops_and_its_folder_may_come
     assert_eq!(adopt(&new, &mark).await.unwrap().warnings.len(), 0, "said once");
     mark.extend(at(&new_shard, new.spool().0.end()));
     let replay = Proposal {
-        spans: [(old_shard.clone(), tidemill_checkpoint::Span { from: Position::number(64), to: Position::number(99) })].into(),
+        spans: [(
+            old_shard.clone(),
+            tidemill_checkpoint::Span { from: Position::number(64), to: Position::number(99) },
+        )]
+        .into(),
         ..Proposal::default()
     };
     assert!(matches!(new.read(&Lane::single(), &replay).await, Err(SourceError::Lost { .. })), "never an empty batch");

@@ -83,7 +83,9 @@ impl Driven {
         let lines = |batch: &crate::source::RawBatch| -> Vec<(Position, String)> {
             let slices = batch.slices.iter();
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            slices.flat_map(|s| (0..s.records.len()).map(|n| (s.position(n), text(s.record(n)))).collect::<Vec<_>>()).collect()
+            slices
+                .flat_map(|s| (0..s.records.len()).map(|n| (s.position(n), text(s.record(n)))).collect::<Vec<_>>())
+                .collect()
         };
         assert_eq!(lines(&batch), lines(&again));
         assert_eq!(batch.rejects, again.rejects);
@@ -110,8 +112,8 @@ impl Driven {
         assert_eq!((self.records.len(), self.rejects.len()), (records, rejects));
     }
 
-    /// Takes batches until the end.
-    pub async fn to_the_end(&mut self) {
+    /// `--once`: takes batches until the end.
+    pub async fn drain(&mut self) {
         self.source.finish();
         while timeout(SOON, self.source.event()).await.unwrap().unwrap() != SourceEvent::End {
             self.batch(ALL).await;
@@ -170,7 +172,10 @@ async fn counts_are_sent_only_after_the_sync_and_name_what_survives() {
     write.write_all(b"one\ntwo\n").await.unwrap();
     let error = timeout(SOON, driven.source.event()).await.unwrap().unwrap_err();
     assert!(matches!(&error, SourceError::Transient { .. }) && error.to_string().contains("held back"), "{error}");
-    assert!(timeout(Duration::from_millis(300), lines.next_line()).await.is_err(), "nothing is durable, nothing is said");
+    assert!(
+        timeout(Duration::from_millis(300), lines.next_line()).await.is_err(),
+        "nothing is durable, nothing is said"
+    );
     assert_eq!(driven.source.plan(&Lane::single(), &driven.at, ALL).await.unwrap().map(|p| p.spans), None);
     spool.full.store(false, Ordering::Release);
     assert_eq!(timeout(SOON, lines.next_line()).await.unwrap().unwrap().as_deref(), Some("2"));
@@ -238,7 +243,8 @@ async fn a_full_spool_holds_the_sender_back_and_nothing_grows() {
     }
     assert!(!sender.is_finished() && last < LINES as u64 * 1000 / 2, "{last} bytes were taken from the sender");
     // A segment may go between listing and looking.
-    let on_disk = |dir: &Path| segments(dir).iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.len()).sum::<u64>();
+    let on_disk =
+        |dir: &Path| segments(dir).iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.len()).sum::<u64>();
     assert!(on_disk(&driven.dir) < MOST + 128 * 1024, "{}", on_disk(&driven.dir));
     // It goes on as fast as the job releases, within the same bound.
     while driven.records.len() < LINES {
@@ -313,7 +319,7 @@ async fn once_ends_when_the_peer_has_closed_and_everything_is_planned() {
     assert!(timeout(Duration::from_millis(200), driven.source.event()).await.is_err(), "one is still here");
     two.write_all(b"d\ne").await.unwrap();
     drop(two);
-    driven.to_the_end().await;
+    driven.drain().await;
     assert_eq!((driven.records.len(), driven.rejects.len()), (4, 1));
 
     // Connecting: when the first connection ended, also where that was before the call.
@@ -328,7 +334,7 @@ async fn once_ends_when_the_peer_has_closed_and_everything_is_planned() {
         stream.write_all(b"only\n").await.unwrap();
         drop((stream, server));
         driven.until(1, 0).await;
-        driven.to_the_end().await;
+        driven.drain().await;
         assert_eq!(driven.records, ["only"]);
     }
 }
@@ -356,4 +362,31 @@ async fn event_wakes_for_what_lies_in_the_spool_already_and_lag_counts_it() {
     let start = driven.source.origin(&Lane::single()).await.unwrap().positions;
     driven.source.adopt(&Lane::single(), &start, &History::default()).await.unwrap();
     assert_eq!(timeout(SOON, driven.source.event()).await.unwrap().unwrap(), SourceEvent::Data);
+}
+
+/// A measurement, not a test: from sent to durable and acknowledged, beside a bare write and fdatasync of the same size.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: run it alone, with --nocapture"]
+async fn latency_beside_a_bare_fdatasync() {
+    use std::io::Write as _;
+    const ROUNDS: usize = 1000;
+    let driven = Driven::start(&Socket { ack: true, ..listen() }).await;
+    let (read, mut write) = driven.client().await.into_split();
+    let mut lines = BufReader::new(read).lines();
+    let mut bare = fs::File::create(driven.dir.join("bare")).unwrap();
+    let (mut acked, mut synced) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let since = Instant::now();
+        write.write_all(&[&[b'x'; 200][..], b"\n"].concat()).await.unwrap();
+        lines.next_line().await.unwrap();
+        acked.push(since.elapsed());
+        let since = Instant::now();
+        bare.write_all(&[b'x'; 250]).unwrap();
+        bare.sync_data().unwrap();
+        synced.push(since.elapsed());
+    }
+    for (name, mut times) in [("acknowledged", acked), ("bare fdatasync", synced)] {
+        times.sort();
+        println!("{name}: p50 {:?}, p99 {:?}", times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
+    }
 }
