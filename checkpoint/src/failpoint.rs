@@ -43,7 +43,12 @@ mod active {
     fn parse(part: &str) -> Option<Point> {
         let mut fields = part.rsplitn(3, ':');
         let (action, at, name) = (fields.next()?, fields.next()?, fields.next()?);
-        Some(Point { name: name.to_owned(), at: at.parse().ok()?, action: action.to_owned(), passed: AtomicU64::new(0) })
+        Some(Point {
+            name: name.to_owned(),
+            at: at.parse().ok()?,
+            action: action.to_owned(),
+            passed: AtomicU64::new(0),
+        })
     }
 
     pub fn pass(name: &str) -> io::Result<()> {
@@ -55,7 +60,8 @@ mod active {
             }
             match action {
                 "kill" | "stop" => {
-                    let signal = if action == "kill" { rustix::process::Signal::KILL } else { rustix::process::Signal::STOP };
+                    let signal =
+                        if action == "kill" { rustix::process::Signal::KILL } else { rustix::process::Signal::STOP };
                     let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
                 }
                 "full" => return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error())),

@@ -17,7 +17,9 @@ impl Digest {
     }
     /// The digest of a value's JSON. Deterministic for types made of structs, lists and ordered maps.
     pub fn of_json<T: Serialize>(value: &T) -> Self {
-        Self::of(&serde_json::to_vec(value).expect("protocol types serialise: they have text keys and no foreign types"))
+        Self::of(
+            &serde_json::to_vec(value).expect("protocol types serialise: they have text keys and no foreign types"),
+        )
     }
     /// A rolling digest: of `self` followed by `bytes`.
     pub fn then(self, bytes: &[u8]) -> Self {

@@ -16,6 +16,7 @@ pub mod failpoint;
 pub mod ident;
 pub mod ledger;
 pub mod mark;
+pub mod next;
 pub mod permit;
 pub mod plan;
 pub mod position;

@@ -68,6 +68,12 @@ impl Permit {
         Self { key, expected: None, mark, entries: Vec::new() }
     }
 
+    /// The same permit with log entries: for the new anchor of a plan that moves the anchor, which gets all that the logs
+    /// hold.
+    pub fn carrying(self, entries: Vec<Entry>) -> Self {
+        Self { entries, ..self }
+    }
+
     /// Whose right it is.
     pub fn key(&self) -> &LaneKey {
         &self.key

@@ -148,7 +148,8 @@ pub enum Standing {
 
 /// Where `mine` stands to `theirs`. Beyond in any shard wins: such a difference has no explanation.
 pub fn standing(mine: &Positions, theirs: &Positions) -> Standing {
-    let mut result = if theirs.keys().all(|shard| mine.contains_key(shard)) { Standing::Equal } else { Standing::Behind };
+    let mut result =
+        if theirs.keys().all(|shard| mine.contains_key(shard)) { Standing::Equal } else { Standing::Behind };
     for (shard, position) in mine {
         match theirs.get(shard).map(|other| position.cmp(other)) {
             None | Some(Ordering::Greater) => return Standing::Beyond,
@@ -191,7 +192,11 @@ pub fn advance(at: &Positions, spans: &Spans) -> Result<Positions, SpanError> {
         if let Some(position) = at.get(shard)
             && *position != span.from
         {
-            return Err(SpanError::NotContiguous { shard: shard.clone(), at: position.clone(), from: span.from.clone() });
+            return Err(SpanError::NotContiguous {
+                shard: shard.clone(),
+                at: position.clone(),
+                from: span.from.clone(),
+            });
         }
         if span.to < span.from {
             return Err(SpanError::Backwards { shard: shard.clone(), from: span.from.clone(), to: span.to.clone() });

@@ -31,7 +31,13 @@ pub trait Ledger: Send + Sync {
     /// As an anchor: what is held for a lane.
     fn held(&self, job: &str, lane: &Lane) -> Result<Held, Error>;
     /// As an anchor: claims a lane. [`Error::Fenced`] where the stored generation is not lower. Durable.
-    fn claim(&self, job: &str, lane: &Lane, generation: Generation, owner: &Owner) -> Result<(LaneKey, Option<Mark>), Error>;
+    fn claim(
+        &self,
+        job: &str,
+        lane: &Lane,
+        generation: Generation,
+        owner: &Owner,
+    ) -> Result<(LaneKey, Option<Mark>), Error>;
     /// As an anchor: the entries of a log from number `from` on.
     fn entries(&self, job: &str, lane: &Lane, log: &LogName, from: u64) -> Result<Vec<Entry>, Error>;
     /// As an anchor: compare-and-swap of mark and entries (see [`Permit`]). Durable.
