@@ -3,6 +3,10 @@
 //! A *marked* sink stores rows and mark in one atomic step and can be the anchor. An *unmarked* one (console) commits
 //! first and remembers nothing: at least once.
 
+mod cell;
+mod durable;
+pub mod sqlite;
+
 use std::{any::Any, collections::BTreeMap};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
@@ -48,7 +52,7 @@ impl std::fmt::Debug for Staged {
 }
 
 /// What can go wrong in a sink.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum SinkError {
     /// It may pass: try again with backoff.
     #[error("{what}: {cause}")]
@@ -98,6 +102,25 @@ impl SinkError {
     }
 }
 
+/// A row that the sink's target refused, kept by the sink in the commit of its batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkReject {
+    /// Its number in the lane's rejects, from 0: what a position in the shard `rejects:<sink>` counts.
+    pub number: u64,
+    /// The plan's number.
+    pub seq: u64,
+    /// The plan's input digest.
+    pub input: Digest,
+    /// The row's index among the rows that the sink was given for the plan.
+    pub row: u64,
+    /// A short, stable word for metrics: `constraint`, `null_key`.
+    pub reason: String,
+    /// The target's own sentence.
+    pub detail: String,
+    /// The row as a JSON object.
+    pub record: String,
+}
+
 /// The marks of several lanes.
 pub type Marks = BTreeMap<Lane, Held>;
 
@@ -130,6 +153,12 @@ pub trait Sink: Send + Sync {
     /// per permit, in order; lanes are independent.
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>>;
 
+    /// Rows that the target refused, from number `from` on, in order. Sinks that refuse no single row have none.
+    async fn rejects(&self, lane: &Lane, from: u64) -> Result<Vec<SinkReject>, SinkError> {
+        let _ = (lane, from);
+        Ok(Vec::new())
+    }
+
     /// Says that the owner lives: changes [`Held::beat`]. Unsynced, never a part of a mark.
     async fn beat(&self, key: &LaneKey) -> Result<(), SinkError>;
 
@@ -138,4 +167,9 @@ pub trait Sink: Send + Sync {
 
     /// Forgets marks, claims and logs of the job in this sink (`checkpoint reset --sinks`); rows stay.
     async fn reset(&self) -> Result<(), SinkError>;
+}
+
+/// Runs blocking work off the runtime. A task that panicked is reported, not passed on: other lanes go on.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SinkError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| SinkError::Fatal(format!("a task of the sink ended: {error}")))
 }

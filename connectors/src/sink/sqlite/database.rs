@@ -1,0 +1,217 @@
+//! One connection for all sinks of a database file in this process, and what its errors mean.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use crate::sink::{SinkError, durable};
+
+/// How long a statement waits for another process's lock before the batch is retried.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Statements kept prepared.
+const STATEMENTS: usize = 64;
+
+static DATABASES: LazyLock<Mutex<HashMap<PathBuf, Weak<Database>>>> = LazyLock::new(Mutex::default);
+
+/// A database file. Opened at the first write, never by looking at it.
+pub(super) struct Database {
+    path: PathBuf,
+    open: Mutex<Option<Open>>,
+}
+
+struct Open {
+    connection: Connection,
+    /// Device and inode: a file that was removed or replaced under us must not swallow commits.
+    identity: (u64, u64),
+}
+
+impl Database {
+    /// The database at `path`, shared with every other sink of this process that names the same file.
+    pub(super) fn shared(path: &Path) -> Result<Arc<Self>, SinkError> {
+        let path = durable::canonical(path).map_err(|error| SinkError::io(format!("finding {}", path.display()), &error))?;
+        let mut databases = DATABASES.lock().unwrap_or_else(PoisonError::into_inner);
+        databases.retain(|_, database| database.strong_count() > 0);
+        if let Some(database) = databases.get(&path).and_then(Weak::upgrade) {
+            return Ok(database);
+        }
+        let database = Arc::new(Self { path: path.clone(), open: Mutex::new(None) });
+        databases.insert(path, Arc::downgrade(&database));
+        Ok(database)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `work` on the connection, which is opened (and the file made) where it is not. After an I/O error the
+    /// connection is closed, so that the next call begins with what the disk really holds.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, Failure>) -> Result<T, SinkError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        self.run(&mut open, work)
+    }
+
+    /// The same, where nobody is using the connection and it is open.
+    pub(super) fn with_idle<T>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, Failure>,
+    ) -> Option<Result<T, SinkError>> {
+        let mut open = self.open.try_lock().ok()?;
+        open.is_some().then(|| self.run(&mut open, work))
+    }
+
+    fn run<T>(
+        &self,
+        open: &mut Option<Open>,
+        work: impl FnOnce(&mut Connection) -> Result<T, Failure>,
+    ) -> Result<T, SinkError> {
+        if open.as_ref().is_some_and(|open| identity(&self.path) != Some(open.identity)) {
+            tracing::warn!(database = %self.path.display(), "the database file was removed or replaced: opening it anew");
+            *open = None;
+        }
+        let connection = match open {
+            Some(open) => &mut open.connection,
+            None => &mut open.insert(self.connect()?).connection,
+        };
+        let result = work(connection);
+        if connection.is_autocommit() && !matches!(&result, Err(Failure::Sqlite(_, error)) if breaks(error)) {
+            return result.map_err(|failure| failure.explain(&self.path));
+        }
+        *open = None;
+        result.map_err(|failure| failure.explain(&self.path))
+    }
+
+    fn connect(&self) -> Result<Open, SinkError> {
+        let folder = durable::parent(&self.path);
+        let io = |error| SinkError::io(format!("making the folder of {}", self.path.display()), &error);
+        durable::create_dir_all(folder).map_err(io)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = || -> rusqlite::Result<Connection> {
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.set_prepared_statement_cache_capacity(STATEMENTS);
+            // WAL with FULL is one sync a commit where the rollback journal takes three or four. A file system that
+            // cannot do WAL keeps its journal: slower, and as safe.
+            connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+            connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384;")?;
+            Ok(connection)
+        };
+        let connection = open().map_err(|error| Failure::Sqlite("opening", error).explain(&self.path))?;
+        durable::sync_dir(folder).map_err(io)?;
+        let identity = identity(&self.path)
+            .ok_or_else(|| SinkError::Transient { what: format!("opening {}", self.path.display()), cause: "it is gone again".into() })?;
+        Ok(Open { connection, identity })
+    }
+
+    /// Reads without changing anything on the disk; `None` where there is no file.
+    pub(super) fn read<T>(&self, work: impl Fn(&Connection) -> rusqlite::Result<T>) -> Result<Option<T>, SinkError> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        // A database in WAL mode that nobody has open is read as immutable: a plain reader would leave `-wal` and
+        // `-shm` files. Where somebody opens it just then, a plain read is the second try.
+        let at_rest = !self.wal().exists();
+        match self.read_as(at_rest, &work) {
+            Err(_) if at_rest && self.wal().exists() => self.read_as(false, &work),
+            other => other,
+        }
+        .map(Some)
+        .map_err(|error| Failure::Sqlite("reading", error).explain(&self.path))
+    }
+
+    fn wal(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push("-wal");
+        name.into()
+    }
+
+    fn read_as<T>(&self, immutable: bool, work: &impl Fn(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        use std::os::unix::ffi::OsStrExt as _;
+        let mut uri = String::from("file:");
+        for byte in self.path.as_os_str().as_bytes() {
+            let plain = byte.is_ascii_alphanumeric() || b"/-_.".contains(byte);
+            if plain { uri.push(char::from(*byte)) } else { uri.push_str(&format!("%{byte:02X}")) }
+        }
+        uri.push_str(if immutable { "?mode=ro&immutable=1" } else { "?mode=ro" });
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(uri, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        work(&connection)
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// What stops a piece of work on a database.
+pub(super) enum Failure {
+    /// SQLite said no, while this was being done.
+    Sqlite(&'static str, rusqlite::Error),
+    /// The protocol or the sink said no.
+    Sink(SinkError),
+}
+
+impl From<SinkError> for Failure {
+    fn from(error: SinkError) -> Self {
+        Self::Sink(error)
+    }
+}
+
+/// `.doing("...")` on a result of SQLite.
+pub(super) trait Doing<T> {
+    fn doing(self, what: &'static str) -> Result<T, Failure>;
+}
+
+impl<T> Doing<T> for rusqlite::Result<T> {
+    fn doing(self, what: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::Sqlite(what, error))
+    }
+}
+
+impl Doing<()> for std::io::Result<()> {
+    fn doing(self, what: &'static str) -> Result<(), Failure> {
+        self.map_err(|error| Failure::Sink(SinkError::io(what, &error)))
+    }
+}
+
+impl Failure {
+    fn explain(self, path: &Path) -> SinkError {
+        let (what, error) = match self {
+            Self::Sink(error) => return error,
+            Self::Sqlite(what, error) => (what, error),
+        };
+        let file = path.display();
+        let transient = |cause: String| SinkError::Transient { what: format!("{what} {file}"), cause };
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                transient(format!("locked by another process for more than {} s", BUSY_TIMEOUT.as_secs()))
+            }
+            Some(ErrorCode::DiskFull) => transient("the disk is full: free some space".into()),
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::OutOfMemory | ErrorCode::FileLockingProtocolFailed) => {
+                transient(error.to_string())
+            }
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => SinkError::Fatal(format!(
+                "{file} is not a SQLite database, or it is damaged ({error}): restore it from a backup, or move it away to start anew"
+            )),
+            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => {
+                SinkError::Fatal(format!("{what} {file}: {error}: give this user the right to write the file and its folder"))
+            }
+            _ => SinkError::Fatal(format!("{what} {file}: {error}")),
+        }
+    }
+}
+
+fn breaks(error: &rusqlite::Error) -> bool {
+    !matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::ConstraintViolation | ErrorCode::DiskFull)
+    )
+}
