@@ -3,9 +3,9 @@
 use arrow::{
     array::{Array, AsArray, RecordBatch},
     datatypes::{
-        DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Schema,
-        TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, TimeUnit, UInt8Type,
-        UInt16Type, UInt32Type, UInt64Type,
+        DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
+        Schema, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+        TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
     },
     util::display::{ArrayFormatter, FormatOptions},
 };
@@ -37,8 +37,12 @@ fn rfc3339(at: Option<DateTime<Utc>>) -> Option<String> {
 pub(crate) fn timestamp_text(array: &dyn Array, row: usize, unit: TimeUnit) -> Option<String> {
     rfc3339(match unit {
         TimeUnit::Second => DateTime::from_timestamp(array.as_primitive::<TimestampSecondType>().value(row), 0),
-        TimeUnit::Millisecond => DateTime::from_timestamp_millis(array.as_primitive::<TimestampMillisecondType>().value(row)),
-        TimeUnit::Microsecond => DateTime::from_timestamp_micros(array.as_primitive::<TimestampMicrosecondType>().value(row)),
+        TimeUnit::Millisecond => {
+            DateTime::from_timestamp_millis(array.as_primitive::<TimestampMillisecondType>().value(row))
+        }
+        TimeUnit::Microsecond => {
+            DateTime::from_timestamp_micros(array.as_primitive::<TimestampMicrosecondType>().value(row))
+        }
         TimeUnit::Nanosecond => {
             Some(DateTime::from_timestamp_nanos(array.as_primitive::<TimestampNanosecondType>().value(row)))
         }
@@ -89,7 +93,9 @@ pub(crate) fn text(array: &dyn Array, row: usize) -> String {
         DataType::LargeUtf8 => array.as_string::<i64>().value(row).to_owned(),
         DataType::Utf8View => array.as_string_view().value(row).to_owned(),
         DataType::Timestamp(unit, _) => timestamp_text(array, row, *unit).unwrap_or_else(|| plain(array, row)),
-        DataType::Date32 => date_text(array.as_primitive::<Date32Type>().value(row)).unwrap_or_else(|| plain(array, row)),
+        DataType::Date32 => {
+            date_text(array.as_primitive::<Date32Type>().value(row)).unwrap_or_else(|| plain(array, row))
+        }
         DataType::Decimal128(..) => array.as_primitive::<Decimal128Type>().value_as_string(row),
         DataType::List(_) | DataType::Struct(_) => json(array, row).to_string(),
         _ => plain(array, row),

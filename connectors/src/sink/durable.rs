@@ -14,7 +14,8 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
 /// Makes a folder and those above it, and syncs the parent of each. A folder that is there already may be another
 /// process's of a moment ago, so the parents that have to be synced are found by their owner: the last one always is.
 pub(crate) fn create_dir_all(path: &Path) -> io::Result<()> {
-    let missing: Vec<PathBuf> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()).map(PathBuf::from).collect();
+    let missing: Vec<PathBuf> =
+        path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()).map(PathBuf::from).collect();
     for dir in missing.iter().rev() {
         match fs::create_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
@@ -72,7 +73,9 @@ mod tests {
 
     #[test]
     fn components_are_one_name_each_and_differ() {
-        for (name, text) in [("all", "all"), ("topic/3", "topic%2F3"), ("..", "%2E."), ("", "%"), ("a b%", "a%20b%25"), ("é", "%C3%A9")] {
+        for (name, text) in
+            [("all", "all"), ("topic/3", "topic%2F3"), ("..", "%2E."), ("", "%"), ("a b%", "a%20b%25"), ("é", "%C3%A9")]
+        {
             assert_eq!(component(name), text);
         }
     }

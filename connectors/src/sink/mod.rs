@@ -3,11 +3,16 @@
 //! A *marked* sink stores rows and mark in one atomic step and can be the anchor. An *unmarked* one (console) commits
 //! first and remembers nothing: at least once.
 
+pub mod blackhole;
 mod cell;
+pub mod console;
 mod durable;
+pub mod files;
+pub mod ledger;
 pub mod sqlite;
+mod unmarked;
 
-use std::{any::Any, collections::BTreeMap};
+use std::{any::Any, collections::BTreeMap, sync::Arc};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use async_trait::async_trait;
@@ -167,6 +172,18 @@ pub trait Sink: Send + Sync {
 
     /// Forgets marks, claims and logs of the job in this sink (`checkpoint reset --sinks`); rows stay.
     async fn reset(&self) -> Result<(), SinkError>;
+}
+
+/// The sink of a job's configuration, under `id` (its name, or [`SinkId::local`] for one that lives in a data dir). Opens
+/// no file and connects nowhere: the first call that needs the target does.
+pub fn open(id: SinkId, job: &str, kind: &tidemill_config::SinkKind) -> Result<Arc<dyn Sink>, SinkError> {
+    use tidemill_config::SinkKind;
+    Ok(match kind {
+        SinkKind::Console { first } => Arc::new(console::Console::open(id, *first)),
+        SinkKind::Files(files) => Arc::new(files::Files::open(id, job, files)?),
+        SinkKind::Sqlite { path, table, mode } => Arc::new(sqlite::Sqlite::open(id, job, path, table, mode)?),
+        SinkKind::Blackhole => Arc::new(blackhole::Blackhole::open(id)),
+    })
 }
 
 /// Runs blocking work off the runtime. A task that panicked is reported, not passed on: other lanes go on.

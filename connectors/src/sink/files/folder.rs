@@ -98,7 +98,11 @@ impl Live {
 
     /// The name of log `number` of this generation.
     pub(super) fn log_name(&self, number: u64) -> String {
-        if number == 1 { format!("log-g{}.mark", self.generation) } else { format!("log-g{}-{number}.mark", self.generation) }
+        if number == 1 {
+            format!("log-g{}.mark", self.generation)
+        } else {
+            format!("log-g{}-{number}.mark", self.generation)
+        }
     }
 
     fn held(&self) -> io::Result<Held> {
@@ -115,8 +119,8 @@ impl Live {
             }),
         };
         let (owner, released) = claim.unwrap_or_else(|| (nobody(), false));
-        let claim = (self.generation > Generation::default())
-            .then_some(Claim { generation: self.generation, owner, released });
+        let claim =
+            (self.generation > Generation::default()).then_some(Claim { generation: self.generation, owner, released });
         let beat = match fs::read_to_string(self.beat()) {
             Ok(text) => text.trim().parse().unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -198,7 +202,8 @@ impl Folder {
     fn rename(&self, live: &Live, mine: &Live, owner: &Owner) -> io::Result<bool> {
         let text = serde_json::to_vec(&Ticket { generation: mine.generation, owner: owner.clone() })?;
         pass("files.claim-before-rename")?;
-        let renamed = fs::write(live.path.join(ticket(&mine.token)), text).and_then(|()| fs::rename(&live.path, &mine.path));
+        let renamed =
+            fs::write(live.path.join(ticket(&mine.token)), text).and_then(|()| fs::rename(&live.path, &mine.path));
         match renamed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => mine.is_mine(),
             other => other.map(|()| true),
@@ -230,7 +235,8 @@ impl Folder {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let stale = (name.starts_with("log-g") && *name != *keep) || (name.starts_with("claim-") && *name != ticket(&live.token));
+            let stale = (name.starts_with("log-g") && *name != *keep)
+                || (name.starts_with("claim-") && *name != ticket(&live.token));
             if stale {
                 fs::remove_file(entry.path())?;
             }

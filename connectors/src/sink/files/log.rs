@@ -25,7 +25,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tidemill_checkpoint::{Entry, Generation, LogName, Mark, Owner, Timestamp};
+use tidemill_checkpoint::{Digest, Entry, Generation, LogName, Mark, Owner, Timestamp};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -133,7 +133,8 @@ fn damaged(path: &Path, what: &str) -> io::Error {
 }
 
 fn json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> io::Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| damaged(path, &format!("a record that this version cannot read: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| damaged(path, &format!("a record that this version cannot read: {error}")))
 }
 
 impl Image {
@@ -174,6 +175,17 @@ impl Image {
             Some(commit) => (commit.renames.clone(), commit.active.clone()),
             None => (self.start.renames.clone(), self.start.active.clone()),
         }
+    }
+
+    /// Rolling files as the commit of `digest` left them, which may not be the last one.
+    pub(super) fn active_at(&self, path: &Path, digest: Option<Digest>) -> io::Result<BTreeMap<String, Active>> {
+        for (_, range) in self.records.iter().rev().filter(|(kind, _)| kind.starts_with("mark")) {
+            let commit: Commit = json(path, &self.bytes[range.clone()])?;
+            if Some(commit.mark.digest) == digest {
+                return Ok(commit.active);
+            }
+        }
+        Ok(self.start.active.clone())
     }
 
     /// Entries that no plan has pruned, of `log` or of all, in the order in which they were appended.

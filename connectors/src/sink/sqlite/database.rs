@@ -35,7 +35,8 @@ struct Open {
 impl Database {
     /// The database at `path`, shared with every other sink of this process that names the same file.
     pub(super) fn shared(path: &Path) -> Result<Arc<Self>, SinkError> {
-        let path = durable::canonical(path).map_err(|error| SinkError::io(format!("finding {}", path.display()), &error))?;
+        let path =
+            durable::canonical(path).map_err(|error| SinkError::io(format!("finding {}", path.display()), &error))?;
         let mut databases = DATABASES.lock().unwrap_or_else(PoisonError::into_inner);
         databases.retain(|_, database| database.strong_count() > 0);
         if let Some(database) = databases.get(&path).and_then(Weak::upgrade) {
@@ -99,13 +100,16 @@ impl Database {
             // WAL with FULL is one sync a commit where the rollback journal takes three or four. A file system that
             // cannot do WAL keeps its journal: slower, and as safe.
             connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-            connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384;")?;
+            connection
+                .execute_batch("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384;")?;
             Ok(connection)
         };
         let connection = open().map_err(|error| Failure::Sqlite("opening", error).explain(&self.path))?;
         durable::sync_dir(folder).map_err(io)?;
-        let identity = identity(&self.path)
-            .ok_or_else(|| SinkError::Transient { what: format!("opening {}", self.path.display()), cause: "it is gone again".into() })?;
+        let identity = identity(&self.path).ok_or_else(|| SinkError::Transient {
+            what: format!("opening {}", self.path.display()),
+            cause: "it is gone again".into(),
+        })?;
         Ok(Open { connection, identity })
     }
 
@@ -195,14 +199,19 @@ impl Failure {
                 transient(format!("locked by another process for more than {} s", BUSY_TIMEOUT.as_secs()))
             }
             Some(ErrorCode::DiskFull) => transient("the disk is full: free some space".into()),
-            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::OutOfMemory | ErrorCode::FileLockingProtocolFailed) => {
-                transient(error.to_string())
-            }
+            Some(
+                ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::OutOfMemory
+                | ErrorCode::FileLockingProtocolFailed,
+            ) => transient(error.to_string()),
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => SinkError::Fatal(format!(
                 "{file} is not a SQLite database, or it is damaged ({error}): restore it from a backup, or move it away to start anew"
             )),
             Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => {
-                SinkError::Fatal(format!("{what} {file}: {error}: give this user the right to write the file and its folder"))
+                SinkError::Fatal(format!(
+                    "{what} {file}: {error}: give this user the right to write the file and its folder"
+                ))
             }
             _ => SinkError::Fatal(format!("{what} {file}: {error}")),
         }
@@ -212,6 +221,8 @@ impl Failure {
 fn breaks(error: &rusqlite::Error) -> bool {
     !matches!(
         error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::ConstraintViolation | ErrorCode::DiskFull)
+        Some(
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::ConstraintViolation | ErrorCode::DiskFull
+        )
     )
 }

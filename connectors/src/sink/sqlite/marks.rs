@@ -1,7 +1,9 @@
 //! Tidemill's own tables in a user's database: claims and marks, logs, rejects, beats.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use tidemill_checkpoint::{Claim, Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, SinkId};
+use tidemill_checkpoint::{
+    Claim, Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, SinkId,
+};
 use uuid::Uuid;
 
 use super::database::{Doing, Failure};
@@ -81,7 +83,8 @@ impl Scope {
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
             ON CONFLICT DO UPDATE SET generation = excluded.generation, owner = excluded.owner,
                 data_dir = excluded.data_dir, instance = excluded.instance, released = 0";
-        let values = params![job, sink, lane, number(mine), owner.name, owner.data_dir.to_string(), owner.instance.to_string()];
+        let values =
+            params![job, sink, lane, number(mine), owner.name, owner.data_dir.to_string(), owner.instance.to_string()];
         connection.execute(sql, values).doing(doing)?;
         let sql = "INSERT INTO tidemill_beats (job, sink, lane, generation, beat) VALUES (?1, ?2, ?3, ?4, 0)
             ON CONFLICT DO UPDATE SET generation = excluded.generation, beat = beat + 1";
@@ -100,7 +103,8 @@ impl Scope {
             WHERE job = ?1 AND sink = ?2 AND lane = ?3 AND digest IS ?6 AND generation = ?7 AND instance = ?8 AND digest IS NOT ?4";
         let expected = permit.expected().map(|digest| digest.to_string());
         let instance = key.owner.instance.to_string();
-        let values = params![job, sink, lane, mark.digest.to_string(), text, expected, number(key.generation), instance];
+        let values =
+            params![job, sink, lane, mark.digest.to_string(), text, expected, number(key.generation), instance];
         if connection.prepare_cached(sql).doing(doing)?.execute(values).doing(doing)? == 1 {
             return Ok(true);
         }
@@ -127,16 +131,25 @@ impl Scope {
         let sql = "INSERT OR REPLACE INTO tidemill_entries (job, sink, lane, log, number, text) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         let mut insert = connection.prepare_cached(sql).doing(doing)?;
         for entry in permit.entries() {
-            insert.execute(params![job, sink, lane, entry.log.as_str(), whole(entry.number), entry.text]).doing(doing)?;
+            insert
+                .execute(params![job, sink, lane, entry.log.as_str(), whole(entry.number), entry.text])
+                .doing(doing)?;
         }
-        let sql = "DELETE FROM tidemill_entries WHERE job = ?1 AND sink = ?2 AND lane = ?3 AND log = ?4 AND number < ?5";
+        let sql =
+            "DELETE FROM tidemill_entries WHERE job = ?1 AND sink = ?2 AND lane = ?3 AND log = ?4 AND number < ?5";
         for (log, range) in permit.mark().plan.logs.iter().filter(|(_, range)| range.first > 0) {
             connection.execute(sql, params![job, sink, lane, log.as_str(), whole(range.first)]).doing(doing)?;
         }
         Ok(())
     }
 
-    pub(super) fn history(&self, connection: &Connection, lane: &Lane, log: &LogName, from: u64) -> rusqlite::Result<Vec<Entry>> {
+    pub(super) fn history(
+        &self,
+        connection: &Connection,
+        lane: &Lane,
+        log: &LogName,
+        from: u64,
+    ) -> rusqlite::Result<Vec<Entry>> {
         if !Self::has(connection, "tidemill_entries")? {
             return Ok(Vec::new());
         }
@@ -144,25 +157,44 @@ impl Scope {
         let sql = "SELECT number, text FROM tidemill_entries
             WHERE job = ?1 AND sink = ?2 AND lane = ?3 AND log = ?4 AND number >= ?5 ORDER BY number";
         let mut statement = connection.prepare(sql)?;
-        let read = |row: &Row<'_>| Ok(Entry { log: log.clone(), number: row.get::<_, i64>(0)?.unsigned_abs(), text: row.get(1)? });
+        let read = |row: &Row<'_>| {
+            Ok(Entry { log: log.clone(), number: row.get::<_, i64>(0)?.unsigned_abs(), text: row.get(1)? })
+        };
         statement.query_map(params![job, sink, lane, log.as_str(), whole(from)], read)?.collect()
     }
 
     /// Keeps rejected rows, numbered on from the last one of the lane.
-    pub(super) fn reject(&self, connection: &Connection, permit: &Permit, rejects: &[SinkReject]) -> Result<(), Failure> {
+    pub(super) fn reject(
+        &self,
+        connection: &Connection,
+        permit: &Permit,
+        rejects: &[SinkReject],
+    ) -> Result<(), Failure> {
         if rejects.is_empty() {
             return Ok(());
         }
         let doing = "keeping rejected rows in";
         let [job, sink, lane] = self.keys(&permit.key().lane);
-        let sql = "SELECT coalesce(max(number) + 1, 0) FROM tidemill_rejects WHERE job = ?1 AND sink = ?2 AND lane = ?3";
+        let sql =
+            "SELECT coalesce(max(number) + 1, 0) FROM tidemill_rejects WHERE job = ?1 AND sink = ?2 AND lane = ?3";
         let first: i64 = connection.query_row(sql, [job, sink, lane], |row| row.get(0)).doing(doing)?;
         let sql = "INSERT INTO tidemill_rejects (job, sink, lane, number, seq, input, row, reason, detail, record)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         let mut insert = connection.prepare_cached(sql).doing(doing)?;
         for (reject, number) in rejects.iter().zip(first..) {
             let (input, row) = (reject.input.to_string(), whole(reject.row));
-            let values = params![job, sink, lane, number, whole(reject.seq), input, row, reject.reason, reject.detail, reject.record];
+            let values = params![
+                job,
+                sink,
+                lane,
+                number,
+                whole(reject.seq),
+                input,
+                row,
+                reject.reason,
+                reject.detail,
+                reject.record
+            ];
             insert.execute(values).doing(doing)?;
         }
         Ok(())
@@ -179,7 +211,8 @@ impl Scope {
             Ok(SinkReject {
                 number: row.get::<_, i64>(0)?.unsigned_abs(),
                 seq: row.get::<_, i64>(1)?.unsigned_abs(),
-                input: Digest::parse(&row.get::<_, String>(2)?).ok_or_else(|| unreadable(2, "a digest is 64 hex digits"))?,
+                input: Digest::parse(&row.get::<_, String>(2)?)
+                    .ok_or_else(|| unreadable(2, "a digest is 64 hex digits"))?,
                 row: row.get::<_, i64>(3)?.unsigned_abs(),
                 reason: row.get(4)?,
                 detail: row.get(5)?,
@@ -192,7 +225,8 @@ impl Scope {
     /// Says that the owner lives. `false`: another one does.
     pub(super) fn beat(&self, connection: &Connection, key: &LaneKey) -> rusqlite::Result<bool> {
         let [job, sink, lane] = self.keys(&key.lane);
-        let sql = "UPDATE tidemill_beats SET beat = beat + 1 WHERE job = ?1 AND sink = ?2 AND lane = ?3 AND generation = ?4";
+        let sql =
+            "UPDATE tidemill_beats SET beat = beat + 1 WHERE job = ?1 AND sink = ?2 AND lane = ?3 AND generation = ?4";
         Ok(connection.prepare_cached(sql)?.execute(params![job, sink, lane, number(key.generation)])? == 1)
     }
 

@@ -22,7 +22,9 @@ use std::{path::Path, sync::Arc};
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use async_trait::async_trait;
 use rusqlite::{Connection, TransactionBehavior};
-use tidemill_checkpoint::{Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt, SinkId, failpoint::pass};
+use tidemill_checkpoint::{
+    Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt, SinkId, failpoint::pass,
+};
 use tidemill_config::Mode;
 
 use self::{
@@ -172,7 +174,12 @@ impl Sink for Sqlite {
         .await
     }
 
-    async fn claim(&self, lane: &Lane, generation: Generation, owner: &Owner) -> Result<(LaneKey, Option<Mark>), SinkError> {
+    async fn claim(
+        &self,
+        lane: &Lane,
+        generation: Generation,
+        owner: &Owner,
+    ) -> Result<(LaneKey, Option<Mark>), SinkError> {
         let key = LaneKey { sink: self.id().clone(), lane: lane.clone(), generation, owner: owner.clone() };
         self.run(move |inner| Ok((key.clone(), inner.claim(&key.lane, key.generation, &key.owner)?))).await
     }
@@ -198,12 +205,13 @@ impl Sink for Sqlite {
     async fn prepare(&self, schema: &SchemaRef) -> Result<(), SinkError> {
         let schema = schema.clone();
         self.run(move |inner| {
-            inner.database.with(|connection| writing(connection, |connection| inner.table.prepare(connection, &schema))).map_err(
-                |error| match error {
+            inner
+                .database
+                .with(|connection| writing(connection, |connection| inner.table.prepare(connection, &schema)))
+                .map_err(|error| match error {
                     SinkError::Fatal(why) => SinkError::Fatal(format!("{}: {why}", inner.database.path().display())),
                     other => other,
-                },
-            )
+                })
         })
         .await
     }
@@ -234,7 +242,10 @@ impl Sink for Sqlite {
 
     async fn release(&self, key: &LaneKey) -> Result<(), SinkError> {
         let key = key.clone();
-        self.run(move |inner| inner.database.with(|connection| inner.scope.release(connection, &key).doing("releasing a lane in"))).await
+        self.run(move |inner| {
+            inner.database.with(|connection| inner.scope.release(connection, &key).doing("releasing a lane in"))
+        })
+        .await
     }
 
     async fn reset(&self) -> Result<(), SinkError> {

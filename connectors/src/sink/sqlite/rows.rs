@@ -1,7 +1,10 @@
 //! Rows of record batches into a prepared statement; what SQLite refuses becomes a reject.
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, StringViewArray},
+    array::{
+        Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+        StringViewArray,
+    },
     datatypes::{DataType, Date32Type, Float32Type, Int8Type, Int16Type, TimeUnit, UInt8Type, UInt16Type, UInt32Type},
 };
 use rusqlite::{
@@ -64,7 +67,9 @@ impl<'a> Column<'a> {
 
 fn other(array: &ArrayRef, row: usize) -> ToSqlOutput<'_> {
     ToSqlOutput::Owned(match array.data_type() {
-        DataType::LargeUtf8 => return ToSqlOutput::Borrowed(ValueRef::Text(array.as_string::<i64>().value(row).as_bytes())),
+        DataType::LargeUtf8 => {
+            return ToSqlOutput::Borrowed(ValueRef::Text(array.as_string::<i64>().value(row).as_bytes()));
+        }
         DataType::Binary => return ToSqlOutput::Borrowed(ValueRef::Blob(array.as_binary::<i32>().value(row))),
         DataType::LargeBinary => return ToSqlOutput::Borrowed(ValueRef::Blob(array.as_binary::<i64>().value(row))),
         DataType::BinaryView => return ToSqlOutput::Borrowed(ValueRef::Blob(array.as_binary_view().value(row))),
@@ -109,7 +114,15 @@ pub(super) fn write(
                 let record = Json::Object(cell::record(batch, row)).to_string();
                 let row = before + row as u64;
                 let input = plan.input();
-                rejects.push(SinkReject { number: 0, seq: plan.seq, input, row, reason: reason.into(), detail, record });
+                rejects.push(SinkReject {
+                    number: 0,
+                    seq: plan.seq,
+                    input,
+                    row,
+                    reason: reason.into(),
+                    detail,
+                    record,
+                });
             }
         }
         before += batch.num_rows() as u64;
@@ -134,7 +147,9 @@ fn refusal(connection: &Connection, error: rusqlite::Error) -> Result<(&'static 
         _ => return Err(error).doing("writing rows to"),
     };
     if connection.is_autocommit() {
-        return Err(Failure::Sink(SinkError::Fatal(format!("a trigger of the table rolls back whole batches ({error}): let it RAISE(ABORT, ...)"))));
+        return Err(Failure::Sink(SinkError::Fatal(format!(
+            "a trigger of the table rolls back whole batches ({error}): let it RAISE(ABORT, ...)"
+        ))));
     }
     Ok((reason, error.to_string()))
 }

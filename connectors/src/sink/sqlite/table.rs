@@ -82,12 +82,16 @@ impl Table {
     /// Makes the table or checks it. Not part of any batch.
     pub(super) fn prepare(&self, connection: &Connection, schema: &Schema) -> Result<(), Failure> {
         if self.name.to_ascii_lowercase().starts_with("tidemill_") {
-            return Err(self.fatal("names that begin with tidemill_ are this program's own: choose another table").into());
+            return Err(self
+                .fatal("names that begin with tidemill_ are this program's own: choose another table")
+                .into());
         }
         for key in &self.key {
             if schema.index_of(key).is_err() {
                 let columns = schema.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ");
-                return Err(self.fatal(&format!("the key column `{key}` is not among the rows' columns: {columns}")).into());
+                return Err(self
+                    .fatal(&format!("the key column `{key}` is not among the rows' columns: {columns}"))
+                    .into());
             }
         }
         let columns = self.columns(connection).doing("looking at the table of")?;
@@ -99,11 +103,14 @@ impl Table {
             return Ok(());
         }
         let (table, key) = (quoted(&self.name), list(&self.key));
-        Err(self.fatal(&format!("an upsert needs a unique index on its key: CREATE UNIQUE INDEX ... ON {table} ({key})")).into())
+        Err(self
+            .fatal(&format!("an upsert needs a unique index on its key: CREATE UNIQUE INDEX ... ON {table} ({key})"))
+            .into())
     }
 
     fn create(&self, schema: &Schema) -> String {
-        let columns = schema.fields().iter().map(|field| format!("{} {}", quoted(field.name()), declared(field.data_type())));
+        let columns =
+            schema.fields().iter().map(|field| format!("{} {}", quoted(field.name()), declared(field.data_type())));
         let mut parts: Vec<String> = columns.collect();
         if !self.key.is_empty() {
             parts.push(format!("UNIQUE ({})", list(&self.key)));
@@ -133,14 +140,18 @@ impl Table {
         }
         let missing = columns.iter().find(|column| column.required && schema.index_of(&column.name).is_err());
         missing.map_or(Ok(()), |column| {
-            Err(self.fatal(&format!("its column `{}` must not be null and has no default, but the rows do not have it", column.name)))
+            Err(self.fatal(&format!(
+                "its column `{}` must not be null and has no default, but the rows do not have it",
+                column.name
+            )))
         })
     }
 
     fn columns(&self, connection: &Connection) -> rusqlite::Result<Vec<Column>> {
         let sql = "SELECT name, type, \"notnull\" AND dflt_value IS NULL AND pk = 0 FROM pragma_table_info(?1)";
         let mut statement = connection.prepare(sql)?;
-        let read = |row: &rusqlite::Row<'_>| Ok(Column { name: row.get(0)?, declared: row.get(1)?, required: row.get(2)? });
+        let read =
+            |row: &rusqlite::Row<'_>| Ok(Column { name: row.get(0)?, declared: row.get(1)?, required: row.get(2)? });
         statement.query_map([&self.name], read)?.collect()
     }
 
@@ -152,7 +163,8 @@ impl Table {
         let indexes: Vec<String> = statement.query_map([&self.name], |row| row.get(0))?.collect::<Result<_, _>>()?;
         let mut statement = connection.prepare("SELECT lower(name) FROM pragma_index_info(?1) ORDER BY 1")?;
         for index in indexes {
-            let columns: Vec<Option<String>> = statement.query_map([index], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            let columns: Vec<Option<String>> =
+                statement.query_map([index], |row| row.get(0))?.collect::<Result<_, _>>()?;
             if columns.into_iter().collect::<Option<Vec<String>>>() == Some(wanted.clone()) {
                 return Ok(true);
             }
