@@ -15,7 +15,8 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build-needs ## run the whole thing once, with nothing set up: feed, clean, store, kill -9, count
-	@test -x target/debug/tidemill || echo "make demo: building Tidemill first (dev profile; minutes the first time, seconds after that) ..."
+	@test -x target/debug/tidemill || { echo "make demo: building Tidemill first: minutes the first time, seconds after that"; \
+		$(CARGO) build $(CARGO_FLAGS) -p tidemill; }
 	@$(CARGO) run -q $(CARGO_FLAGS) -p tidemill -- demo
 
 test: build-needs ## all tests: unit, conformance, golden, end to end, crash (about as long as a build again)

@@ -31,7 +31,8 @@ sinks:
 
 /// Posts with what people write: capitals, emoji, line breaks, quotes, doubles, and some that are empty.
 fn posts(count: usize) -> Vec<Vec<u8>> {
-    let forms = ["Hello TIDE no", "Zwei\nZeilen, ÄÖÜ", "🌊 \"Quoted\" & <b>bold</b>", "e\u{301}ÇOLE\t", "the same again"];
+    let forms =
+        ["Hello TIDE no", "Zwei\nZeilen, ÄÖÜ", "🌊 \"Quoted\" & <b>bold</b>", "e\u{301}ÇOLE\t", "the same again"];
     let post = |n: usize| match n % 7 {
         6 => String::new(),
         5 => forms[4].to_owned(),

@@ -122,7 +122,8 @@ fn the_pod_runs_as_nobody_with_probes_and_files_that_exist() {
     assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/live");
     assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/ready");
 
-    let kustomization: serde_yaml::Value = serde_yaml::from_str(&read(&deploy("kubernetes/kustomization.yaml"))).unwrap();
+    let kustomization: serde_yaml::Value =
+        serde_yaml::from_str(&read(&deploy("kubernetes/kustomization.yaml"))).unwrap();
     let generated = kustomization["configMapGenerator"].as_sequence().unwrap();
     let files = generated.iter().flat_map(|map| map["files"].as_sequence().unwrap());
     for file in files.chain(kustomization["resources"].as_sequence().unwrap()) {
@@ -134,7 +135,11 @@ fn the_pod_runs_as_nobody_with_probes_and_files_that_exist() {
 #[test]
 fn prometheus_accepts_the_configuration_and_the_alerts_fire() {
     let Some(promtool) = tool("promtool") else { return };
-    for arguments in [&["check", "config", "prometheus.yml"], &["check", "rules", "alerts.yml"], &["test", "rules", "alerts_test.yml"]] {
+    for arguments in [
+        &["check", "config", "prometheus.yml"],
+        &["check", "rules", "alerts.yml"],
+        &["test", "rules", "alerts_test.yml"],
+    ] {
         output(Command::new(&promtool).args(arguments).current_dir(deploy("prometheus")));
     }
 }

@@ -17,7 +17,8 @@ use tidemill_tests::{
 
 #[test]
 fn every_golden_case_gives_what_it_expects() {
-    let mut cases: Vec<PathBuf> = fs::read_dir(root().join("tests/golden")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(root().join("tests/golden")).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.retain(|path| path.is_dir());
     cases.sort();
     assert!(!cases.is_empty());
@@ -97,7 +98,8 @@ fn same_lines(target: &Path, expected: &Path, checked: &mut BTreeSet<PathBuf>) -
 
 /// Each row holds the fields of one expected row, and perhaps more: for positions and times that differ from run to run.
 fn contains(target: &Path, expected: &Path, checked: &mut BTreeSet<PathBuf>) -> Result<(), String> {
-    let mut rows: Vec<Map<String, Value>> = written(target, checked).iter().flat_map(|path| Rows::file(path).0).collect();
+    let mut rows: Vec<Map<String, Value>> =
+        written(target, checked).iter().flat_map(|path| Rows::file(path).0).collect();
     for wanted in Rows::file(expected).0 {
         let holds = |row: &Map<String, Value>| wanted.iter().all(|(name, value)| row.get(name) == Some(value));
         let Some(at) = rows.iter().position(holds) else {

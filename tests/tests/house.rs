@@ -94,7 +94,8 @@ fn shown(path: &Path) -> String {
 #[test]
 fn nothing_is_left_to_do_and_no_machine_is_named() {
     // Put together here, so that this file passes its own test.
-    let in_code = [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["unimplemented", "!"].concat(), ["todo", "!"].concat()];
+    let in_code =
+        [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["unimplemented", "!"].concat(), ["todo", "!"].concat()];
     let anywhere = [["/wo", "rk/"].concat(), ["/ho", "me/"].concat(), ["/ro", "ot/"].concat()];
     let mut wrong = Vec::new();
     for path in project_files() {
@@ -129,9 +130,11 @@ fn links(text: &str) -> Vec<String> {
 }
 
 fn anchors(text: &str) -> BTreeSet<String> {
-    let headings = text.lines().filter_map(|line| line.strip_prefix('#')).map(|line| line.trim_start_matches('#').trim());
+    let headings =
+        text.lines().filter_map(|line| line.strip_prefix('#')).map(|line| line.trim_start_matches('#').trim());
     let slug = |heading: &str| {
-        let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+        let kept =
+            heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
         kept.replace(' ', "-")
     };
     headings.map(slug).collect()
@@ -151,7 +154,8 @@ fn every_link_in_the_docs_leads_somewhere() {
             let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
             let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
             let there = target.exists();
-            let heading = anchor.is_empty() || fs::read_to_string(&target).is_ok_and(|text| anchors(&text).contains(anchor));
+            let heading =
+                anchor.is_empty() || fs::read_to_string(&target).is_ok_and(|text| anchors(&text).contains(anchor));
             if !there || !heading {
                 wrong.push(format!("{}: {link}", shown(&page)));
             }

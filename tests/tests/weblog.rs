@@ -13,8 +13,20 @@ use tidemill_tests::{
 
 /// What job W writes, and what a table that is made from its rows holds: a database has no booleans.
 const COLUMNS: [&str; 14] = [
-    "ip", "ident", "user", "time", "request", "response", "bytes", "referrer", "agent", "status_class", "is_bot", "method",
-    "path", "protocol",
+    "ip",
+    "ident",
+    "user",
+    "time",
+    "request",
+    "response",
+    "bytes",
+    "referrer",
+    "agent",
+    "status_class",
+    "is_bot",
+    "method",
+    "path",
+    "protocol",
 ];
 
 /// The job of the bench with a database beside its files, and small batches.
