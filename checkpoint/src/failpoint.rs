@@ -3,6 +3,9 @@
 //! `TIDEMILL_FAILPOINT=NAME:N:ACTION[,...]` acts on the N-th time that NAME is passed (from 1): `kill` sends SIGKILL to
 //! the process, `stop` sends SIGSTOP, `error` makes the place return an I/O error, `full` one of ENOSPC.
 //! `error` and `full` may end in `+` (`write:3:full+`): from the N-th time on, every time.
+//!
+//! The ledger's: `ledger-write` (a batch of records), `ledger-flush`, `ledger-sync`, `ledger-sync-folder`, `ledger-side`
+//! (the small files beside it), `ledger-set-aside`.
 
 use std::io;
 

@@ -1,6 +1,9 @@
 //! The ledger: a daemon's own account of its jobs, and the anchor of jobs whose sinks keep no marks.
 
+use serde_json::{Value, json};
 use uuid::Uuid;
+
+pub mod sled;
 
 use crate::{Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt};
 
@@ -15,6 +18,12 @@ pub trait Ledger: Send + Sync {
     /// Counts one more try of the batch `batch` (a digest of lane, parent and spans) and returns how many there were,
     /// this one included. Lazy, but survives the death of the process. Another batch starts at 1.
     fn attempt(&self, job: &str, lane: &Lane, batch: Digest) -> Result<u32, Error>;
+
+    /// The batch that is being tried in a lane, and how often it was.
+    fn attempts(&self, job: &str, lane: &Lane) -> Result<Option<(Digest, u32)>, Error> {
+        let _ = (job, lane);
+        Ok(None)
+    }
 
     /// The batch was computed without harm: its tries are forgotten. Lazy, like [`Ledger::attempt`].
     fn settle(&self, job: &str, lane: &Lane) -> Result<(), Error>;
@@ -44,6 +53,19 @@ pub trait Ledger: Send + Sync {
     fn commit(&self, job: &str, permit: &Permit) -> Result<Receipt, Error>;
     /// As an anchor: lets go of a lane by a clean stop. Durable. Not an error where the key is fenced.
     fn release(&self, job: &str, key: &LaneKey) -> Result<(), Error>;
+
+    /// All that the ledger knows of a job, or of every job, for `checkpoint show` and `export`: `data_dir`, and `lanes` with
+    /// one object each, with `closed` and `held` as marks and claims are stored, and `attempts` as (batch, tries).
+    fn snapshot(&self, job: Option<&str>) -> Result<Value, Error> {
+        let mut lanes = Vec::new();
+        for (name, lane) in self.lanes()?.into_iter().filter(|(name, _)| job.is_none_or(|job| job == name)) {
+            let (closed, held) = (self.closed(&name, &lane)?, self.held(&name, &lane)?);
+            let attempts = self.attempts(&name, &lane)?.map(|(batch, tries)| json!({ "batch": batch, "tries": tries }));
+            let held = json!({ "claim": held.claim, "mark": held.mark });
+            lanes.push(json!({ "job": name, "lane": lane, "closed": closed, "held": held, "attempts": attempts }));
+        }
+        Ok(json!({ "data_dir": self.data_dir_id(), "lanes": lanes }))
+    }
 }
 
 /// What can go wrong in a ledger.
