@@ -3,6 +3,7 @@
 //! A source fixes what a batch reads ([`Source::plan`]), gives exactly these records as often as it is asked
 //! ([`Source::read`]), and may forget them only after [`Source::release`].
 
+pub mod directory;
 pub mod socket;
 pub mod testing;
 

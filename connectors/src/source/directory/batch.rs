@@ -1,0 +1,548 @@
+//! What a batch reads: the walk from one position over parts of big files and many small ones, for a plan (forward, up
+//! to the budget, taking new files) and for a replay (the same span again).
+
+use std::{io, os::unix::fs::FileExt, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use tidemill_checkpoint::{Position, Span};
+use tidemill_config::model::{OnChanged, OnDone};
+
+use super::{
+    MAX_FILES_PER_BATCH,
+    content::{CHUNK_BYTES, Content, ContentError, Listing, Reached, Room},
+    entry::{FileEntry, Role},
+    hash::{Hashed, hash},
+    scan::{Found, Stamp, is_absent},
+    state::{At, State, clock_ns, needed},
+};
+use crate::source::{Budget, Proposal, RawBatch, RawReject, SourceError};
+
+/// A file that changes again and again while it is read is left for later after so many tries.
+const MAX_TRIES: usize = 3;
+/// Open files kept for the next batch: the plan's, and a replay's or a catch-up's.
+const MAX_OPEN: usize = 2;
+
+/// Files looked at in one plan, most of which may turn out to be known.
+const MAX_STEPS: usize = 10_000;
+/// A batch is not filled up with less than this of another file.
+const LEAST_BYTES: usize = 256 * 1024;
+
+/// What a walk has gathered.
+struct Draft {
+    at: At,
+    room: Room,
+    /// Up to where: a replay's end, or the head for a sink that catches up.
+    limit: Option<At>,
+    batch: RawBatch,
+    entries: Vec<FileEntry>,
+}
+
+impl Draft {
+    fn is_empty(&self) -> bool {
+        self.batch.slices.is_empty() && self.batch.rejects.is_empty()
+    }
+    fn is_full(&self) -> bool {
+        self.room.records == 0 || (self.room.bytes == 0 && !self.is_empty()) || self.entries.len() >= MAX_FILES_PER_BATCH
+    }
+}
+
+/// What taking a file from the pending ones gave.
+enum Taken {
+    /// A new file.
+    New(FileEntry, Content),
+    /// Nothing to read: it is known, gone, or not ready after all.
+    Settled,
+    /// It grew after it was taken: `listed` bytes were.
+    Grown(FileEntry, u64),
+}
+
+/// Why a listed file's content is not to be had.
+enum Problem {
+    Source(SourceError),
+    Gone(String),
+}
+
+impl State {
+    pub(super) fn plan(&mut self, from: At, budget: Budget) -> Result<Option<Proposal>, SourceError> {
+        let limit = (from < self.floor).then_some(self.floor);
+        if limit.is_none() {
+            self.take_back_after(from);
+        }
+        let room = Room { records: budget.records.max(1), bytes: budget.bytes.max(1), stop: None };
+        let mut draft = Draft { at: from, room, limit, batch: RawBatch::default(), entries: Vec::new() };
+        for _ in 0..MAX_STEPS {
+            if draft.is_full() || draft.limit.is_some_and(|limit| draft.at >= limit) {
+                break;
+            }
+            let more = if draft.at.0 < self.known.next() { self.step_listed(&mut draft) } else { self.step_new(&mut draft) };
+            match more {
+                Ok(true) => {}
+                Ok(false) => break,
+                // What was gathered goes first; the next plan begins with the error.
+                Err(_) if draft.at > from => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if limit.is_none() {
+            self.head = draft.at;
+        }
+        if draft.at == from {
+            return Ok(None);
+        }
+        Ok(Some(self.proposal(from, draft)))
+    }
+
+    fn proposal(&mut self, from: At, draft: Draft) -> Proposal {
+        let span = Span { from: position(from), to: position(draft.at) };
+        let mut proposal = Proposal { spans: [(self.shard.clone(), span)].into(), ..Proposal::default() };
+        if !draft.entries.is_empty() {
+            proposal.entries.insert(self.log.clone(), draft.entries.iter().map(FileEntry::to_line).collect());
+        }
+        if draft.limit.is_none()
+            && let Some(first) = self.prunable()
+        {
+            proposal.prune.insert(self.log.clone(), first);
+            self.prune = Some((first, draft.at));
+        }
+        proposal.ahead = Some(Arc::new(draft.batch));
+        proposal
+    }
+
+    /// A plan is made anew: what later plans had listed was never committed.
+    fn take_back_after(&mut self, from: At) {
+        let keep = needed(from).max(self.anchored);
+        if keep < self.known.next() {
+            self.known.truncate(keep);
+            self.scan_soon();
+        }
+        if self.prune.is_some_and(|(_, to)| to > from) {
+            self.prune = None;
+        }
+        let known = &self.known;
+        self.open.retain(|content| content.listing.number < known.next());
+    }
+
+    /// The records of a span that was planned before.
+    pub(super) fn replay(&mut self, from: At, to: At) -> Result<RawBatch, SourceError> {
+        let room = Room { records: usize::MAX, bytes: usize::MAX, stop: None };
+        let mut draft = Draft { at: from, room, limit: Some(to), batch: RawBatch::default(), entries: Vec::new() };
+        if from.0 < self.known.first() || needed(to) > self.known.next() {
+            let (first, next) = (self.known.first(), self.known.next());
+            let what = format!("the files of {} to {} are to be read, the list has {first} to {next}", position(from), position(to));
+            return Err(self.lost(what, self.way_out(to)));
+        }
+        while draft.at < to {
+            let before = draft.at;
+            self.step_listed(&mut draft)?;
+            if draft.at == before {
+                return Err(self.lost(format!("nothing can be read at {}", position(before)), self.way_out(to)));
+            }
+        }
+        Ok(draft.batch)
+    }
+
+    /// One number of the list.
+    fn step_listed(&mut self, draft: &mut Draft) -> Result<bool, SourceError> {
+        let (number, offset) = draft.at;
+        let Some(listed) = self.known.get(number) else {
+            let what = format!("file {number} is not in the list, which begins with {}", self.known.first());
+            return Err(self.lost(what, self.way_out((number + 1, 0))));
+        };
+        let path = listed.path.clone();
+        match listed.role {
+            Role::Skipped => {}
+            Role::Read if self.known.cut_of(number).is_some_and(|cut| offset >= cut) => {}
+            Role::Read => return self.read_listed(draft),
+            Role::Grown => {
+                let detail = format!("{path}: the file was taken before and grew since; what was added is not read");
+                self.reject_file(draft, &path, detail);
+            }
+            Role::Lost { at } => {
+                let detail = format!("{path}: the file changed or vanished while it was read; its rest from offset {at} on is lost");
+                self.reject_file(draft, &path, detail);
+            }
+        }
+        draft.at = (number + 1, 0);
+        Ok(true)
+    }
+
+    fn reject_file(&self, draft: &mut Draft, path: &str, detail: String) {
+        let record = Bytes::copy_from_slice(path.as_bytes());
+        let (shard, position) = (self.shard.clone(), position(draft.at));
+        draft.batch.rejects.push(RawReject { shard, position, reason: "changed_file", detail, record });
+        draft.room.records = draft.room.records.saturating_sub(1);
+    }
+
+    fn read_listed(&mut self, draft: &mut Draft) -> Result<bool, SourceError> {
+        let (number, offset) = draft.at;
+        let cut = self.known.cut_of(number);
+        let limit = draft.limit.filter(|limit| limit.0 == number).map(|limit| limit.1);
+        draft.room.stop = match (cut, limit) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        for _ in 0..MAX_TRIES {
+            let mut content = match self.content(number, offset) {
+                Ok(content) => content,
+                Err(Problem::Source(error)) => return Err(error),
+                Err(Problem::Gone(what)) => return self.give_up(draft, what),
+            };
+            let Some(reached) = self.pull(&mut content, draft)? else { continue };
+            draft.at = match (reached, limit) {
+                (Reached::End, Some(limit)) if content.offset() < limit => {
+                    return self.give_up(draft, "its content is shorter than it was".to_owned());
+                }
+                // A replay ends where its plan ended, the end of the file or not.
+                (Reached::End, Some(limit)) => (number, limit),
+                (Reached::End, None) => (number + 1, 0),
+                (Reached::At(at), _) if cut.is_some_and(|cut| at >= cut) => (number + 1, 0),
+                (Reached::At(at), _) => (number, at),
+            };
+            if matches!(reached, Reached::At(_)) {
+                self.keep_open(content);
+            }
+            // The next record may not fit into what is left.
+            return Ok(draft.at != (number, offset));
+        }
+        let path = self.known.get(number).map(|listed| listed.current_path().to_string()).unwrap_or_default();
+        Err(self.io(&format!("read {path}"), &io::Error::other("the file is being written to")))
+    }
+
+    /// Reads on in `content`. `None`: the file changed meanwhile, nothing was taken.
+    fn pull(&mut self, content: &mut Content, draft: &mut Draft) -> Result<Option<Reached>, SourceError> {
+        let (slices, rejects, room) = (draft.batch.slices.len(), draft.batch.rejects.len(), draft.room);
+        let must = draft.is_empty();
+        let result = content.pull(&mut draft.room, must, &mut draft.batch);
+        let unchanged = content.is_unchanged();
+        let undo = |draft: &mut Draft| {
+            draft.batch.slices.truncate(slices);
+            draft.batch.rejects.truncate(rejects);
+            draft.room = room;
+        };
+        match (result, unchanged) {
+            (Ok(reached), Ok(true)) => Ok(Some(reached)),
+            (Err(ContentError::Io(error)), _) | (Ok(_), Err(error)) => {
+                undo(draft);
+                Err(self.io(&format!("read {}", content.listing.path), &error))
+            }
+            _ => {
+                undo(draft);
+                Ok(None)
+            }
+        }
+    }
+
+    fn keep_open(&mut self, content: Content) {
+        if self.open.len() >= MAX_OPEN {
+            self.open.remove(0);
+        }
+        self.open.push(content);
+    }
+
+    /// A listed file at a border, from the open ones or opened anew.
+    fn content(&mut self, number: u64, offset: u64) -> Result<Content, Problem> {
+        let (path, stamp) = self.locate(number)?;
+        let open = self.open.iter().position(|open| open.listing.number == number && open.offset() == offset);
+        if let Some(content) = open.map(|index| self.open.remove(index))
+            && *content.stamp() == stamp
+        {
+            return Ok(content);
+        }
+        let failed = |state: &Self, error: &io::Error| Problem::Source(state.io(&format!("read {path}"), error));
+        let file = self.folder.open(&path).map_err(|error| failed(self, &error))?;
+        let stamp = file.metadata().map(|meta| Stamp::of(&meta)).map_err(|error| failed(self, &error))?;
+        let Some(listed) = self.known.get(number) else { return Err(Problem::Gone("it is not listed".to_owned())) };
+        let listing = self.listing(number, &listed.path, listed.stamp.size);
+        let mut content =
+            Content::open(listing, file, stamp, &self.codec, &self.buffers).map_err(|error| failed(self, &error))?;
+        match content.skip_to(offset) {
+            Ok(()) => Ok(content),
+            Err(ContentError::Io(error)) => Err(failed(self, &error)),
+            Err(ContentError::Changed) => Err(Problem::Gone(format!("{path} has no offset {offset} any more"))),
+        }
+    }
+
+    fn listing(&self, number: u64, path: &Arc<str>, size: u64) -> Listing {
+        Listing { shard: self.shard.clone(), number, path: path.clone(), size }
+    }
+
+    /// Where the listed file lies now: at its path, touched, grown with its listed content in front, or moved.
+    fn locate(&mut self, number: u64) -> Result<(Arc<str>, Stamp), Problem> {
+        let Some(listed) = self.known.get(number).cloned() else { return Err(Problem::Gone("it is not listed".to_owned())) };
+        let path = listed.current_path().clone();
+        let found = self.folder.stamp(&path).map_err(|error| Problem::Source(self.io(&format!("look at {path}"), &error)))?;
+        if let Some(stamp) = found {
+            if stamp.same_content_as(&listed.stamp) {
+                return Ok((path, stamp));
+            }
+            if stamp.size >= listed.stamp.size && listed.hash.is_some() {
+                let hashed = self.hash_path(&path, Some(listed.stamp.size)).map_err(Problem::Source)?;
+                if hashed.is_some_and(|hashed| hashed.prefix == listed.hash) {
+                    if stamp.size == listed.stamp.size {
+                        self.known.sighted(number, &path, stamp);
+                    }
+                    return Ok((path, stamp));
+                }
+            }
+        }
+        self.locate_moved(number, &path, found.is_some())
+    }
+
+    fn locate_moved(&mut self, number: u64, was: &Arc<str>, changed: bool) -> Result<(Arc<str>, Stamp), Problem> {
+        let Some(listed) = self.known.get(number).cloned() else { return Err(Problem::Gone("it is not listed".to_owned())) };
+        let (mut candidates, mut listed_files) = (Vec::new(), 0);
+        let (folder, known) = (&self.folder, &self.known);
+        let walked = folder.walk(&mut |path, seen| {
+            listed_files += usize::from(known.at_path(&path).is_some());
+            if seen.stamp.size == listed.stamp.size && *path != **was && !known.knows(&path, &seen.stamp) {
+                candidates.push((path, seen.stamp));
+            }
+        });
+        let folder_path = self.config.path.display().to_string();
+        walked.map_err(|error| Problem::Source(self.io(&format!("look into the folder {folder_path}"), &error)))?;
+        candidates.sort_by_key(|(path, stamp)| (!stamp.same_inode_as(&listed.stamp), path.clone()));
+        for (path, stamp) in candidates {
+            let same_inode = stamp.same_inode_as(&listed.stamp) && stamp.same_content_as(&listed.stamp);
+            let same = same_inode || {
+                let hashed = self.hash_path(&path, None).map_err(Problem::Source)?;
+                listed.hash.is_some() && hashed.map(|hashed| hashed.whole) == listed.hash
+            };
+            if same {
+                tracing::info!(source = %self.name, file = %listed.path, now = %path, "a file that is being read was moved");
+                self.known.sighted(number, &path, stamp);
+                self.pending.forget(&path);
+                return Ok((path.into(), stamp));
+            }
+        }
+        let suspicious = self.known.len() >= super::MOUNT_SUSPECTED_FILES && self.config.on_done == OnDone::Keep;
+        if suspicious && listed_files == 0 {
+            let error = io::Error::other("none of the files taken from it is there: is it mounted? Waiting for them");
+            return Err(Problem::Source(self.io(&format!("look into the folder {folder_path}"), &error)));
+        }
+        let what = if changed { "has other content than when it was taken" } else { "is gone" };
+        Err(Problem::Gone(format!("{was} {what}")))
+    }
+
+    /// `None` where the file vanished.
+    fn hash_path(&self, path: &str, prefix: Option<u64>) -> Result<Option<Hashed>, SourceError> {
+        match self.folder.open(path).and_then(|mut file| hash(&mut file, prefix)) {
+            Ok(hashed) => Ok(Some(hashed)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(self.io(&format!("read {path}"), &error)),
+        }
+    }
+
+    /// The rest of a listed file cannot be had.
+    fn give_up(&mut self, draft: &mut Draft, what: String) -> Result<bool, SourceError> {
+        let (number, offset) = draft.at;
+        let ahead = draft.limit.is_none() && number + 1 == self.known.next();
+        if !ahead || self.config.on_changed == OnChanged::Fail {
+            return Err(self.lost(format!("{what}; it was read up to offset {offset}"), self.way_out((number + 1, 0))));
+        }
+        let Some(listed) = self.known.get(number) else { return Ok(false) };
+        let path = listed.path.to_string();
+        tracing::warn!(source = %self.name, file = %path, offset, "{what}: the rest of the file is given up");
+        let entry = FileEntry { path, size: 0, mtime_ns: 0, hash: None, dev: 0, ino: 0, role: Role::Lost { at: offset } };
+        self.known.push(&entry);
+        draft.entries.push(entry);
+        draft.at = (number + 1, 0);
+        Ok(true)
+    }
+
+    fn way_out(&self, next: At) -> String {
+        format!(
+            "Put the file back as it was, or go on at {} without it: `tidemill checkpoint resolve --shard {} --accept-loss`",
+            position(next),
+            self.shard
+        )
+    }
+
+    /// The next file that is not listed. False: there is none.
+    fn step_new(&mut self, draft: &mut Draft) -> Result<bool, SourceError> {
+        if draft.limit.is_some() {
+            return Ok(false);
+        }
+        let Some((path, stamp)) = self.pending.first() else { return Ok(false) };
+        let least = usize::try_from(stamp.size).unwrap_or(usize::MAX).min(LEAST_BYTES);
+        if !draft.is_empty() && draft.room.bytes < least {
+            return Ok(false);
+        }
+        self.check_mount()?;
+        match self.take(&path, stamp)? {
+            Taken::Settled => {}
+            Taken::Grown(entry, listed) => {
+                if self.config.on_changed == OnChanged::Fail {
+                    let what = format!("{path} grew from {listed} to {} bytes after it was taken", entry.size);
+                    let way_out = "Cut it back and put what was added into a new file, or set `on_changed: dead_letter`";
+                    return Err(self.lost(what, way_out.to_owned()));
+                }
+                self.list(draft, entry);
+            }
+            Taken::New(entry, mut content) => {
+                draft.room.stop = None;
+                match self.pull(&mut content, draft) {
+                    Ok(Some(reached)) => {
+                        let number = self.list(draft, entry);
+                        draft.at = match reached {
+                            Reached::End => (number + 1, 0),
+                            // Nothing of it fitted: it is listed, and read from its beginning next.
+                            Reached::At(offset) => (number, offset),
+                        };
+                        if matches!(reached, Reached::At(0)) {
+                            self.unlist(draft, number);
+                            return Ok(false);
+                        }
+                        if draft.at.0 == number {
+                            self.keep_open(content);
+                        }
+                    }
+                    Ok(None) => self.look_again(&path),
+                    Err(error) => self.set_aside(&path, &error.to_string()),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn list(&mut self, draft: &mut Draft, entry: FileEntry) -> u64 {
+        self.pending.forget(&entry.path);
+        let number = self.known.push(&entry);
+        draft.entries.push(entry);
+        number
+    }
+
+    /// A file of which nothing fitted into the batch is the next one's.
+    fn unlist(&mut self, draft: &mut Draft, number: u64) {
+        self.known.truncate(number);
+        draft.at = (number, 0);
+        if let Some(entry) = draft.entries.pop()
+            && let Found::File(seen) = self.folder.look_at(&self.folder.absolute(&entry.path))
+            && seen.stamp == entry.stamp()
+        {
+            self.pending.observe(&entry.path, seen, Instant::now(), clock_ns(), true);
+        } else {
+            self.scan_soon();
+        }
+    }
+
+    fn set_aside(&mut self, path: &str, cause: &str) {
+        tracing::warn!(source = %self.name, file = %path, cause, "this file cannot be read now; it is tried again, the others go on");
+        self.pending.set_aside(path, cause.to_owned(), Instant::now());
+    }
+
+    fn look_again(&mut self, path: &str) {
+        self.pending.forget(path);
+        if let Found::File(seen) = self.folder.look_at(&self.folder.absolute(path)) {
+            self.observe(path, seen, Instant::now(), clock_ns(), false);
+        }
+    }
+
+    /// New files in a folder that lacks all the listed ones, on another device than these were: an empty mount point that
+    /// somebody writes to.
+    fn check_mount(&self) -> Result<(), SourceError> {
+        let last = self.known.next().checked_sub(1).and_then(|number| self.known.get(number));
+        let (true, Some(last)) = (self.absent, last) else { return Ok(()) };
+        let (device, _) = self.folder.identity().map_err(|error| self.io("look at the folder", &error))?;
+        if device == last.stamp.dev {
+            return Ok(());
+        }
+        let error = "the folder is on another device than the files taken from it before, and none of these is there: is it \
+                     mounted? Waiting for them";
+        Err(self.io(&format!("take files from {}", self.config.path.display()), &io::Error::other(error)))
+    }
+
+    /// Takes a file that stands still: finds out whether it is new, by its content where it must be.
+    fn take(&mut self, path: &Arc<str>, stamp: Stamp) -> Result<Taken, SourceError> {
+        let at_path = self.known.at_path(path);
+        if at_path.is_none()
+            && let Some(number) = self.known.by_inode(&stamp)
+            && self.has_left(number)
+        {
+            self.known.sighted(number, path, stamp);
+            self.pending.forget(path);
+            return Ok(Taken::Settled);
+        }
+        let prefix = at_path.and_then(|number| self.known.get(number)).filter(|listed| {
+            // An empty file that gets its content later was never read.
+            listed.hash.is_some() && listed.stamp.size > 0 && listed.stamp.size < stamp.size
+        });
+        let prefix = prefix.map(|listed| (listed.stamp.size, listed.hash));
+        let (file, hashed, bytes) = match self.examine(path, stamp, prefix.map(|(size, _)| size)) {
+            Ok(Some(examined)) => examined,
+            Ok(None) => {
+                self.look_again(path);
+                return Ok(Taken::Settled);
+            }
+            Err(error) if is_absent(&error) => {
+                self.pending.forget(path);
+                return Ok(Taken::Settled);
+            }
+            Err(error) => {
+                self.set_aside(path, &error.to_string());
+                return Ok(Taken::Settled);
+            }
+        };
+        let touched = at_path.filter(|number| self.known.get(*number).is_some_and(|listed| listed.hash == Some(hashed.whole)));
+        let known = touched.or_else(|| self.known.by_hash(hashed.whole).find(|number| self.has_left(*number)));
+        if let Some(number) = known {
+            self.known.sighted(number, path, stamp);
+            self.pending.forget(path);
+            return Ok(Taken::Settled);
+        }
+        let (size, mtime_ns, dev, ino) = (stamp.size, stamp.mtime_ns, stamp.dev, stamp.ino);
+        let entry = FileEntry { path: path.to_string(), size, mtime_ns, hash: Some(hashed.whole), dev, ino, role: Role::Read };
+        if let Some((listed, hash)) = prefix
+            && hashed.prefix == hash
+        {
+            return Ok(Taken::Grown(FileEntry { role: Role::Grown, ..entry }, listed));
+        }
+        let listing = self.listing(self.known.next(), path, size);
+        let content = match bytes {
+            Some(bytes) => Content::of_bytes(listing, stamp, bytes, &self.codec, &self.buffers),
+            None => Content::open(listing, file, stamp, &self.codec, &self.buffers),
+        };
+        Ok(Taken::New(entry, content.map_err(|error| self.io(&format!("read {path}"), &error))?))
+    }
+
+    /// Opens a file and hashes it. A small one is read for good on the way. `None`: it is not what was seen.
+    #[allow(clippy::type_complexity)]
+    fn examine(&self, path: &str, stamp: Stamp, prefix: Option<u64>) -> io::Result<Option<(std::fs::File, Hashed, Option<Bytes>)>> {
+        let mut file = self.folder.open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() || Stamp::of(&meta) != stamp {
+            return Ok(None);
+        }
+        let small = usize::try_from(stamp.size).ok().filter(|size| *size <= CHUNK_BYTES);
+        let bytes = match small {
+            Some(size) => {
+                let mut bytes = vec![0; size];
+                match file.read_exact_at(&mut bytes, 0) {
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                    result => result?,
+                }
+                Some(Bytes::from(bytes))
+            }
+            None => None,
+        };
+        let hashed = match &bytes {
+            Some(bytes) => hash(&mut &bytes[..], prefix)?,
+            None => hash(&mut file, prefix)?,
+        };
+        let unchanged = hashed.size == stamp.size && Stamp::of(&file.metadata()?) == stamp;
+        Ok(unchanged.then_some((file, hashed, bytes)))
+    }
+
+    /// Whether a listed file is not at its path any more: nothing is there, or something else (a rotated log's successor).
+    fn has_left(&self, number: u64) -> bool {
+        let Some(listed) = self.known.get(number) else { return false };
+        match self.folder.stamp(listed.current_path()) {
+            Ok(None) => true,
+            Ok(Some(stamp)) => !stamp.same_content_as(&listed.stamp),
+            Err(_) => false,
+        }
+    }
+}
+
+pub(super) fn position((number, offset): At) -> Position {
+    Position::pair(number, offset)
+}

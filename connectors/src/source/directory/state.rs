@@ -1,0 +1,391 @@
+//! The source's state and what keeps it true to the folder: looking, adopting, releasing. Everything here blocks.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tidemill_checkpoint::{LogName, Position, Positions, ShardId};
+use tidemill_config::model::{self, OnDone, Start};
+
+use super::{
+    MOUNT_SUSPECTED_FILES, POLL, RESCAN,
+    content::{Buffers, Content},
+    done,
+    entry::{FileEntry, Role},
+    known::Known,
+    pending::Pending,
+    scan::{Folder, Found, Seen},
+    watch::{Board, Hints, Watch},
+};
+use crate::source::{Adopted, History, Lag, Origin, SourceError};
+
+/// A scan takes at most this part of the time, however large the folder is.
+const SCAN_SHARE: u32 = 20;
+
+/// (number in the accepted list, byte offset).
+pub(super) type At = (u64, u64);
+
+/// How far `finish` has come.
+#[derive(Debug, Default)]
+pub(super) enum Finish {
+    #[default]
+    NotAsked,
+    /// The next look is at everything, and what it finds is awaited.
+    Asked,
+    /// These are not planned yet.
+    Awaiting(HashSet<Arc<str>>),
+}
+
+pub(super) struct State {
+    pub name: String,
+    formerly: Option<String>,
+    pub shard: ShardId,
+    pub log: LogName,
+    pub config: model::Directory,
+    pub codec: model::Codec,
+    pub folder: Folder,
+    pub buffers: Arc<Buffers>,
+    pub known: Known,
+    pub pending: Pending,
+    pub adopted: bool,
+    /// What is closed for sure: what lies before was planned by earlier plans.
+    pub floor: At,
+    /// Where the next plan begins, as far as is known.
+    pub head: At,
+    /// Numbers below this are in the anchor.
+    pub anchored: u64,
+    /// Files open at a border, for the next batch.
+    pub open: Vec<Content>,
+    /// All files below this number are put away.
+    done: u64,
+    /// A prune that is part of the plan that ends there.
+    pub prune: Option<(u64, At)>,
+    pub scan_at: Instant,
+    scanned: bool,
+    pub finish: Finish,
+    /// None of the listed files is there.
+    pub absent: bool,
+    told_absent: bool,
+    told_watch: bool,
+    /// Whether hints are wanted.
+    pub started: bool,
+    watch: Option<Watch>,
+}
+
+impl State {
+    pub(super) fn new(source: &model::Source, config: &model::Directory) -> Result<Self, SourceError> {
+        let name = source.name.value.clone();
+        let wrong = |what: String| SourceError::Fatal(format!("source {name}: {what}"));
+        let without = match &config.on_done {
+            OnDone::Move(target) if *target == config.path => {
+                return Err(wrong(format!("on_done: move: {} is the source's own folder; name another", target.display())));
+            }
+            OnDone::Move(target) => Some(target.as_path()),
+            _ => None,
+        };
+        let folder = Folder::new(config.path.clone(), config.recursive, &config.include, &config.exclude, without)
+            .map_err(|error| wrong(error.to_string()))?;
+        Ok(Self {
+            shard: ShardId::new(&name, ""),
+            log: log_name(&name),
+            formerly: source.formerly.clone(),
+            config: config.clone(),
+            codec: source.codec.clone(),
+            folder,
+            buffers: Arc::default(),
+            known: Known::default(),
+            pending: Pending::new(config.settle),
+            adopted: false,
+            floor: (0, 0),
+            head: (0, 0),
+            anchored: 0,
+            open: Vec::new(),
+            done: 0,
+            prune: None,
+            scan_at: Instant::now(),
+            scanned: false,
+            finish: Finish::NotAsked,
+            absent: false,
+            told_absent: false,
+            told_watch: false,
+            started: false,
+            watch: None,
+            name,
+        })
+    }
+
+    pub(super) fn io(&self, what: &str, error: &io::Error) -> SourceError {
+        SourceError::io(format!("source {}: {what}", self.name), error)
+    }
+
+    /// Looks at what the hints name, at what is due, and at everything where it is time.
+    pub(super) fn look(&mut self, mut hints: Hints, board: &Arc<Board>) -> Result<(), SourceError> {
+        let now = Instant::now();
+        if hints.rescan || !self.scanned || now >= self.scan_at || matches!(self.finish, Finish::Asked) {
+            self.scan(&hints, board)?;
+            if matches!(self.finish, Finish::Asked) {
+                self.finish = Finish::Awaiting(self.pending.paths().cloned().collect());
+            }
+            hints.paths.clear();
+        }
+        let clock = clock_ns();
+        for (path, renamed_in) in hints.paths {
+            match self.folder.look_at(&path) {
+                Found::Folder => self.scan_at = now,
+                Found::File(seen) => {
+                    if let Some(path) = self.folder.relative(&path) {
+                        self.observe(&path, seen, now, clock, renamed_in);
+                    }
+                }
+                Found::Nothing => {
+                    if let Some(path) = self.folder.relative(&path) {
+                        self.pending.forget(&path);
+                    }
+                }
+            }
+        }
+        for path in self.pending.due(now) {
+            match self.folder.look_at(&self.folder.absolute(&path)) {
+                Found::File(seen) => self.observe(&path, seen, now, clock, false),
+                _ => self.pending.forget(&path),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn observe(&mut self, path: &str, seen: Seen, now: Instant, clock: i64, renamed_in: bool) {
+        if self.known.knows(path, &seen.stamp) {
+            self.pending.forget(path);
+        } else {
+            self.pending.observe(path, seen, now, clock, renamed_in);
+        }
+    }
+
+    fn scan(&mut self, hints: &Hints, board: &Arc<Board>) -> Result<(), SourceError> {
+        let begun = Instant::now();
+        self.scan_at = begun + POLL;
+        let identity = self.folder.identity().map_err(|error| self.folder_error(&error))?;
+        self.keep_watch(identity, board);
+        let clock = clock_ns();
+        let (mut unknown, mut present) = (HashSet::new(), 0);
+        let Self { folder, known, pending, .. } = self;
+        let result = folder.walk(&mut |path, seen| {
+            present += usize::from(known.at_path(&path).is_some());
+            if !known.knows(&path, &seen.stamp) {
+                let renamed = hints.paths.get(&folder.absolute(&path)).copied().unwrap_or(false);
+                pending.observe(&path, seen, begun, clock, renamed);
+                unknown.insert(path);
+            }
+        });
+        result.map_err(|error| self.folder_error(&error))?;
+        self.pending.retain(|path| unknown.contains(path));
+        self.scanned = true;
+        self.note_absence(present);
+        let pause = if self.watch.is_some() { RESCAN } else { POLL };
+        self.scan_at = begun + pause.max(begun.elapsed() * SCAN_SHARE);
+        Ok(())
+    }
+
+    fn folder_error(&self, error: &io::Error) -> SourceError {
+        self.io(&format!("look into the folder {} (waiting for it)", self.config.path.display()), error)
+    }
+
+    fn note_absence(&mut self, present: usize) {
+        let listed = self.known.len();
+        // Where done files go away, there is nothing odd about it.
+        self.absent = listed >= MOUNT_SUSPECTED_FILES && present == 0 && self.config.on_done == OnDone::Keep;
+        if self.absent && !self.told_absent {
+            tracing::warn!(source = %self.name, folder = %self.config.path.display(), listed,
+                "none of the files that were taken from this folder is there any more: is it mounted?");
+        }
+        self.told_absent = self.absent;
+    }
+
+    fn keep_watch(&mut self, identity: (u64, u64), board: &Arc<Board>) {
+        if !self.started || self.watch.as_ref().is_some_and(|watch| watch.of == identity) {
+            return;
+        }
+        // Another folder in the same place needs a watch of its own.
+        self.watch = None;
+        match Watch::put(&self.config.path, identity, self.config.recursive, board) {
+            Ok(watch) => (self.watch, self.told_watch) = (Some(watch), false),
+            Err(error) if !self.told_watch => {
+                self.told_watch = true;
+                tracing::warn!(source = %self.name, folder = %self.config.path.display(), %error,
+                    "the folder cannot be watched: it is scanned every {POLL:?} instead");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Whether a plan would find something.
+    pub(super) fn has_work(&self) -> bool {
+        self.head.1 > 0 || self.head.0 < self.known.next() || self.pending.ready_len() > 0
+    }
+
+    /// Whether all that `finish` awaits is planned, or gone.
+    pub(super) fn is_finished(&mut self) -> bool {
+        match &mut self.finish {
+            Finish::Awaiting(paths) => {
+                let pending = &self.pending;
+                paths.retain(|path| pending.has(path));
+                paths.is_empty() && !self.has_work()
+            }
+            _ => false,
+        }
+    }
+
+    /// When there is something to look at without a hint.
+    pub(super) fn next_look(&self) -> Instant {
+        self.pending.next_due().map_or(self.scan_at, |due| due.min(self.scan_at))
+    }
+
+    pub(super) fn lag(&self) -> (u64, Option<i64>) {
+        let (number, offset) = self.head;
+        let listed: u64 = (number..self.known.next()).filter_map(|n| self.known.get(n)).map(|file| file.stamp.size).sum();
+        (listed.saturating_sub(offset) + self.pending.ready_bytes(), self.pending.oldest_mtime_ns())
+    }
+
+    pub(super) fn origin(&self) -> Result<Origin, SourceError> {
+        let mut files = Vec::new();
+        if self.config.start == Start::Latest {
+            self.folder.walk(&mut |path, seen| files.push((path, seen.stamp))).map_err(|error| self.folder_error(&error))?;
+        }
+        files.sort_by(|a, b| (a.1.mtime_ns, &a.0).cmp(&(b.1.mtime_ns, &b.0)));
+        let skipped = |(path, stamp): (String, super::scan::Stamp)| {
+            let (size, mtime_ns, dev, ino) = (stamp.size, stamp.mtime_ns, stamp.dev, stamp.ino);
+            FileEntry { path, size, mtime_ns, hash: None, dev, ino, role: Role::Skipped }.to_line()
+        };
+        let lines: Vec<String> = files.into_iter().map(skipped).collect();
+        let positions = Positions::from([(self.shard.clone(), Position::pair(lines.len() as u64, 0))]);
+        let entries = if lines.is_empty() { Default::default() } else { [(self.log.clone(), lines)].into() };
+        Ok(Origin { positions, entries })
+    }
+
+    pub(super) fn adopt(&mut self, at: &Positions, history: &History) -> Result<Adopted, SourceError> {
+        // A source that was renamed goes on under the name that its shard has.
+        let name = self.formerly.clone().filter(|old| at.contains_key(&ShardId::new(old, ""))).unwrap_or(self.name.clone());
+        (self.shard, self.log) = (ShardId::new(&name, ""), log_name(&name));
+        let state = history.states.get(&self.log);
+        let first = state.map_or(0, |state| state.first);
+        let mut entries = Vec::new();
+        for entry in history.entries.iter().filter(|entry| entry.log == self.log && entry.number >= first) {
+            let parsed = FileEntry::parse(&entry.text).map_err(|error| {
+                SourceError::Fatal(format!("source {}: entry {} of the log {} cannot be read: {error}", self.name, entry.number, self.log))
+            })?;
+            entries.push(parsed);
+        }
+        let mut known = Known::new(first, entries);
+        let mut adopted = Adopted::default();
+        let position = match at.get(&self.shard) {
+            Some(position) => position.clone(),
+            None => {
+                let start = Position::pair(0, 0);
+                adopted.new_shards.insert(self.shard.clone(), start.clone());
+                start
+            }
+        };
+        let at = self.pair(&position)?;
+        if state.is_some_and(|state| state.next != known.next()) || needed(at) > known.next() {
+            return Err(self.lost(
+                format!("the mark stands at {position}, the list of accepted files ends at {}", known.next()),
+                "The anchor's log is incomplete: restore it, or start over with `tidemill checkpoint reset`".to_owned(),
+            ));
+        }
+        known.keep_sightings(&self.known);
+        self.known = known;
+        (self.floor, self.head, self.anchored) = (at, at, self.known.next());
+        (self.prune, self.adopted, self.done) = (None, true, self.known.first());
+        self.open.clear();
+        self.scan_soon();
+        Ok(adopted)
+    }
+
+    /// Files that were taken back from the list are found again by a scan.
+    pub(super) fn scan_soon(&mut self) {
+        self.scanned = false;
+    }
+
+    /// Puts away what every sink has.
+    pub(super) fn release(&mut self, reached: &Positions) -> Result<(), SourceError> {
+        let Some(position) = reached.get(&self.shard) else { return Ok(()) };
+        let reached = self.pair(position)?;
+        self.floor = self.floor.max(reached);
+        self.anchored = self.anchored.max(needed(reached)).min(self.known.next());
+        if let Some((first, to)) = self.prune
+            && to <= reached
+        {
+            self.known.prune(first);
+            self.prune = None;
+        }
+        if self.config.on_done == OnDone::Keep {
+            return Ok(());
+        }
+        let mut changed = BTreeSet::new();
+        let mut failed = None;
+        let mut done = self.done.max(self.known.first());
+        for number in done..reached.0 {
+            let Some(listed) = self.known.get(number) else { continue };
+            let result = match listed.role {
+                Role::Read => done::put_away(&self.folder, &self.config.on_done, listed, &mut changed),
+                // What was never read is not taken away either; once it is gone it needs no entry.
+                Role::Skipped => match self.folder.stamp(listed.current_path()) {
+                    Ok(None) => Ok(()),
+                    _ => Err(io::ErrorKind::ResourceBusy.into()),
+                },
+                Role::Grown | Role::Lost { .. } => Ok(()),
+            };
+            match result {
+                Ok(()) if done == number => done = number + 1,
+                Ok(()) => {}
+                Err(_) if listed.role == Role::Skipped => {}
+                Err(error) => failed = failed.or(Some((listed.current_path().clone(), error))),
+            }
+        }
+        done::sync(&changed).map_err(|error| self.io("sync folders after on_done", &error))?;
+        self.done = done;
+        match failed {
+            Some((path, error)) => Err(self.io(&format!("on_done for {path}"), &error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Entries below this number are not needed any more.
+    pub(super) fn prunable(&self) -> Option<u64> {
+        // One entry stays: the number of the next file is told by the log's state, a person reads the list.
+        (self.config.on_done != OnDone::Keep && self.done > self.known.first()).then_some(self.done)
+    }
+
+    pub(super) fn pair(&self, position: &Position) -> Result<At, SourceError> {
+        position.as_pair().ok_or_else(|| {
+            SourceError::Fatal(format!("source {}: {position} is no position of a directory, which is `file:offset`", self.name))
+        })
+    }
+
+    pub(super) fn lost(&self, what: String, way_out: String) -> SourceError {
+        SourceError::Lost { shard: self.shard.to_string(), what, way_out }
+    }
+
+    pub(super) fn measure(&self) -> Lag {
+        let (bytes, oldest) = self.lag();
+        let age = oldest.map(|mtime| Duration::from_nanos(u64::try_from(clock_ns().saturating_sub(mtime)).unwrap_or(0)));
+        Lag { records: None, bytes: Some(bytes), oldest: age, spool_bytes: None }
+    }
+}
+
+/// How many numbers must be listed for a position: a file that is read in part is.
+pub(super) fn needed((number, offset): At) -> u64 {
+    number + u64::from(offset > 0)
+}
+
+fn log_name(source: &str) -> LogName {
+    LogName::new(&format!("files:{source}"))
+}
+
+pub(super) fn clock_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,56 @@
+//! Many files: what is known costs an entry, and no scan reads it.
+
+use super::*;
+use crate::source::directory::{entry::{FileEntry, Role}, hash::ContentHash};
+
+#[tokio::test]
+async fn a_hundred_thousand_known_files_cost_their_entries() {
+    let mut rig = Rig::new().await;
+    for number in 0..100_000u64 {
+        let hash = Some(ContentHash::of(&number.to_le_bytes()));
+        let path = format!("gone/{number:06}.json");
+        let entry = FileEntry { path, size: number, mtime_ns: number as i64, hash, dev: 1, ino: number, role: Role::Read };
+        rig.entries.push(Entry { log: log(), number, text: entry.to_line() });
+    }
+    rig.next = 100_000;
+    rig.at = Positions::from([(shard(), Position::pair(100_000, 0))]);
+    // Of the listed files one is there, or the folder would be taken for a missing mount.
+    for i in 0..1_000 {
+        rig.put(&format!("new{i:04}"), format!("{i}\n"), 1_000);
+    }
+    let begun = std::time::Instant::now();
+    rig.restart().await;
+    let mut opens = Vec::new();
+    let device = fs::metadata(&rig.config.path).unwrap();
+    let dev = std::os::unix::fs::MetadataExt::dev(&device);
+    for entry in &mut rig.entries {
+        entry.text = entry.text.replace("\"dev\":1,", &format!("\"dev\":{dev},"));
+    }
+    rig.restart().await;
+    let mut got = 0;
+    while let Some(batch) = rig.batch(ALL).await {
+        assert!(batch.proposal.entries[&log()].len() <= MAX_FILES_PER_BATCH);
+        got += batch.records().len();
+        opens.push(rig.opens());
+    }
+    // A batch reads each new file once; its replay, here in the test, opens each once more.
+    assert_eq!((got, opens.as_slice()), (1_000, &[2_000][..]));
+    for _ in 0..3 {
+        assert!(rig.try_plan(ALL).await.unwrap().is_none());
+    }
+    assert_eq!(rig.opens(), 2_000, "a scan opens nothing that is known");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn at_most_a_thousand_files_come_with_one_plan() {
+    let mut rig = Rig::new().await;
+    for i in 0..1_050 {
+        rig.put(&format!("{i:04}"), format!("{i}\n"), 1_000);
+    }
+    let first = rig.batch(ALL).await.unwrap();
+    assert_eq!(first.proposal.entries[&log()].len(), MAX_FILES_PER_BATCH);
+    let second = rig.batch(ALL).await.unwrap();
+    assert_eq!(second.proposal.entries[&log()].len(), 50);
+    assert_eq!(first.records().len() + second.records().len(), 1_050);
+}
