@@ -65,9 +65,6 @@ enum Problem {
 impl State {
     pub(super) fn plan(&mut self, from: At, budget: Budget) -> Result<Option<Proposal>, SourceError> {
         let limit = (from < self.floor).then_some(self.floor);
-        if limit.is_none() {
-            self.take_back_after(from);
-        }
         let room = Room { records: budget.records.max(1), bytes: budget.bytes.max(1), stop: None };
         let mut draft = Draft { at: from, room, limit, batch: RawBatch::default(), entries: Vec::new() };
         for _ in 0..MAX_STEPS {
@@ -108,8 +105,11 @@ impl State {
         proposal
     }
 
-    /// A plan is made anew: what later plans had listed was never committed.
-    fn take_back_after(&mut self, from: At) {
+    /// Before a plan is made anew: what later plans had listed was never committed. The next look finds these files.
+    pub(super) fn take_back_after(&mut self, from: At) {
+        if from < self.floor {
+            return;
+        }
         let keep = needed(from).max(self.anchored);
         if keep < self.known.next() {
             self.known.truncate(keep);
@@ -324,7 +324,7 @@ impl State {
     }
 
     /// `None` where the file vanished.
-    fn hash_path(&self, path: &str, prefix: Option<u64>) -> Result<Option<Hashed>, SourceError> {
+    pub(super) fn hash_path(&self, path: &str, prefix: Option<u64>) -> Result<Option<Hashed>, SourceError> {
         match self.folder.open(path).and_then(|mut file| hash(&mut file, prefix)) {
             Ok(hashed) => Ok(Some(hashed)),
             Err(error) if is_absent(&error) => Ok(None),
@@ -346,7 +346,7 @@ impl State {
         self.known.push(&entry);
         draft.entries.push(entry);
         draft.at = (number + 1, 0);
-        Ok(true)
+        self.step_listed(draft)
     }
 
     fn way_out(&self, next: At) -> String {
@@ -377,6 +377,8 @@ impl State {
                     return Err(self.lost(what, way_out.to_owned()));
                 }
                 self.list(draft, entry);
+                // An entry must be reached by the plan that brings it.
+                return self.step_listed(draft);
             }
             Taken::New(entry, mut content) => {
                 draft.room.stop = None;
@@ -533,7 +535,7 @@ impl State {
     }
 
     /// Whether a listed file is not at its path any more: nothing is there, or something else (a rotated log's successor).
-    fn has_left(&self, number: u64) -> bool {
+    pub(super) fn has_left(&self, number: u64) -> bool {
         let Some(listed) = self.known.get(number) else { return false };
         match self.folder.stamp(listed.current_path()) {
             Ok(None) => true,

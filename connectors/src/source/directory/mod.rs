@@ -187,8 +187,9 @@ impl Source for DirectorySource {
             if !state.adopted {
                 return Err(SourceError::Fatal(format!("source {}: a plan was asked for before adopt", state.name)));
             }
-            state.look(inner.board.take(), &inner.board)?;
             let from = from.get(&state.shard).map_or(Ok((0, 0)), |position| state.pair(position))?;
+            state.take_back_after(from);
+            state.look(inner.board.take(), &inner.board)?;
             let proposal = state.plan(from, budget)?;
             if let (None, Finish::Awaiting(_), Some((path, cause))) = (&proposal, &state.finish, state.pending.stuck()) {
                 let what = format!("source {}: read {path} (all other files are done)", state.name);

@@ -133,3 +133,32 @@ async fn earliest_begins_at_the_beginning_without_entries() {
     let adopted = rig.source.adopt(&lane(), &Positions::new(), &History::default()).await.unwrap();
     assert_eq!(adopted.new_shards[&shard()], Position::pair(0, 0));
 }
+
+#[tokio::test]
+async fn a_file_touched_moved_or_grown_before_it_is_put_away_does_not_become_new() {
+    let mut rig = Rig::with(Codec::Text, |config| {
+        config.on_done = OnDone::Delete;
+        config.on_changed = OnChanged::DeadLetter;
+    })
+    .await;
+    for name in ["touched", "moved", "copied", "grown"] {
+        rig.put(name, format!("{name}\n"), 60);
+    }
+    assert_eq!(rig.drain_texts().await.len(), 4);
+    rig.age("touched", 30);
+    fs::rename(rig.path("moved"), rig.path("moved2")).unwrap();
+    fs::copy(rig.path("copied"), rig.path("copied2")).unwrap();
+    fs::remove_file(rig.path("copied")).unwrap();
+    rig.put("grown", "grown\nmore\n", 20);
+    rig.restart().await;
+    rig.release().await;
+    let left: Vec<_> = fs::read_dir(&rig.config.path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["grown"], "what was not all read is not taken away");
+    let batch = rig.batch(ALL).await.unwrap();
+    assert_eq!((batch.texts().len(), batch.rejects()), (0, vec![("4:0".to_owned(), "changed_file")]));
+    rig.release().await;
+    rig.restart().await;
+    rig.release().await;
+    assert!(rig.path("grown").exists());
+    assert!(rig.batch(ALL).await.is_none());
+}

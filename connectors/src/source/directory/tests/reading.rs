@@ -111,7 +111,9 @@ async fn a_damaged_archive_gives_what_it_has_and_one_reject_however_it_is_cut() 
         assert_eq!((rejects.len(), rejects[0].reason), (1, "corrupt_file"), "{name}");
         let (last, whole) = got.split_last().unwrap();
         assert_eq!(last, "after", "{name}: the next file goes on");
-        assert_eq!(whole, &texts(&text)[..whole.len()], "{name}: what is given is right");
+        // gzip notices a changed byte only later, by a code that cannot be: what it gave until then stands.
+        let right = whole.iter().zip(text.lines()).take_while(|(got, want)| got == want).count();
+        assert!(right == whole.len() || (name == "flipped.gz" && right > 1_000), "{name}: {right} of {}", whole.len());
         if name.starts_with("cut") || name == "tail.gz" {
             assert!(whole.len() > 10_000, "{name}: {}", whole.len());
         }
@@ -200,4 +202,26 @@ async fn a_position_of_another_kind_is_refused() {
     assert!(matches!(rig.source.adopt(&lane(), &at, &History::default()).await, Err(SourceError::Fatal(_))));
     let at = Positions::from([(shard(), Position::pair(7, 0))]);
     assert!(matches!(rig.source.adopt(&lane(), &at, &History::default()).await, Err(SourceError::Lost { .. })));
+}
+
+/// Prints what reading and framing cost: `cargo test -p tidemill-connectors -- --ignored read_and_frame --nocapture`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn read_and_frame() {
+    let mut rig = Rig::new().await;
+    let line = format!("{{\"agent\":\"{}\"}}\n", "x".repeat(230));
+    rig.put("big", line.repeat(1_000_000), 60);
+    let size = fs::metadata(rig.path("big")).unwrap().len();
+    let budget = Budget { records: usize::MAX, bytes: 16 << 20 };
+    let mut marks = vec![std::time::Instant::now()];
+    let mut at = 0;
+    while let Some(proposal) = rig.source.plan(&lane(), &rig.at, budget).await.unwrap() {
+        at += rig.source.read(&lane(), &proposal).await.unwrap().slices.iter().map(|s| s.bytes.len() as u64).sum::<u64>();
+        rig.commit(&proposal);
+        marks.push(std::time::Instant::now());
+    }
+    assert_eq!(at, size);
+    let rest = (marks[marks.len() - 1] - marks[1]).as_secs_f64() / (marks.len() - 2) as f64 * (marks.len() - 1) as f64;
+    let hashing = (marks[1] - marks[0]).as_secs_f64() - rest / (marks.len() - 1) as f64;
+    eprintln!("{:.2} GB: read and frame {:.3} s/GB, hash {:.3} s/GB", at as f64 / 1e9, rest * 1e9 / at as f64, hashing * 1e9 / at as f64);
 }
