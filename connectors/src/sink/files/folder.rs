@@ -64,6 +64,11 @@ impl Live {
         }
     }
 
+    /// Eight digits that no other claim has: two sinks of one folder may have the same lane, generation and plan.
+    pub(super) fn token(&self) -> &str {
+        self.token.get(..8).unwrap_or(&self.token)
+    }
+
     pub(super) fn tmp(&self) -> PathBuf {
         self.path.join("tmp")
     }

@@ -168,6 +168,11 @@ impl Lane {
         }
     }
 
+    /// See [`Live::token`].
+    pub(super) fn token(&self) -> &str {
+        self.live.token()
+    }
+
     fn refill(&self, pool: &mut Pool, wanted: usize) -> io::Result<()> {
         let tmp = self.live.tmp();
         while pool.ready.len() < wanted {

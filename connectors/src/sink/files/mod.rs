@@ -2,7 +2,7 @@
 //! through a mark log beside the files.
 //!
 //! ```text
-//! out/all-g6-000012-3f2a91cc07de.json                     lane, generation, seq, input; rolling: of the first batch
+//! out/all-g6-5d1c0e9b-000012-3f2a91cc07de.json            lane, generation, claim, seq, input (rolling: first batch)
 //! out/_tidemill/<job>/<sink>/<lane>/live-g6-5d1c0e9b7a42/ the lane: its name says who may write
 //!     log-g6.mark                                         marks and entries, checksummed ([`log`])
 //!     tmp/g6-1                                            temporaries, their names synced in advance
@@ -145,7 +145,7 @@ impl Inner {
         let bytes = chunks.iter().map(|chunk| chunk.bytes() + chunk.header.len() as u64).sum();
         let (name, generation) = (durable::component(context.key.lane.as_str()), context.key.generation);
         let (seq, input, ending) = (context.plan.seq, context.input.short(), self.format.extension());
-        let name = format!("{name}-g{generation}-{seq:06}-{input}.{ending}");
+        let name = format!("{name}-g{generation}-{}-{seq:06}-{input}.{ending}", lane.token());
         let ready = match self.roll {
             Some(roll) => Ready::Chunks(chunks, roll, name),
             None => {

@@ -1,0 +1,254 @@
+//! Sinks under kills, stops and failing writes: at each failpoint, at its first, second and third passing, a child of
+//! this test is killed, stopped or refused a write. After each the rows must be those of one uninterrupted run.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod sinks;
+
+use std::{
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use sinks::*;
+use tidemill_checkpoint::Lane;
+use tidemill_connectors::sink::SinkError;
+
+const LAST: u64 = 6;
+const PASSINGS: u64 = 3;
+/// Where nothing is committed twenty times in a row, something is wrong.
+const TRIES: u32 = 20;
+
+const FILES: [&str; 13] = [
+    "files.claim-before-rename",
+    "files.claim-after-rename",
+    "files.claim-after-folder-sync",
+    "files.claim-after-log",
+    "files.claim-after-renames",
+    "files.before-data-sync",
+    "files.after-data-sync",
+    "files.before-folder-sync",
+    "files.before-mark",
+    "files.after-mark",
+    "files.after-log-sync",
+    "files.before-rename",
+    "files.after-renames",
+];
+const SEALS: [&str; 2] = ["files.before-seal", "files.after-seal"];
+const SQLITE: [&str; 7] = [
+    "sqlite.claim-before-commit",
+    "sqlite.claim-after-commit",
+    "sqlite.before-begin",
+    "sqlite.after-mark",
+    "sqlite.after-rows",
+    "sqlite.before-commit",
+    "sqlite.after-commit",
+];
+
+fn points(kind: Kind) -> Vec<&'static str> {
+    match kind {
+        Kind::Files => FILES.to_vec(),
+        Kind::Rolling => [&FILES[..], &SEALS[..]].concat(),
+        _ => SQLITE.to_vec(),
+    }
+}
+
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Files => "files",
+        Kind::Rolling => "rolling",
+        Kind::Sqlite => "sqlite",
+        Kind::Ledger => "ledger",
+    }
+}
+
+/// What a runner does with a lane: claims it, then commits up to `LAST`, trying again what may pass.
+async fn work(kind: Kind, dir: &Path, instance: u128) -> Result<(), SinkError> {
+    let sink = make(kind, dir);
+    let mut tries = 0;
+    let mut passes = |error: SinkError| {
+        tries += 1;
+        if error.is_transient() && tries < TRIES { Ok(()) } else { Err(error) }
+    };
+    let mut runner = loop {
+        match Runner::claim(sink.clone(), &Lane::single(), instance).await {
+            Ok(runner) => break runner,
+            Err(error) => passes(error)?,
+        }
+    };
+    while runner.seq() != Some(LAST) {
+        if let Err(error) = runner.step().await {
+            passes(error)?;
+        }
+    }
+    Ok(())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// The child: not a test of its own.
+#[test]
+#[ignore = "run by the others"]
+fn child() {
+    let kind = match std::env::var("SINK").unwrap().as_str() {
+        "files" => Kind::Files,
+        "rolling" => Kind::Rolling,
+        _ => Kind::Sqlite,
+    };
+    let dir = std::env::var("DIR").unwrap();
+    match runtime().block_on(work(kind, Path::new(&dir), 1)) {
+        Ok(()) => {}
+        Err(SinkError::Fenced { .. }) => std::process::exit(42),
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(43);
+        }
+    }
+}
+
+fn start(kind: Kind, dir: &Path, failpoint: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["child", "--exact", "--ignored", "--nocapture"])
+        .env("SINK", name(kind))
+        .env("DIR", dir)
+        .env("TIDEMILL_FAILPOINT", failpoint)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn run(kind: Kind, dir: &Path, failpoint: &str) -> ExitStatus {
+    start(kind, dir, failpoint).wait().unwrap()
+}
+
+/// Goes on after whatever happened, and counts.
+fn finish(kind: Kind, dir: &Path, what: &str) {
+    runtime().block_on(work(kind, dir, 2)).unwrap_or_else(|error| panic!("{kind:?} {what}: {error}"));
+    assert_eq!(rows(kind, dir), expected(kind, LAST), "{kind:?} {what}");
+}
+
+/// The rows right after a crash, once a claim has put things in order: those up to the mark and no others.
+fn recover(kind: Kind, dir: &Path, what: &str) {
+    let runner = runtime().block_on(Runner::claim(make(kind, dir), &Lane::single(), 3));
+    let runner = runner.unwrap_or_else(|error| panic!("{kind:?} {what}: {error}"));
+    assert_eq!(rows(kind, dir), expected(kind, runner.seq().unwrap_or(0)), "{kind:?} {what}");
+}
+
+fn killed(kind: Kind) {
+    let mut kills = 0;
+    for point in points(kind) {
+        for passing in 1..=PASSINGS {
+            let dir = tempfile::tempdir().unwrap();
+            let what = format!("{point}:{passing}:kill");
+            // Some steps are passed only by a claim that finds something to do.
+            for _ in 0..3 {
+                kills += u32::from(!run(kind, dir.path(), &what).success());
+                recover(kind, dir.path(), &what);
+            }
+            finish(kind, dir.path(), &what);
+        }
+    }
+    println!("{kind:?}: {kills} kills");
+    assert!(kills as usize > points(kind).len() * 2, "only {kills} kills");
+}
+
+fn refused(kind: Kind) {
+    for point in points(kind) {
+        for passing in 1..=PASSINGS {
+            for action in ["error", "full"] {
+                let dir = tempfile::tempdir().unwrap();
+                let what = format!("{point}:{passing}:{action}");
+                let status = run(kind, dir.path(), &what);
+                assert!(status.success(), "{kind:?} {what}: {status}");
+                assert_eq!(rows(kind, dir.path()), expected(kind, LAST), "{kind:?} {what}");
+                recover(kind, dir.path(), &what);
+            }
+        }
+    }
+}
+
+fn state(child: &Child) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()).unwrap_or('?')
+}
+
+/// The child stops in the middle; the lane is taken and finished; then the child goes on with what it has in hand.
+fn paused(kind: Kind, points: &[&str]) {
+    let mut stops = 0;
+    for point in points {
+        for passing in 2..=PASSINGS {
+            let dir = tempfile::tempdir().unwrap();
+            let what = format!("{point}:{passing}:stop");
+            let mut child = start(kind, dir.path(), &what);
+            let began = Instant::now();
+            while !matches!(state(&child), 'T' | 'Z' | '?') && began.elapsed() < Duration::from_secs(20) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let stopped = state(&child) == 'T';
+            finish(kind, dir.path(), &what);
+            let pid = rustix::process::Pid::from_child(&child);
+            if stopped {
+                rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+            }
+            let status = child.wait().unwrap();
+            if stopped {
+                stops += 1;
+                assert_eq!(status.code(), Some(42), "{kind:?} {what}: the zombie was not fenced");
+            }
+            assert_eq!(rows(kind, dir.path()), expected(kind, LAST), "{kind:?} {what}: after the zombie went on");
+            recover(kind, dir.path(), &what);
+        }
+    }
+    println!("{kind:?}: {stops} stops");
+    assert!(stops >= points.len(), "only {stops} stops");
+}
+
+#[test]
+fn files_survive_a_kill_at_every_step() {
+    killed(Kind::Files);
+}
+
+#[test]
+fn rolling_files_survive_a_kill_at_every_step() {
+    killed(Kind::Rolling);
+}
+
+#[test]
+fn sqlite_survives_a_kill_at_every_step() {
+    killed(Kind::Sqlite);
+}
+
+#[test]
+fn files_try_again_what_a_full_disk_refused() {
+    refused(Kind::Files);
+}
+
+#[test]
+fn rolling_files_try_again_what_a_full_disk_refused() {
+    refused(Kind::Rolling);
+}
+
+#[test]
+fn sqlite_tries_again_what_a_full_disk_refused() {
+    refused(Kind::Sqlite);
+}
+
+#[test]
+fn a_paused_writer_of_files_changes_nothing_when_it_goes_on() {
+    paused(Kind::Files, &FILES[5..]);
+}
+
+#[test]
+fn a_paused_writer_of_rolling_files_changes_nothing_when_it_goes_on() {
+    paused(Kind::Rolling, &FILES[5..]);
+}
+
+/// Inside a transaction SQLite's lock keeps everybody else waiting, so only the steps outside can be overtaken.
+#[test]
+fn a_paused_writer_of_sqlite_changes_nothing_when_it_goes_on() {
+    paused(Kind::Sqlite, &["sqlite.before-begin", "sqlite.after-commit"]);
+}
