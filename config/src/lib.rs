@@ -7,6 +7,22 @@
 //! Start with [`model`]: what a job is. `schema` says which keys exist, with types, defaults and docs; the checker, the
 //! JSON Schema of `tidemill schema` and the docs' tables are made from it.
 
+mod build;
+mod check;
+mod error;
+mod glob;
+mod load;
 pub mod model;
+mod nearest;
+mod schema;
+mod semantics;
+mod substitute;
+mod tree;
+mod types;
+mod units;
 
+pub use error::{Error, Errors};
 pub use model::*;
+pub use schema::{json_schema, options_markdown, sections};
+pub use substitute::{Environment, ProcessEnvironment};
+

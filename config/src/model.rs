@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+use serde::Deserialize;
+
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct At {
@@ -60,7 +62,8 @@ pub struct Job {
 }
 
 /// `lanes:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Lanes {
     /// One lane with all shards.
     Single,
@@ -188,7 +191,8 @@ pub enum Framing {
 }
 
 /// What to do where something is lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnLost {
     /// Go on and say so.
     Continue,
@@ -229,7 +233,8 @@ pub enum OnDone {
 }
 
 /// `on_changed:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnChanged {
     /// Stop the lane.
     Fail,
@@ -238,7 +243,8 @@ pub enum OnChanged {
 }
 
 /// `start:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Start {
     /// From the beginning.
     Earliest,
@@ -303,7 +309,8 @@ pub struct Step {
 }
 
 /// `on_error:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// The row becomes a dead letter.
     Reject,
@@ -423,7 +430,8 @@ pub struct Roll {
 }
 
 /// `compression:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// None.
     None,
@@ -449,14 +457,18 @@ pub struct Daemon {
     pub data_dir: PathBuf,
     /// The owner's name, where set by hand.
     pub owner: Option<String>,
-    /// Where HTTP listens (default 127.0.0.1:9720).
+    /// Where HTTP listens, `host:port` (default 127.0.0.1:9720); port 0: any that is free.
     pub http: String,
     /// Byte budget of all jobs (default 512 MiB).
     pub memory: u64,
     /// How logs look.
     pub log: Log,
-    /// Globs of job files.
-    pub jobs: Vec<String>,
+    /// Globs of job files, relative to the folder of the daemon's file: see [`Daemon::load_jobs`].
+    pub jobs: Vec<Located<String>>,
+    /// The file it was read from; `None` where there is none and all is default.
+    pub file: Option<PathBuf>,
+    /// The file's text as it was read, before substitution.
+    pub text: String,
 }
 
 /// `log:`

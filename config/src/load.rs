@@ -1,0 +1,197 @@
+//! From a file to its model, or to all that is wrong with it.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    At, Daemon, Environment, Error, Errors, Job, build, check,
+    error::{Problem, render},
+    glob, schema, semantics,
+    tree::{self, Data, Node},
+};
+
+/// A configuration is no data: longer files are an accident.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// What is wrong, as it is found.
+#[derive(Default)]
+pub(crate) struct Problems(Vec<(At, Problem)>);
+
+impl Problems {
+    pub fn add(&mut self, at: At, problem: Problem) {
+        self.0.push((at, problem));
+    }
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+    /// Adds a help to the problems at `path` that came after the first `count`.
+    pub fn help_since(&mut self, count: usize, path: &str, help: &str) {
+        for (_, problem) in self.0.iter_mut().skip(count).filter(|(at, _)| at.path == path) {
+            problem.help.push(help.to_owned());
+        }
+    }
+    fn into_errors(mut self, file: &Path, text: &str) -> Errors {
+        self.0.sort_by_key(|(at, _)| (at.line, at.column));
+        self.0.dedup();
+        Errors(self.0.into_iter().map(|(at, problem)| Error::new(file, text, at, problem)).collect())
+    }
+}
+
+impl Job {
+    /// Reads and checks a job's file. All errors come at once.
+    pub fn load(path: &Path, env: &dyn Environment) -> Result<Self, Errors> {
+        Self::parse(&read(path)?, path, env)
+    }
+
+    /// Checks a job's text, as if it stood in `file`: paths in it are relative to that file's folder.
+    pub fn parse(text: &str, file: &Path, env: &dyn Environment) -> Result<Self, Errors> {
+        let folder = folder_of(file);
+        let mut problems = Problems::default();
+        let root = tree::parse(text, &mut problems).and_then(|root| mapping(root, "a job begins with `job: NAME`", &mut problems));
+        if let Some(mut root) = root {
+            if let Data::Map(entries) = &mut root.data {
+                for entry in entries.iter_mut().filter(|e| matches!(e.key.as_str(), "sources" | "sinks" | "dead_letters")) {
+                    tree::substitute(&mut entry.value, &entry.key, folder, env, &mut problems);
+                }
+            }
+            let value = check::check(&root, &schema::job::JOB, &mut problems);
+            semantics::check(&root, folder, &mut problems);
+            if problems.is_empty() {
+                match build::job(&root, &value, file, text) {
+                    Ok(job) => return Ok(job),
+                    Err(problem) => problems.add(At::default(), problem),
+                }
+            }
+        }
+        Err(problems.into_errors(file, text))
+    }
+
+    /// Reads several jobs; their errors come together. Two jobs with one name are an error.
+    pub fn load_all(paths: &[PathBuf], env: &dyn Environment) -> Result<Vec<Self>, Errors> {
+        let (mut jobs, mut errors) = (Vec::new(), Vec::new());
+        let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
+        for path in paths {
+            match Self::load(path, env) {
+                Err(more) => errors.extend(more),
+                Ok(job) => {
+                    if let Some(first) = names.insert(job.name.clone(), path.clone()) {
+                        let problem = Problem::new(format!("a job of the name `{}` is in {} too", job.name, first.display()));
+                        let problem = problem.help("a job's name is its identity in checkpoints and sinks: give each its own");
+                        errors.push(Error::new(path, &job.text, name_at(&job), problem));
+                    }
+                    jobs.push(job);
+                }
+            }
+        }
+        if errors.is_empty() { Ok(jobs) } else { Err(Errors(errors)) }
+    }
+
+    /// The form of a configuration error, for one that is found later (a wrong column name, found by planning). The
+    /// message's first line says what is wrong; each further line is printed as a help.
+    pub fn render(&self, at: &At, message: &str) -> String {
+        render(&self.file, &self.text, at, message)
+    }
+}
+
+impl Daemon {
+    /// Reads and checks the daemon's own file. All errors come at once. Job files are not read yet.
+    pub fn load(path: &Path, env: &dyn Environment) -> Result<Self, Errors> {
+        Self::parse(&read(path)?, path, env)
+    }
+
+    /// Checks the text of a daemon's file, as if it stood in `file`. An empty one means all defaults.
+    pub fn parse(text: &str, file: &Path, env: &dyn Environment) -> Result<Self, Errors> {
+        let mut problems = Problems::default();
+        let empty = || Some(Node { place: tree::Place { line: 1, column: 1 }, data: Data::Map(Vec::new()) });
+        let root = tree::parse(text, &mut problems);
+        let root = if root.is_none() && problems.is_empty() { empty() } else { root };
+        if let Some(mut root) = root.and_then(|root| mapping(root, "write lines like `data_dir: PATH`", &mut problems)) {
+            tree::substitute(&mut root, "", folder_of(file), env, &mut problems);
+            let value = check::check(&root, &schema::daemon::DAEMON, &mut problems);
+            if problems.is_empty() {
+                match build::daemon(&root, value, file, text) {
+                    Ok(daemon) => return Ok(daemon),
+                    Err(problem) => problems.add(At::default(), problem),
+                }
+            }
+        }
+        Err(problems.into_errors(file, text))
+    }
+
+    /// The defaults, for a daemon without a file; paths are relative to the working directory.
+    pub fn defaults() -> Self {
+        let mut daemon = Self::parse("", Path::new(""), &BTreeMap::new()).expect("the defaults of the schema are right: a test reads them");
+        daemon.file = None;
+        daemon
+    }
+
+    /// The files that `jobs:` names, in order, each once. A glob that names none is an error.
+    pub fn job_files(&self) -> Result<Vec<PathBuf>, Errors> {
+        let (mut files, mut errors) = (Vec::new(), Vec::new());
+        let file = self.file.clone().unwrap_or_default();
+        for pattern in &self.jobs {
+            match glob::expand(folder_of(&file), &pattern.value) {
+                Ok(found) => files.extend(found),
+                Err(cause) => {
+                    let problem = Problem::new(format!("no job file is named by this: {cause}"));
+                    let problem = problem.help("globs are relative to the folder of this file");
+                    errors.push(Error::new(&file, &self.text, pattern.at.clone(), problem));
+                }
+            }
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        files.retain(|file| seen.insert(file.clone()));
+        if errors.is_empty() { Ok(files) } else { Err(Errors(errors)) }
+    }
+
+    /// Loads every job that `jobs:` names.
+    pub fn load_jobs(&self, env: &dyn Environment) -> Result<Vec<Job>, Errors> {
+        Job::load_all(&self.job_files()?, env)
+    }
+}
+
+fn name_at(job: &Job) -> At {
+    let mut problems = Problems::default();
+    let root = tree::parse(&job.text, &mut problems);
+    root.and_then(|root| root.get("job").map(|entry| entry.value.place.at("job"))).unwrap_or_default()
+}
+
+pub(crate) fn folder_of(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new(""))
+}
+
+fn read(path: &Path) -> Result<String, Errors> {
+    let fail = |cause: String| Errors(vec![Error::of_file(path, Problem::new(format!("cannot be read: {cause}")))]);
+    let size = path.metadata().map_err(|error| fail(plain(&error)))?;
+    if size.is_dir() {
+        return Err(fail("it is a folder".into()));
+    }
+    if size.len() > MAX_FILE_BYTES {
+        return Err(fail(format!("it has more than {MAX_FILE_BYTES} bytes, which no configuration needs")));
+    }
+    let bytes = std::fs::read(path).map_err(|error| fail(plain(&error)))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
+        fail(format!("line {line} is not UTF-8"))
+    })
+}
+
+fn plain(error: &std::io::Error) -> String {
+    if error.kind() == std::io::ErrorKind::NotFound { "there is no such file".into() } else { error.to_string() }
+}
+
+fn mapping(root: Node, help: &str, problems: &mut Problems) -> Option<Node> {
+    let what = match &root.data {
+        Data::Map(_) => return Some(root),
+        Data::Scalar(_) if root.is_nothing() => "the file is empty".to_owned(),
+        _ => format!("expected lines of `key: value`, found {}", root.shown()),
+    };
+    problems.add(root.place.at(""), Problem::new(what).help(help));
+    None
+}

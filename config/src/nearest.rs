@@ -1,0 +1,71 @@
+//! "Did you mean": the nearest of the names that are known.
+
+/// The nearest of `known` to `given`, where it is near enough that a person could have meant it.
+pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let given = fold(given);
+    let (distance, length, name) = known
+        .into_iter()
+        .map(|name| {
+            let folded = fold(name);
+            (distance(&given, &folded), given.len().max(folded.len()), name)
+        })
+        .min_by_key(|found| found.0)?;
+    (distance * 3 <= length && distance <= MAX_DISTANCE || distance == 1 && length > 2).then_some(name)
+}
+
+/// "did you mean `x`?", where something is near.
+pub(crate) fn did_you_mean<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(given, known).map(|name| format!("did you mean `{name}`?"))
+}
+
+/// Names that differ by more edits are not meant.
+const MAX_DISTANCE: usize = 4;
+/// Longer names are compared by their beginning: the table of distances stays small.
+const MAX_COMPARED: usize = 64;
+
+/// Case, `-`, `_` and blanks make no difference to what a person meant.
+fn fold(name: &str) -> Vec<char> {
+    name.chars().filter(|c| !matches!(c, '-' | '_' | ' ')).flat_map(char::to_lowercase).take(MAX_COMPARED).collect()
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours (optimal string alignment).
+fn distance(a: &[char], b: &[char]) -> usize {
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replace = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = replace.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_names_are_found_and_far_ones_are_not() {
+        let known = ["type", "path", "include", "max_record_bytes", "on_done", "sql"];
+        for (given, expected) in [
+            ("tpye", Some("type")),
+            ("Path", Some("path")),
+            ("includes", Some("include")),
+            ("maxRecordBytes", Some("max_record_bytes")),
+            ("on-done", Some("on_done")),
+            ("sq", Some("sql")),
+            ("x", None),
+            ("colour", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(given, known), expected, "{given}");
+        }
+    }
+}

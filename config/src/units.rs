@@ -1,0 +1,164 @@
+//! Durations and sizes are texts with units: `500ms`, `64MiB`. A bare number is an error that suggests the unit.
+
+use std::time::Duration;
+
+use crate::error::Problem;
+
+const DURATIONS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
+const SIZES: [(&str, u64); 9] = [
+    ("B", 1),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+];
+
+/// What people write instead, in lower case, and what they mean.
+const MEANT: [(&str, &str); 24] = [
+    ("sec", "s"),
+    ("secs", "s"),
+    ("second", "s"),
+    ("seconds", "s"),
+    ("min", "m"),
+    ("mins", "m"),
+    ("minute", "m"),
+    ("minutes", "m"),
+    ("hr", "h"),
+    ("hour", "h"),
+    ("hours", "h"),
+    ("day", "d"),
+    ("days", "d"),
+    ("millis", "ms"),
+    ("k", "KiB"),
+    ("ki", "KiB"),
+    ("m", "MiB"),
+    ("mi", "MiB"),
+    ("mb", "MB"),
+    ("kb", "kB"),
+    ("gb", "GB"),
+    ("g", "GiB"),
+    ("gi", "GiB"),
+    ("byte", "B"),
+];
+
+/// Reads a duration: `500ms`, `1s`, `10m`, `2h`, `1d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    quantity(text, &DURATIONS, "a duration", "s").map(Duration::from_millis).map_err(|problem| problem.what)
+}
+
+/// Reads a size in bytes: `512B`, `64MiB`, `10MB`. `kB`, `MB`, ... are powers of 1000, `KiB`, `MiB`, ... of 1024.
+pub fn size(text: &str) -> Result<u64, String> {
+    quantity(text, &SIZES, "a size", "MiB").map_err(|problem| problem.what)
+}
+
+pub(crate) fn check_duration(text: &str) -> Result<Duration, Problem> {
+    quantity(text, &DURATIONS, "a duration", "s").map(Duration::from_millis)
+}
+
+pub(crate) fn check_size(text: &str) -> Result<u64, Problem> {
+    quantity(text, &SIZES, "a size", "MiB")
+}
+
+/// Reads a whole number, with `_` between digits.
+pub(crate) fn whole(text: &str) -> Option<u64> {
+    let tidy = text.starts_with(|c: char| c.is_ascii_digit()) && !text.ends_with('_') && !text.contains("__");
+    let digits: String = text.chars().filter(|c| *c != '_').collect();
+    (tidy && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
+}
+
+fn quantity(text: &str, units: &[(&str, u64)], noun: &str, usual: &str) -> Result<u64, Problem> {
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '_')).unwrap_or(text.len());
+    let (number, unit) = (&text[..split], text[split..].trim());
+    let known = || units.iter().map(|unit| unit.0);
+    let list = known().map(|unit| format!("`{unit}`")).collect::<Vec<_>>().join(", ");
+    let Some(amount) = whole(number) else {
+        return Err(Problem::new(format!("`{text}` is not {noun}"))
+            .help(format!("write a whole number and its unit, like `10{usual}`; units are {list}")));
+    };
+    if unit.is_empty() {
+        let wrong = Problem::new(format!("`{text}` has no unit"));
+        return Err(wrong.help(format!("write {noun} with its unit, like `{number}{usual}`; units are {list}")));
+    }
+    if let Some((_, factor)) = units.iter().find(|known| known.0 == unit) {
+        return amount.checked_mul(*factor).ok_or_else(|| Problem::new(format!("`{text}` is too large for {noun}")));
+    }
+    let wrong = Problem::new(format!("`{text}` is not {noun}: there is no unit `{unit}`"));
+    let folded = unit.to_lowercase();
+    let exact = known().find(|unit| unit.to_lowercase() == folded);
+    let meant = || MEANT.iter().find(|m| m.0 == folded && units.iter().any(|unit| unit.0 == m.1)).map(|m| m.1);
+    Err(match exact.or_else(meant) {
+        Some(unit) => wrong.help(format!("did you mean `{number}{unit}`?")),
+        None => wrong.help(format!("write one whole number and one unit; units are {list}")),
+    })
+}
+
+/// For serde: a field that holds a duration's text.
+pub(crate) fn de_duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let text = <String as serde::Deserialize>::deserialize(from)?;
+    duration(&text).map_err(serde::de::Error::custom)
+}
+
+/// For serde: a field that holds a size's text.
+pub(crate) fn de_size<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let text = <String as serde::Deserialize>::deserialize(from)?;
+    size(&text).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [("500ms", 500), ("1s", 1_000), ("10m", 600_000), ("2h", 7_200_000), ("1d", 86_400_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        assert_eq!(duration("1_000 ms"), Ok(Duration::from_secs(1)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("0B", 0), ("64MiB", 64 << 20), ("10MB", 10_000_000), ("512KiB", 512 << 10), ("1_024 B", 1024), ("2TiB", 2 << 40)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_ones_say_what_is_meant() {
+        for (text, what, help) in [
+            ("10", "`10` has no unit", "write a duration with its unit, like `10s`"),
+            ("1.5s", "no unit `.5s`", "write one whole number and one unit"),
+            ("-1s", "not a duration", "write a whole number"),
+            ("5 minutes", "no unit `minutes`", "did you mean `5m`?"),
+            ("1S", "no unit `S`", "did you mean `1s`?"),
+            ("1h30m", "no unit `h30m`", "one whole number and one unit"),
+            ("", "not a duration", "whole number"),
+            ("99999999999999999999s", "not a duration", "whole number"),
+            ("999999999999999999d", "too large", ""),
+        ] {
+            let problem = check_duration(text).unwrap_err();
+            assert!(problem.what.contains(what), "{text}: {problem:?}");
+            assert!(problem.help.concat().contains(help), "{text}: {problem:?}");
+        }
+        for (text, help) in [("64M", "`64MiB`"), ("64mb", "`64MB`"), ("64", "`64MiB`"), ("1kib", "`1KiB`")] {
+            assert!(check_size(text).unwrap_err().help.concat().contains(help), "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers() {
+        assert_eq!(whole("1_000_000"), Some(1_000_000));
+        for wrong in ["", "_1", "1_", "1__0", "-1", "1e6", "0x10", "1.0", "99999999999999999999"] {
+            assert_eq!(whole(wrong), None, "{wrong}");
+        }
+    }
+}

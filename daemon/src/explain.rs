@@ -1,0 +1,214 @@
+//! `tidemill validate` and `tidemill explain`: what a job is, without running it.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arrow::datatypes::SchemaRef;
+use tidemill_checkpoint::SinkId;
+use tidemill_config::{self as config, ProcessEnvironment};
+use tidemill_connectors::{codec, sink};
+
+use crate::{
+    ConfigError,
+    job::{
+        DEAD_LETTERS,
+        compile::{Compiled, Pinned, given_schema},
+    },
+};
+
+/// Plans the steps where every schema is known before the first record; wrong columns are configuration errors.
+pub fn check(job: &config::Job) -> anyhow::Result<()> {
+    if job.sources.iter().all(|source| given_schema(source).is_some()) {
+        Compiled::new(&Arc::new(job.clone()), &Pinned::new()).map_err(|error| ConfigError(error.to_string()))?;
+    } else if job.lanes == Some(config::Lanes::Partition) {
+        let names: Vec<_> = job.sources.iter().filter(|s| given_schema(s).is_none()).map(|s| s.name.value.as_str()).collect();
+        let at = job.sources.first().map(|source| source.name.at.clone()).unwrap_or_default();
+        let message = format!("lanes: partition needs a schema that all lanes share: give `schema:` for {}", names.join(", "));
+        return Err(ConfigError(job.render(&at, &message)).into());
+    }
+    Ok(())
+}
+
+/// `tidemill validate`: all errors of all files; exit code 78 where there are any.
+pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
+    let mut wrong = Vec::new();
+    for file in files {
+        let loaded = config::Job::load(file, &ProcessEnvironment).map_err(|errors| errors.to_string());
+        let checked = loaded.and_then(|job| check(&job).map(|()| job).map_err(|error| error.to_string()));
+        match checked {
+            Ok(job) => {
+                if connect {
+                    try_sinks(&job).await?;
+                }
+                println!("{}: job {} is valid", file.display(), job.name);
+            }
+            Err(error) => wrong.push(error),
+        }
+    }
+    if wrong.is_empty() { Ok(0) } else { Err(ConfigError(wrong.join("\n")).into()) }
+}
+
+/// Peeks at every sink: reaches it, claims and creates nothing.
+async fn try_sinks(job: &config::Job) -> anyhow::Result<()> {
+    for sink in job.sinks.iter().chain(&job.dead_letters) {
+        let name = &sink.name.value;
+        let opened = sink::open(SinkId::new(name), &job.name, &sink.kind).map_err(|error| anyhow::anyhow!("sink {name}: {error}"))?;
+        opened.peek(&[tidemill_checkpoint::Lane::single()]).await.map_err(|error| anyhow::anyhow!("sink {name}: {error}"))?;
+        println!("sink {name}: reached");
+    }
+    Ok(())
+}
+
+/// `tidemill explain`.
+pub async fn explain(file: &Path) -> anyhow::Result<u8> {
+    let job = config::Job::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
+    check(&job)?;
+    print!("{}", text(&Arc::new(job))?);
+    Ok(0)
+}
+
+fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
+    let mut out = String::new();
+    let trigger = match job.trigger {
+        config::Trigger::Asap => "as soon as there is data".to_owned(),
+        config::Trigger::Every(interval) => format!("every {interval:?}"),
+    };
+    writeln!(out, "job {} ({})", job.name, job.file.display())?;
+    writeln!(out, "  a batch {trigger}, at most {} records or {} bytes", job.batch.max_records, job.batch.max_bytes)?;
+    let lanes = if job.lanes == Some(config::Lanes::Partition) { "partition: each is planned and committed by itself" } else { "single" };
+    writeln!(out, "  lanes: {lanes}\n\nsources")?;
+    let mut known = true;
+    for source in &job.sources {
+        let (what, again) = describe_source(&source.kind);
+        writeln!(out, "  {}: {what}\n      {again}", source.name.value)?;
+        match given_schema(source) {
+            Some(schema) => writeln!(out, "      columns: {}", columns(&schema))?,
+            None => {
+                known = false;
+                writeln!(out, "      columns: inferred from the first batch, then pinned; later fields go to _extra")?;
+            }
+        }
+    }
+    writeln!(out, "\nsteps")?;
+    if known {
+        let compiled = Compiled::new(job, &Pinned::new())?;
+        for (step, schema) in compiled.pipeline().schemas() {
+            writeln!(out, "  {step}\n      columns: {}", columns(schema))?;
+        }
+    } else {
+        for step in &job.steps {
+            writeln!(out, "  {}", step.name)?;
+        }
+        writeln!(out, "      (columns after each step are known once the source's are: give `schema:` to see them here)")?;
+    }
+    writeln!(out, "\nsinks")?;
+    for sink in &job.sinks {
+        writeln!(out, "  {}: {}", sink.name.value, describe_sink(&sink.kind))?;
+        if let Some(from) = &sink.from {
+            writeln!(out, "      rows of {}", from.value)?;
+        }
+        if let Some(filter) = &sink.filter {
+            writeln!(out, "      where {}", filter.value)?;
+        }
+    }
+    match &job.dead_letters {
+        Some(sink) => writeln!(out, "  {DEAD_LETTERS}: {}", describe_sink(&sink.kind))?,
+        None => writeln!(out, "  {DEAD_LETTERS}: files in <data dir>/{}/dead-letters, exactly once within this data dir", job.name)?,
+    }
+    writeln!(out, "\nanchor (commits first): {}", anchor(job))?;
+    Ok(out)
+}
+
+fn anchor(job: &config::Job) -> String {
+    let of = |sql: bool| job.sinks.iter().find(|s| is_marked(&s.kind) && matches!(s.kind, config::SinkKind::Sqlite { .. }) == sql);
+    match of(true).or_else(|| of(false)) {
+        Some(sink) => format!("{}, chosen when the job first runs", sink.name.value),
+        None => "the ledger in the data dir, since no sink keeps marks: without the data dir the job starts over".to_owned(),
+    }
+}
+
+fn is_marked(kind: &config::SinkKind) -> bool {
+    matches!(kind, config::SinkKind::Files(_) | config::SinkKind::Sqlite { .. })
+}
+
+fn columns(schema: &SchemaRef) -> String {
+    let columns: Vec<_> = schema.fields().iter().map(|field| format!("{} {}", field.name(), codec::type_name(field.data_type()))).collect();
+    columns.join(", ")
+}
+
+fn describe_source(kind: &config::SourceKind) -> (String, &'static str) {
+    match kind {
+        config::SourceKind::Socket(socket) => {
+            let (what, address) = match &socket.address {
+                config::SocketAddress::Connect(address) => ("connects to", address),
+                config::SocketAddress::Listen(address) => ("listens on", address),
+            };
+            let again = if socket.ack {
+                "exactly once from the moment that the sender got its ack: records are spooled to disk first"
+            } else {
+                "exactly once from the moment that a record is in the spool; bytes in flight at a power cut are lost, unless the sender uses `ack: line`"
+            };
+            (format!("{what} {address}"), again)
+        }
+        config::SourceKind::Directory(directory) => {
+            (format!("files in {}", directory.path.display()), "exactly once: a file is read again where a batch is replayed")
+        }
+        config::SourceKind::Test(test) => (format!("test shards in {}", test.path.display()), "for tests"),
+    }
+}
+
+fn describe_sink(kind: &config::SinkKind) -> String {
+    match kind {
+        config::SinkKind::Console { first } => {
+            let rows = first.map_or_else(|| "all rows".to_owned(), |first| format!("the first {first} rows"));
+            format!("{rows} of each batch on standard output; at least once: a batch that is replayed is printed again")
+        }
+        config::SinkKind::Files(files) => format!("files in {}; exactly once (marks in its _tidemill folder)", files.path.display()),
+        config::SinkKind::Sqlite { path, table, mode } => {
+            let mode = match mode {
+                config::Mode::Append => "appended",
+                config::Mode::Upsert(_) => "upserted by key",
+            };
+            format!("rows {mode} to table {table} of {}; exactly once (marks in its table tidemill_marks)", path.display())
+        }
+        config::SinkKind::Blackhole => "nowhere; at least once".to_owned(),
+    }
+}
+
+/// `checkpoint show` for people.
+pub fn checkpoint_table(answer: &serde_json::Value) -> String {
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let mut out = format!("job {}, lane {}\n", text(&answer["job"]), text(&answer["lane"]));
+    let empty = serde_json::Map::new();
+    for (sink, held) in answer["sinks"].as_object().unwrap_or(&empty) {
+        let claim = &held["claim"];
+        let mark = &held["mark"];
+        let released = if claim["released"] == true { ", released" } else { "" };
+        let _ = writeln!(out, "  {sink}: generation {}, owner {}{released}", text(&claim["generation"]), text(&claim["owner"]["name"]));
+        if mark.is_null() {
+            let _ = writeln!(out, "      no mark");
+            continue;
+        }
+        let digest: String = text(&mark["digest"]).chars().take(12).collect();
+        let _ = writeln!(out, "      batch {} ({digest}), anchor {}", text(&mark["batch"]), text(&mark["anchor"]));
+        let positions: BTreeMap<String, String> =
+            mark["positions"].as_object().map(|map| map.iter().map(|(k, v)| (k.clone(), text(v))).collect()).unwrap_or_default();
+        for (shard, position) in positions {
+            let _ = writeln!(out, "      {shard} at {position}");
+        }
+    }
+    let closed = &answer["ledger"]["closed"];
+    let _ = match closed {
+        serde_json::Value::Null => writeln!(out, "  ledger: no closed batch"),
+        closed => writeln!(out, "  ledger: closed batch {}", text(&closed["batch"])),
+    };
+    out
+}

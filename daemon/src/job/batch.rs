@@ -1,0 +1,747 @@
+//! One batch of a lane, from proposal to close. This is the order of the protocol, and the only place that has it:
+//!
+//! propose, read, decode, steps, stage; then unmarked sinks, the anchor, the other marked sinks in parallel, the ledger's
+//! close, and the sources' release.
+//!
+//! [`Job::prepare`] does the first half, tentatively and in memory, while the batch before it commits; dropping a
+//! [`Prepared`] withdraws it. [`Job::commit`] does the second half for a group of lanes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use futures::future::join_all;
+use tidemill_checkpoint::{
+    Digest, Entry, Lane, LaneKey, Mark, Permit, Plan, PlanKind, Positions, Receipt, SinkId, Span, Timestamp, Touch, failpoint,
+    next::{self, Content, Draft, Step, Writer},
+};
+use tidemill_connectors::{
+    SinkError,
+    sink::{StageContext, Staged},
+    source::{Budget, Proposal, RawBatch},
+};
+use tidemill_steps::BatchContext;
+
+use super::{
+    Job, Role, SinkSlot,
+    compile::{Compiled, Computed, Pinned, dead_letters_schema},
+    lane::{LaneError, Owned, joined_after},
+    probe,
+    runner::Schemas,
+};
+use crate::status::LastBatch;
+
+/// A commit that takes longer is given up: only a claim follows.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(300);
+/// So many deaths of the process in the same batch, and the batch is tried in a process of its own.
+const SUSPICIOUS_DEATHS: u32 = 3;
+
+/// Where a lane stands: the head it builds on, perhaps not committed yet.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The head as the anchor's mark (will) have it.
+    pub mark: Mark,
+    /// What each sink that takes part (will) hold.
+    pub joined: BTreeMap<SinkId, Option<Digest>>,
+    /// Schemas pinned up to here.
+    pub pinned: Pinned,
+}
+
+/// A batch that is ready to be committed.
+pub struct Prepared {
+    /// The batch.
+    pub batch: Batch,
+    staged: Vec<(SinkSlot, Staged)>,
+}
+
+/// A batch without its rows.
+pub struct Batch {
+    /// The lane.
+    pub lane: Lane,
+    /// Where the lane stands after it.
+    pub next: Head,
+    /// It used its budget up: more waits.
+    pub full: bool,
+    entries: Vec<Entry>,
+    expected: BTreeMap<SinkId, Option<Digest>>,
+    keys: BTreeMap<SinkId, LaneKey>,
+    begun: Instant,
+    report: LastBatch,
+    rejected: BTreeMap<(String, String), u64>,
+    received: Vec<(String, u64, u64)>,
+}
+
+impl Batch {
+    /// The anchor's mark after it.
+    fn mark(&self) -> &Mark {
+        &self.next.mark
+    }
+}
+
+impl Job {
+    /// Seq 0: resolves where every source starts and commits it to every marked sink.
+    pub async fn commit_origin(&self, lane: &Lane, owned: &Owned) -> Result<(), LaneError> {
+        let mut start = Positions::new();
+        let mut content = Content { clock: Timestamp::now(), job: Some(self.digest), ..Content::default() };
+        for source in &self.sources {
+            let origin = source.origin(lane).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
+            start.extend(origin.positions);
+            content.entries.extend(origin.entries);
+        }
+        let step = next::origin(lane, self.scheme, &self.anchor, owned.keys.keys(), start, content, writer(owned, &self.anchor)?);
+        self.commit_marks(&step.map_err(|error| cannot_plan(lane, &error))?, &owned.keys, &[]).await
+    }
+
+    /// The anchor's place goes to another sink, which gets all entries of the logs.
+    pub async fn move_anchor(
+        &self,
+        lane: &Lane,
+        owned: &Owned,
+        head: &Mark,
+        to: &SinkId,
+        joined: &BTreeMap<SinkId, Option<Digest>>,
+    ) -> Result<(), LaneError> {
+        let entries = if self.sink(head.anchor()).is_some() { self.history(lane, head).await?.entries } else { Vec::new() };
+        let whole: u64 = head.logs.values().map(|log| log.next - log.first).sum();
+        if entries.len() as u64 != whole {
+            return Err(LaneError::Stop(format!(
+                "lane {lane}: the anchor {} is gone from the job, and with it the list of accepted files and the pinned schemas. \
+                 Way out: put it back, or start over with `tidemill checkpoint reset --sinks`",
+                head.anchor()
+            )));
+        }
+        let content = Content { clock: Timestamp::now(), job: Some(self.digest), ..Content::default() };
+        let step = next::move_anchor(head, to, joined, content, writer(owned, to)?).map_err(|error| cannot_plan(lane, &error))?;
+        tracing::info!(job = self.name(), lane = %lane, from = %head.anchor(), to = %to, "the anchor's place moves");
+        self.commit_marks(&step, &owned.keys, &entries).await
+    }
+
+    /// Commits a step without rows to the sink that is first, then to every other one that it touches: origins, jumps,
+    /// moves. `carried` are entries for a new anchor.
+    pub async fn commit_marks(&self, step: &Step, keys: &BTreeMap<SinkId, LaneKey>, carried: &[Entry]) -> Result<(), LaneError> {
+        let mark = &step.mark;
+        let mut receipt = None;
+        for id in std::iter::once(&mark.sink).chain(step.followers()) {
+            let (Some(key), Some(slot)) = (keys.get(id), self.sink(id)) else {
+                return Err(LaneError::Stop(format!("lane {}: {id} is in the plan, but was not claimed", mark.plan.lane)));
+            };
+            let permit = match &receipt {
+                None => Permit::anchor(key.clone(), step.before(id), mark.clone(), step.entries.clone()),
+                Some(first) => Permit::follow(first, key.clone(), step.before(id), mark.held_by(id, key.generation, &key.owner)),
+            };
+            let permit = if mark.anchor() == id && !carried.is_empty() { permit.carrying(carried.to_vec()) } else { permit };
+            let staged = self.stage(slot, key, &mark.plan, &[]).await?;
+            pass("mark")?;
+            let done = commit_one(slot, permit, staged).await?;
+            receipt.get_or_insert(done);
+        }
+        Ok(())
+    }
+
+    /// Asks every source what it has, within the budget. `None`: nothing to do.
+    async fn propose(&self, lane: &Lane, from: &Positions, budget: Budget, first: usize) -> Result<Option<Vec<Option<Proposal>>>, LaneError> {
+        let mut proposals: Vec<Option<Proposal>> = self.sources.iter().map(|_| None).collect();
+        let count = self.sources.len();
+        for turn in 0..count {
+            // Every source may be the first to fill the budget: the one that begins moves on with each batch.
+            let index = (first + turn) % count;
+            let source = &self.sources[index];
+            let share = Budget { records: (budget.records / count).max(1), bytes: (budget.bytes / count).max(1) };
+            let at = self.positions_of(&**source, from);
+            let proposal = source.plan(lane, &at, share).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
+            proposals[index] = proposal.filter(|p| !p.spans.is_empty() || !p.entries.is_empty() || !p.prune.is_empty());
+        }
+        Ok(proposals.iter().any(Option::is_some).then_some(proposals))
+    }
+
+    /// The first half of a batch. `None`: nothing to do.
+    pub async fn prepare(&self, lane: &Lane, owned: &Owned, head: &Head, schemas: &Schemas) -> Result<Option<Prepared>, LaneError> {
+        let begun = Instant::now();
+        let budget = Budget { records: self.config.batch.max_records, bytes: self.config.batch.max_bytes };
+        let first = usize::try_from(head.mark.plan.seq).unwrap_or_default();
+        let Some(proposals) = self.propose(lane, &head.mark.positions, budget, first).await? else { return Ok(None) };
+        let clock = Timestamp::now();
+        self.watch_clock(clock, head);
+        let mut content = Content { clock, job: Some(self.digest), ..Content::default() };
+        for proposal in proposals.iter().flatten() {
+            content.spans.extend(proposal.spans.clone());
+            content.entries.extend(proposal.entries.clone());
+            content.prune.extend(proposal.prune.clone());
+        }
+        let plan_seconds = begun.elapsed().as_secs_f64();
+        pass("plan")?;
+        let reading = Instant::now();
+        let raw = self.read_all(lane, &proposals).await?;
+        drop(proposals);
+        let read_seconds = reading.elapsed().as_secs_f64();
+        pass("read")?;
+        let mut pinned = head.pinned.clone();
+        self.pin(&raw, &mut pinned, &mut content)?;
+        content.versions = versions(&pinned);
+        let new_entries = content.entries.values().map(Vec::len).sum::<usize>();
+        let compiled = schemas.compiled(self, self.digest, &pinned)?;
+        let draft = Draft::batch(&head.mark, head.mark.anchor(), content).map_err(|error| cannot_plan(lane, &error))?;
+        let raw = Arc::new(raw);
+        let computed = self.compute(&compiled, &raw, draft.plan()).await?;
+        pass("compute")?;
+        let with_rows = self.marked().filter(|slot| !rows_for(slot, &computed).is_empty()).map(|slot| slot.id().clone()).collect();
+        let writer = writer(owned, head.mark.anchor())?;
+        let step = draft.finish(&head.mark, &head.joined, &with_rows, writer).map_err(|error| cannot_plan(lane, &error))?;
+        let Step { mark, entries } = step;
+        let staging = Instant::now();
+        let (staged, written) = self.stage_all(owned, &mark.plan, &computed, &compiled, schemas).await?;
+        let records: u64 = raw.iter().map(count).sum();
+        let bytes: u64 = raw.iter().flat_map(|b| &b.slices).map(|slice| slice.bytes.len() as u64).sum();
+        let mut phases: BTreeMap<&'static str, f64> = computed.phases.iter().copied().collect();
+        phases.extend([("plan", plan_seconds), ("read", read_seconds), ("stage", staging.elapsed().as_secs_f64())]);
+        let report = LastBatch {
+            seq: mark.plan.seq,
+            lane: lane.to_string(),
+            planned_at_ms: mark.plan.planned_at.0,
+            records,
+            bytes,
+            written,
+            rejected: computed.rejected.values().sum(),
+            phases,
+            duration_seconds: 0.0,
+        };
+        let full = 2 * records >= budget.records as u64 || 2 * bytes >= budget.bytes as u64 || new_entries >= FULL_ENTRIES;
+        let received = self.sources.iter().zip(raw.iter()).map(|(source, b)| (source.name().to_owned(), count(b), bytes_of(b))).collect();
+        let batch = Batch {
+            lane: lane.clone(),
+            full,
+            next: Head { joined: joined_after(&mark), mark, pinned },
+            entries,
+            expected: head.joined.clone(),
+            keys: owned.keys.clone(),
+            begun,
+            report,
+            rejected: computed.rejected,
+            received,
+        };
+        Ok(Some(Prepared { batch, staged }))
+    }
+
+    /// Runs the computation off the runtime, counted as an attempt: a batch that kills the process is found out.
+    async fn compute(&self, compiled: &Arc<Compiled>, raw: &Arc<Vec<RawBatch>>, plan: &Plan) -> Result<Computed, LaneError> {
+        let batch = Digest::of_json(&(&plan.lane, &plan.parent, &plan.spans));
+        let tries = self.around.ledger.attempt(self.name(), &plan.lane, batch).map_err(|error| LaneError::Transient(error.to_string()))?;
+        let input = plan.input();
+        let context = BatchContext { planned_at: plan.planned_at.0, seed: seed(input) };
+        if tries > SUSPICIOUS_DEATHS {
+            probe::try_in_a_child(self, raw, plan, compiled).await?;
+        }
+        let (compiled, raw) = (compiled.clone(), raw.clone());
+        let computed = tokio::task::spawn_blocking(move || {
+            pass("computing").map_err(|error| super::compile::ComputeError::Step(error.to_string()))?;
+            compiled.compute(&raw, &context, input)
+        })
+        .await;
+        let settled = self.around.ledger.settle(self.name(), &plan.lane);
+        settled.map_err(|error| LaneError::Transient(error.to_string()))?;
+        computed
+            .map_err(|error| LaneError::Stop(format!("lane {}: the steps panicked on {}: {error}", plan.lane, describe_spans(plan))))?
+            .map_err(|error| LaneError::Stop(format!("lane {}: {error}. In {}", plan.lane, describe_spans(plan))))
+    }
+
+    async fn read_all(&self, lane: &Lane, proposals: &[Option<Proposal>]) -> Result<Vec<RawBatch>, LaneError> {
+        let mut raw = Vec::new();
+        for (source, proposal) in self.sources.iter().zip(proposals) {
+            raw.push(match proposal {
+                Some(proposal) => source.read(lane, proposal).await.map_err(|error| LaneError::of_source(source.name(), &error))?,
+                None => RawBatch::default(),
+            });
+        }
+        Ok(raw)
+    }
+
+    /// Infers and pins the schema of a source that has none, from the first batch that has records of it.
+    fn pin(&self, raw: &[RawBatch], pinned: &mut Pinned, content: &mut Content) -> Result<(), LaneError> {
+        for (config, batch) in self.config.sources.iter().zip(raw) {
+            let name = &config.name.value;
+            if pinned.contains_key(name) || super::compile::given_schema(config).is_some() || batch.slices.iter().all(|s| s.records.is_empty()) {
+                continue;
+            }
+            let codec = tidemill_connectors::codec::codec(&config.codec);
+            let schema = codec.infer(&batch.slices).map_err(|error| LaneError::Stop(format!("source {name}: its schema cannot be inferred: {error}")))?;
+            if schema.fields().is_empty() {
+                continue;
+            }
+            content.entries.insert(schema_log(config), vec![schema_text(&schema)]);
+            tracing::info!(job = self.name(), source = %name, schema = schema_text(&schema), "schema inferred and pinned");
+            pinned.insert(name.clone(), schema);
+        }
+        Ok(())
+    }
+
+    async fn stage(&self, slot: &SinkSlot, key: &LaneKey, plan: &Plan, rows: &[RecordBatch]) -> Result<Staged, LaneError> {
+        let context = StageContext { key: key.clone(), input: plan.input(), plan: plan.clone(), mark_only: rows.is_empty() };
+        slot.sink.stage(&context, rows).await.map_err(|error| LaneError::of_sink(slot.id(), &error))
+    }
+
+    async fn stage_all(
+        &self,
+        owned: &Owned,
+        plan: &Plan,
+        computed: &Computed,
+        compiled: &Compiled,
+        schemas: &Schemas,
+    ) -> Result<(Vec<(SinkSlot, Staged)>, BTreeMap<String, u64>), LaneError> {
+        let mut staged = Vec::new();
+        let mut written = BTreeMap::new();
+        for slot in &self.sinks {
+            let rows = rows_for(slot, computed);
+            let touched = if slot.is_marked() { plan.touches(slot.id()) } else { !rows.is_empty() };
+            if !touched {
+                continue;
+            }
+            let key = owned.keys.get(slot.id()).cloned().unwrap_or_else(|| unmarked_key(slot, plan, owned));
+            if !rows.is_empty() {
+                schemas.prepared(slot, &row_schema(slot, compiled)).await?;
+            }
+            staged.push((slot.clone(), self.stage(slot, &key, plan, rows).await?));
+            written.insert(slot.name.clone(), rows.iter().map(|batch| batch.num_rows() as u64).sum());
+        }
+        Ok((staged, written))
+    }
+
+    /// Brings the head plan to sinks that lack it: the same records, the job's text and schemas as the plan names them.
+    pub async fn replay(&self, owned: &Owned, head: &Mark, pinned: &Pinned, sinks: &BTreeMap<SinkId, Option<Digest>>, schemas: &Schemas) -> Result<(), LaneError> {
+        let plan = &head.plan;
+        let targets: Vec<_> = sinks.iter().filter_map(|(id, before)| Some((self.sink(id)?, owned.keys.get(id)?, *before))).collect();
+        let names: Vec<_> = targets.iter().map(|(slot, ..)| slot.name.clone()).collect();
+        tracing::info!(job = self.name(), lane = %plan.lane, batch = plan.seq, sinks = names.join(","), "replaying the head to sinks that lack it");
+        let (compiled, computed) = self.compute_again(head, pinned, schemas).await?;
+        for (slot, key, before) in targets {
+            let rows = rows_for(slot, &computed);
+            let staged = match plan.touches.get(slot.id()) {
+                Some(Touch::Joined { touched: true, .. }) => {
+                    if !rows.is_empty() {
+                        schemas.prepared(slot, &row_schema(slot, &compiled)).await?;
+                    }
+                    self.stage(slot, key, plan, rows).await?
+                }
+                _ => return Err(LaneError::Stop(format!("lane {}: batch {} does not touch {}, but is to be replayed to it", plan.lane, plan.seq, slot.id()))),
+            };
+            pass("replay")?;
+            let permit = Permit::replay(head, key.clone(), before);
+            let permit = if slot.id() == head.anchor() { permit.carrying(self.carried(head).await?) } else { permit };
+            commit_one(slot, permit, staged).await?;
+        }
+        Ok(())
+    }
+
+    /// All entries of the logs, for a sink whose place as the anchor is on its way.
+    async fn carried(&self, head: &Mark) -> Result<Vec<Entry>, LaneError> {
+        let before = Mark { plan: Plan { kind: PlanKind::Batch, ..head.plan.clone() }, ..head.clone() };
+        Ok(self.history(&head.plan.lane, &before).await?.entries)
+    }
+
+    /// The rows of a plan once more, and a check that they touch the same sinks.
+    async fn compute_again(&self, head: &Mark, pinned: &Pinned, schemas: &Schemas) -> Result<(Arc<Compiled>, Computed), LaneError> {
+        let plan = &head.plan;
+        if !matches!(plan.kind, PlanKind::Batch) {
+            let compiled = schemas.compiled(self, self.digest, pinned)?;
+            return Ok((compiled, Computed::default()));
+        }
+        let mut proposals = Vec::new();
+        for source in &self.sources {
+            let spans: BTreeMap<_, _> = plan.spans.iter().filter(|(s, _)| s.source() == source.name()).map(|(s, span)| (s.clone(), span.clone())).collect();
+            proposals.push((!spans.is_empty()).then(|| Proposal { spans, ..Proposal::default() }));
+        }
+        let raw = Arc::new(self.read_all(&plan.lane, &proposals).await?);
+        let compiled = schemas.compiled(self, plan.job, pinned)?;
+        let computed = self.compute(&compiled, &raw, plan).await?;
+        for slot in self.marked().filter(|slot| slot.role != Role::Ledger) {
+            let untouched = matches!(plan.touches.get(slot.id()), Some(Touch::Joined { touched: false, .. }));
+            if untouched && !rows_for(slot, &computed).is_empty() {
+                return Err(LaneError::Stop(format!(
+                    "lane {}: a replay of batch {} has rows for {}, the batch had none: the source or a step does not repeat itself",
+                    plan.lane, plan.seq, slot.name
+                )));
+            }
+        }
+        Ok((compiled, computed))
+    }
+
+    /// One catch-up batch for a sink that is behind the head.
+    pub async fn catch_up(
+        &self,
+        owned: &Owned,
+        head: &Head,
+        sink: &SinkId,
+        own: Option<&Mark>,
+        from: &Positions,
+        schemas: &Schemas,
+    ) -> Result<(), LaneError> {
+        let lane = &head.mark.plan.lane;
+        let (Some(slot), Some(key)) = (self.sink(sink), owned.keys.get(sink)) else {
+            return Err(LaneError::Stop(format!("lane {lane}: {sink} is to catch up, but is not a sink of this job")));
+        };
+        let budget = Budget { records: self.config.batch.max_records, bytes: self.config.batch.max_bytes };
+        let mut proposals = self.propose(lane, from, budget, 0).await?.unwrap_or_default();
+        cut_to(&head.mark.positions, &mut proposals);
+        if proposals.iter().flatten().all(|proposal| proposal.spans.is_empty()) {
+            return Err(LaneError::Stop(format!(
+                "lane {lane}: {sink} stands at {}, the head at {}, and the sources have nothing between them any more. \
+                 Way out: `tidemill checkpoint resolve --sink {sink} --accept-loss`",
+                super::describe(from),
+                super::describe(&head.mark.positions)
+            )));
+        }
+        let raw = Arc::new(self.read_all(lane, &proposals).await?);
+        let content = Content {
+            spans: proposals.into_iter().flatten().flat_map(|p| p.spans).collect(),
+            clock: Timestamp::now(),
+            job: Some(self.digest),
+            versions: versions(&head.pinned),
+            ..Content::default()
+        };
+        let writer = writer(owned, sink)?;
+        let step = next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
+        let compiled = schemas.compiled(self, self.digest, &head.pinned)?;
+        let computed = self.compute(&compiled, &raw, step.plan()).await?;
+        let rows = rows_for(slot, &computed);
+        if !rows.is_empty() {
+            schemas.prepared(slot, &row_schema(slot, &compiled)).await?;
+        }
+        let staged = self.stage(slot, key, step.plan(), rows).await?;
+        pass("catch-up")?;
+        let permit = Permit::catch_up(key.clone(), own.map(|mark| mark.digest), step.mark);
+        commit_one(slot, permit, staged).await.map(|_| ())
+    }
+
+    /// The second half: commits a group of lanes in the protocol's order. One result per lane.
+    pub async fn commit(&self, group: Vec<Prepared>) -> Vec<(Lane, Result<(), LaneError>)> {
+        let mut failed: BTreeMap<Lane, LaneError> = BTreeMap::new();
+        let mut lanes = Vec::new();
+        let mut work = Vec::new();
+        for Prepared { batch, staged } in group {
+            lanes.push(batch.lane.clone());
+            work.push((batch, staged.into_iter().map(|(slot, staged)| (slot.id().clone(), staged)).collect::<BTreeMap<_, _>>()));
+        }
+        self.commit_unmarked(&mut work, &mut failed).await;
+        let receipts = self.commit_anchors(&mut work, &mut failed).await;
+        self.commit_followers(&mut work, &receipts, &mut failed).await;
+        for (batch, _) in work {
+            if !failed.contains_key(&batch.lane)
+                && let Err(error) = self.close(&batch).await
+            {
+                failed.insert(batch.lane.clone(), error);
+            }
+        }
+        lanes.into_iter().map(|lane| { let result = failed.remove(&lane).map_or(Ok(()), Err); (lane, result) }).collect()
+    }
+
+    async fn commit_unmarked(&self, work: &mut Work, failed: &mut BTreeMap<Lane, LaneError>) {
+        for (batch, staged) in work.iter_mut() {
+            for slot in self.sinks.iter().filter(|slot| !slot.is_marked()) {
+                let Some(rows) = staged.remove(slot.id()) else { continue };
+                let key = LaneKey { sink: slot.id().clone(), ..any_key(&batch.keys) };
+                let started = Instant::now();
+                let result = commit_to(slot, vec![(Permit::unmarked(key, batch.mark().clone()), rows)]).await.pop();
+                batch.report.phases.insert("unmarked", started.elapsed().as_secs_f64());
+                if let Some(Err(error)) = result {
+                    self.failed(batch, slot, &error, failed);
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn commit_anchors(&self, work: &mut Work, failed: &mut BTreeMap<Lane, LaneError>) -> BTreeMap<Lane, Receipt> {
+        let mut receipts = BTreeMap::new();
+        if let Err(error) = pass("before-anchor") {
+            failed.extend(work.iter().map(|(p, _)| (p.lane.clone(), LaneError::Transient(error.to_string()))));
+        }
+        let anchors: BTreeSet<SinkId> = work.iter().map(|(p, _)| p.mark().plan.anchor.clone()).collect();
+        for anchor in anchors {
+            let Some(slot) = self.sink(&anchor) else { continue };
+            let mut group = Vec::new();
+            let mut members = Vec::new();
+            for (index, (batch, staged)) in work.iter_mut().enumerate() {
+                if batch.mark().plan.anchor != anchor || failed.contains_key(&batch.lane) {
+                    continue;
+                }
+                let (Some(rows), Some(key)) = (staged.remove(&anchor), batch.keys.get(&anchor)) else { continue };
+                let expected = batch.expected.get(&anchor).copied().flatten();
+                group.push((Permit::anchor(key.clone(), expected, batch.mark().clone(), std::mem::take(&mut batch.entries)), rows));
+                members.push(index);
+            }
+            let started = Instant::now();
+            let results = commit_to(slot, group).await;
+            for (index, result) in members.into_iter().zip(results) {
+                let (batch, _) = &mut work[index];
+                batch.report.phases.insert("anchor", started.elapsed().as_secs_f64());
+                match result {
+                    Ok(receipt) => {
+                        receipts.insert(batch.lane.clone(), receipt);
+                    }
+                    Err(error) => self.failed(batch, slot, &error, failed),
+                }
+            }
+        }
+        if let Err(error) = pass("after-anchor") {
+            failed.extend(work.iter().map(|(p, _)| (p.lane.clone(), LaneError::Transient(error.to_string()))));
+        }
+        receipts
+    }
+
+    async fn commit_followers(&self, work: &mut Work, receipts: &BTreeMap<Lane, Receipt>, failed: &mut BTreeMap<Lane, LaneError>) {
+        let started = Instant::now();
+        let mut jobs = Vec::new();
+        for slot in self.marked() {
+            let mut group = Vec::new();
+            let mut members = Vec::new();
+            for (index, (batch, staged)) in work.iter_mut().enumerate() {
+                let (Some(receipt), Some(key)) = (receipts.get(&batch.lane), batch.keys.get(slot.id())) else { continue };
+                let Some(rows) = staged.remove(slot.id()).filter(|_| !failed.contains_key(&batch.lane)) else { continue };
+                let expected = batch.expected.get(slot.id()).copied().flatten();
+                let mark = batch.mark().held_by(slot.id(), key.generation, &key.owner);
+                group.push((Permit::follow(receipt, key.clone(), expected, mark), rows));
+                members.push(index);
+            }
+            if !group.is_empty() {
+                jobs.push(async move { (slot, members, commit_to(slot, group).await) });
+            }
+        }
+        let any = !jobs.is_empty();
+        for (slot, members, results) in join_all(jobs).await {
+            for (index, result) in members.into_iter().zip(results) {
+                let (batch, _) = &work[index];
+                if let Err(error) = result {
+                    self.failed(batch, slot, &error, failed);
+                }
+            }
+        }
+        if any {
+            for (batch, _) in work.iter_mut() {
+                batch.report.phases.insert("sinks", started.elapsed().as_secs_f64());
+            }
+        }
+        if let Err(error) = pass("after-sinks") {
+            failed.extend(work.iter().map(|(p, _)| (p.lane.clone(), LaneError::Transient(error.to_string()))));
+        }
+    }
+
+    fn failed(&self, batch: &Batch, slot: &SinkSlot, error: &SinkError, failed: &mut BTreeMap<Lane, LaneError>) {
+        self.around.metrics.sink_retries.with_label_values(&[self.name(), &slot.name]).inc();
+        tracing::warn!(job = self.name(), lane = %batch.lane, batch = batch.mark().plan.seq, sink = slot.name, %error, "commit failed");
+        failed.entry(batch.lane.clone()).or_insert_with(|| LaneError::of_sink(slot.id(), error));
+    }
+
+    /// Every sink has the batch: the ledger says so, and the sources may forget it.
+    async fn close(&self, batch: &Batch) -> Result<(), LaneError> {
+        let closing = Instant::now();
+        let (ledger, job, mark) = (self.around.ledger.clone(), self.name().to_owned(), batch.mark().clone());
+        let closed = tokio::task::spawn_blocking(move || ledger.close(&job, &mark)).await;
+        match closed {
+            // The sinks hold the truth: a ledger that cannot be written costs its own account, not the batch.
+            Ok(Err(error)) => tracing::warn!(job = self.name(), %error, "the ledger cannot record the close"),
+            Err(error) => tracing::warn!(job = self.name(), %error, "the ledger panicked"),
+            Ok(Ok(())) => {}
+        }
+        let metrics = &self.around.metrics;
+        metrics.checkpoint_duration.with_label_values(&[self.name()]).observe(closing.elapsed().as_secs_f64());
+        pass("after-close")?;
+        for source in &self.sources {
+            let reached = self.positions_of(&**source, &batch.mark().positions);
+            source.release(&batch.lane, &reached).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
+        }
+        pass("after-release")?;
+        self.account(batch);
+        Ok(())
+    }
+
+    fn account(&self, batch: &Batch) {
+        let (metrics, job) = (&self.around.metrics, self.name());
+        let mut report = batch.report.clone();
+        report.duration_seconds = batch.begun.elapsed().as_secs_f64();
+        for (source, records, bytes) in &batch.received {
+            metrics.records_received.with_label_values(&[job, source]).inc_by(*records);
+            metrics.bytes_received.with_label_values(&[job, source]).inc_by(*bytes);
+        }
+        for (sink, rows) in &report.written {
+            metrics.records_written.with_label_values(&[job, sink]).inc_by(*rows);
+        }
+        for ((step, reason), count) in &batch.rejected {
+            metrics.records_rejected.with_label_values(&[job, step, reason]).inc_by(*count);
+        }
+        for (phase, seconds) in &report.phases {
+            metrics.phase(job, phase, Duration::from_secs_f64(*seconds));
+        }
+        metrics.batches.with_label_values(&[job]).inc();
+        metrics.batch_duration.with_label_values(&[job]).observe(report.duration_seconds);
+        #[allow(clippy::cast_precision_loss)] // milliseconds since the epoch fit a double
+        metrics.last_batch.with_label_values(&[job]).set(Timestamp::now().0 as f64 / 1000.0);
+        tracing::info!(
+            job,
+            lane = %batch.lane,
+            batch = report.seq,
+            records = report.records,
+            rejected = report.rejected,
+            ms = format!("{:.1}", report.duration_seconds * 1000.0),
+            "closed"
+        );
+        self.status.lock().positions.insert(batch.lane.to_string(), batch.mark().positions.clone());
+        self.status.closed(report);
+    }
+
+    fn watch_clock(&self, clock: Timestamp, head: &Head) {
+        let behind = (head.mark.plan.planned_at.0 - clock.0).max(0);
+        #[allow(clippy::cast_precision_loss)] // milliseconds
+        self.around.metrics.clock_behind.with_label_values(&[self.name()]).set(behind as f64 / 1000.0);
+        if behind > CLOCK_TOLERANCE_MS {
+            tracing::warn!(job = self.name(), behind_ms = behind, "the machine's clock is behind the last batch's; batches go on from that one's time");
+        }
+    }
+}
+
+type Work = Vec<(Batch, BTreeMap<SinkId, Staged>)>;
+
+/// A clock may be so far behind the last plan's without a warning.
+const CLOCK_TOLERANCE_MS: i64 = 1_000;
+/// New files of a batch that mean that more wait.
+const FULL_ENTRIES: usize = 1_000;
+
+/// Passes a failpoint of the batch loop: `plan`, `read`, `computing`, `compute`, `before-anchor`, `after-anchor`,
+/// `after-sinks`, `after-close`, `after-release`, `replay`, `catch-up`, `mark`.
+fn pass(name: &str) -> Result<(), LaneError> {
+    failpoint::pass(name).map_err(|error| LaneError::Transient(error.to_string()))
+}
+
+fn no_answer(sink: &SinkId) -> SinkError {
+    SinkError::Fatal(format!("sink {sink} gave no answer to a commit"))
+}
+
+/// Commits in a task of its own, which is never dropped; past the deadline the keys are poisoned: only a claim follows.
+async fn commit_to(slot: &SinkSlot, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
+    let count = group.len();
+    let sink = slot.sink.clone();
+    let task = tokio::spawn(async move { sink.commit(group).await });
+    let failed = |cause: String| -> Vec<Result<Receipt, SinkError>> {
+        (0..count).map(|_| Err(SinkError::Transient { what: format!("committing to {}", slot.name), cause: cause.clone() })).collect()
+    };
+    match tokio::time::timeout(COMMIT_DEADLINE, task).await {
+        Ok(Ok(results)) => results,
+        Ok(Err(error)) => failed(format!("it panicked: {error}")),
+        Err(_) => failed(format!("no answer in {COMMIT_DEADLINE:?}")),
+    }
+}
+
+/// One permit, as the lane sees its outcome.
+async fn commit_one(slot: &SinkSlot, permit: Permit, staged: Staged) -> Result<Receipt, LaneError> {
+    let result = commit_to(slot, vec![(permit, staged)]).await.pop();
+    result.unwrap_or_else(|| Err(no_answer(slot.id()))).map_err(|error| LaneError::of_sink(slot.id(), &error))
+}
+
+fn writer<'a>(owned: &'a Owned, sink: &SinkId) -> Result<Writer<'a>, LaneError> {
+    let key = owned.keys.get(sink).ok_or_else(|| LaneError::Stop(format!("{sink} is to commit first, but was not claimed")))?;
+    Ok(Writer { generation: key.generation, owner: &key.owner })
+}
+
+fn cannot_plan(lane: &Lane, error: &next::Error) -> LaneError {
+    LaneError::Stop(format!("lane {lane}: the next batch cannot be planned: {error}"))
+}
+
+fn any_key(keys: &BTreeMap<SinkId, LaneKey>) -> LaneKey {
+    keys.values().next().expect("a job always has a marked sink: the ledger at least").clone()
+}
+
+fn unmarked_key(slot: &SinkSlot, plan: &Plan, owned: &Owned) -> LaneKey {
+    LaneKey { sink: slot.id().clone(), lane: plan.lane.clone(), ..any_key(&owned.keys) }
+}
+
+fn rows_for<'a>(slot: &SinkSlot, computed: &'a Computed) -> &'a [RecordBatch] {
+    match slot.role {
+        Role::Rows => computed.rows.get(&slot.name).map_or(&[], Vec::as_slice),
+        Role::DeadLetters => &computed.rejects,
+        Role::Ledger => &[],
+    }
+}
+
+fn row_schema(slot: &SinkSlot, compiled: &Compiled) -> SchemaRef {
+    match slot.role {
+        Role::DeadLetters => dead_letters_schema(),
+        _ => compiled.sink_schema(&slot.name),
+    }
+}
+
+/// Ends every span at the head where it goes beyond.
+fn cut_to(head: &Positions, proposals: &mut [Option<Proposal>]) {
+    for proposal in proposals.iter_mut().flatten() {
+        proposal.ahead = None;
+        proposal.entries.clear();
+        proposal.prune.clear();
+        proposal.spans = std::mem::take(&mut proposal.spans)
+            .into_iter()
+            .filter_map(|(shard, span)| {
+                let limit = head.get(&shard)?;
+                let to = if span.to > *limit { limit.clone() } else { span.to };
+                (span.from < to).then_some((shard, Span { from: span.from, to }))
+            })
+            .collect();
+    }
+}
+
+/// The log that holds the pinned schema of a source.
+pub fn schema_log(source: &tidemill_config::Source) -> tidemill_checkpoint::LogName {
+    tidemill_checkpoint::LogName::new(&format!("schema:{}", source.name.value))
+}
+
+fn versions(pinned: &Pinned) -> BTreeMap<String, Digest> {
+    pinned.iter().map(|(source, schema)| (format!("schema:{source}"), Digest::of(schema_text(schema).as_bytes()))).collect()
+}
+
+/// A schema as an entry of its log: names and types as a job would write them.
+pub fn schema_text(schema: &SchemaRef) -> String {
+    let fields: Vec<(String, String)> =
+        schema.fields().iter().map(|f| (f.name().clone(), tidemill_connectors::codec::type_name(f.data_type()))).collect();
+    serde_json::to_string(&fields).expect("texts serialise")
+}
+
+/// The schema of an entry of its log.
+pub fn parse_schema(text: &str) -> Option<SchemaRef> {
+    let fields: Vec<(String, String)> = serde_json::from_str(text).ok()?;
+    let fields: Option<Vec<_>> = fields
+        .into_iter()
+        .map(|(name, kind)| {
+            let kind = tidemill_config::Type::parse(&kind).ok()?;
+            Some(tidemill_config::Field { name, kind: tidemill_config::Located { value: kind, at: tidemill_config::At::default() } })
+        })
+        .collect();
+    Some(tidemill_connectors::codec::to_arrow(&fields?))
+}
+
+fn describe_spans(plan: &Plan) -> String {
+    let parts: Vec<_> = plan.spans.iter().map(|(shard, span)| format!("{shard} [{}, {})", span.from, span.to)).collect();
+    format!("batch {}: {}", plan.seq, parts.join(", "))
+}
+
+/// Names the spans of a plan that kills the process.
+pub fn poison_text(plan: &Plan) -> String {
+    format!(
+        "lane {}: {} kills the process: it died in it three times, and a trial in a process of its own died too. \
+         Way out: mend the step, or `tidemill checkpoint rewind --to <positions after it>` to leave it out",
+        plan.lane,
+        describe_spans(plan)
+    )
+}
+
+fn seed(input: Digest) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&input.bytes()[..8]);
+    u64::from_le_bytes(bytes)
+}
+
+fn count(batch: &RawBatch) -> u64 {
+    let records: usize = batch.slices.iter().map(|slice| slice.records.len()).sum();
+    (records + batch.rejects.len()) as u64
+}
+
+fn bytes_of(batch: &RawBatch) -> u64 {
+    batch.slices.iter().map(|slice| slice.bytes.len() as u64).sum()
+}

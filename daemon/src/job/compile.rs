@@ -1,0 +1,368 @@
+//! From raw records to rows: codecs and pipeline for one text of the job and one set of pinned schemas. A pure function of
+//! (plan, records); the only place where a record becomes a row or a reject.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray},
+    datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
+};
+use rayon::prelude::*;
+use tidemill_checkpoint::{Digest, Position, ShardId};
+use tidemill_config as config;
+use tidemill_connectors::{
+    Codec,
+    codec::{self, Decoded},
+    source::{RawBatch, Slice},
+};
+use tidemill_steps::{BatchContext, Pipeline, Rows};
+
+/// The column that keeps fields outside a pinned schema.
+pub const EXTRA: &str = "_extra";
+
+/// Schemas pinned so far, by source name: what the codec decodes, without metadata columns.
+pub type Pinned = BTreeMap<String, SchemaRef>;
+
+struct CompiledSource {
+    codec: Box<dyn Codec>,
+    known: SchemaRef,
+    /// The columns that the job uses.
+    decoded: SchemaRef,
+    metadata: Vec<String>,
+    /// `decoded` and the metadata columns.
+    rows: SchemaRef,
+}
+
+/// One text of a job with its schemas: ready to compute.
+pub struct Compiled {
+    job: Arc<config::Job>,
+    pinned: Pinned,
+    sources: Vec<CompiledSource>,
+    pipeline: Pipeline,
+}
+
+/// Why a batch cannot be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// A step with `on_error: fail`, or one that cannot go on.
+    #[error("{0}")]
+    Step(String),
+    /// Planning the steps against the schemas failed; each text is a whole message with its place.
+    #[error("{}", .0.join("\n"))]
+    Plan(Vec<String>),
+}
+
+/// What a batch came to.
+#[derive(Debug, Default)]
+pub struct Computed {
+    /// Rows by sink name.
+    pub rows: BTreeMap<String, Vec<RecordBatch>>,
+    /// Rejects, in order, as rows of the dead letters. Empty where there are none.
+    pub rejects: Vec<RecordBatch>,
+    /// How many rejects by (step, reason).
+    pub rejected: BTreeMap<(String, String), u64>,
+    /// Seconds to decode and to run the steps.
+    pub phases: Vec<(&'static str, f64)>,
+}
+
+/// The schema with `_extra` where the codec keeps unknown fields.
+pub fn with_extra(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
+    if source.schema.is_some() || source.codec != config::Codec::Json || schema.field_with_name(EXTRA).is_ok() {
+        return schema.clone();
+    }
+    let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
+    fields.push(Arc::new(Field::new(EXTRA, DataType::Utf8, true)));
+    Arc::new(Schema::new(fields))
+}
+
+/// The schema that a job gives for a source itself, where it does.
+pub fn given_schema(source: &config::Source) -> Option<SchemaRef> {
+    match (&source.schema, &source.codec) {
+        (Some(fields), _) => Some(codec::to_arrow(fields)),
+        (None, config::Codec::Text) => Some(Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]))),
+        _ => None,
+    }
+}
+
+fn metadata_field(name: &str) -> Field {
+    Field::new(format!("_{name}"), DataType::Utf8, true)
+}
+
+impl Compiled {
+    /// Plans the steps of `job` over the pinned schemas. All errors at once, each with its place in the file.
+    pub fn new(job: &Arc<config::Job>, pinned: &Pinned) -> Result<Self, ComputeError> {
+        let mut schemas = Vec::new();
+        for source in &job.sources {
+            let name = &source.name.value;
+            let known = given_schema(source).or_else(|| pinned.get(name).cloned()).unwrap_or_else(|| Arc::new(Schema::empty()));
+            let full = with_extra(&known, source);
+            let mut fields: Vec<_> = full.fields().iter().cloned().collect();
+            fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(&item.value))));
+            schemas.push((name.clone(), known, Arc::new(Schema::new(fields))));
+        }
+        let inputs: Vec<_> = schemas.iter().map(|(name, _, full)| (name.clone(), full.clone())).collect();
+        let pipeline = Pipeline::plan(job, &inputs).map_err(|errors| {
+            let render = |error: &tidemill_steps::PlanError| error.at.as_ref().map_or_else(|| error.message.clone(), |at| job.render(at, &error.message));
+            ComputeError::Plan(errors.iter().map(render).collect())
+        })?;
+        let needed = pipeline.needed();
+        let sources = job
+            .sources
+            .iter()
+            .zip(schemas)
+            .map(|(source, (name, known, full))| {
+                let columns = needed.iter().find(|(source, _)| *source == name).map(|(_, columns)| columns);
+                let used = |field: &Field| columns.is_none_or(|columns| columns.contains(field.name()));
+                let metadata: Vec<_> = source.metadata.iter().map(|item| item.value.clone()).collect();
+                let is_metadata = |field: &Field| metadata.iter().any(|item| field.name().strip_prefix('_') == Some(item));
+                let kept: Vec<_> = full.fields().iter().filter(|f| used(f) || is_metadata(f)).cloned().collect();
+                let decoded: Vec<_> = kept.iter().filter(|field| !is_metadata(field)).cloned().collect();
+                CompiledSource {
+                    codec: codec::codec(&source.codec),
+                    known,
+                    decoded: Arc::new(Schema::new(decoded)),
+                    metadata,
+                    rows: Arc::new(Schema::new(kept)),
+                }
+            })
+            .collect();
+        Ok(Self { job: job.clone(), pinned: pinned.clone(), sources, pipeline })
+    }
+
+    /// The job as this version of its text has it.
+    pub fn job(&self) -> &config::Job {
+        &self.job
+    }
+
+    /// The schemas that it is planned over, of sources that give none.
+    pub fn pinned(&self) -> &Pinned {
+        &self.pinned
+    }
+
+    /// The steps, for `explain`.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// The schema of the rows that a sink gets.
+    pub fn sink_schema(&self, sink: &str) -> SchemaRef {
+        self.pipeline.sink_schema(sink).unwrap_or_else(|| Arc::new(Schema::empty()))
+    }
+
+    /// Rows and rejects of a batch. `raw` is by source, in the job's order. Runs on all cores; call it off the runtime.
+    pub fn compute(&self, raw: &[RawBatch], context: &BatchContext, input: Digest) -> Result<Computed, ComputeError> {
+        let started = Instant::now();
+        let slices: Vec<(usize, &Slice)> =
+            raw.iter().enumerate().flat_map(|(source, batch)| batch.slices.iter().map(move |slice| (source, slice))).collect();
+        let numbers = Numbers::new(&slices);
+        let decoded: Vec<(Rows, Vec<codec::Undecodable>)> = slices
+            .par_iter()
+            .enumerate()
+            .map(|(index, (source, slice))| self.decode(*source, slice, numbers.first[index]))
+            .collect();
+        let mut inputs: Vec<(String, Vec<Rows>)> = self.job.sources.iter().map(|s| (s.name.value.clone(), Vec::new())).collect();
+        let mut rejects = Vec::new();
+        for ((index, (source, _)), (rows, undecodable)) in slices.iter().enumerate().zip(decoded) {
+            if rows.batch.num_rows() > 0 {
+                inputs[*source].1.push(rows);
+            }
+            rejects.extend(undecodable.into_iter().map(|bad| RejectRow {
+                origin: numbers.first[index] + bad.record,
+                step: "decode".to_owned(),
+                reason: bad.reason.to_owned(),
+                detail: bad.detail,
+            }));
+        }
+        let decode_seconds = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let applied = self.pipeline.apply(context, inputs).map_err(|error| ComputeError::Step(error.to_string()))?;
+        rejects.extend(applied.rejects.into_iter().map(|reject| RejectRow {
+            origin: reject.origin,
+            step: reject.step,
+            reason: reject.reason.to_owned(),
+            detail: reject.detail,
+        }));
+        rejects.sort_by_key(|reject| reject.origin);
+        let mut computed = Computed {
+            rows: applied.sinks.into_iter().collect(),
+            phases: vec![("decode", decode_seconds), ("steps", started.elapsed().as_secs_f64())],
+            ..Computed::default()
+        };
+        self.dead_letters(raw, &slices, &numbers, rejects, context, input, &mut computed)?;
+        Ok(computed)
+    }
+
+    fn decode(&self, source: usize, slice: &Slice, first: u32) -> (Rows, Vec<codec::Undecodable>) {
+        let compiled = &self.sources[source];
+        let Decoded { rows, records, rejects } = compiled.codec.decoder(&compiled.decoded, &compiled.known).decode(slice);
+        let batch = if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
+        (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the parts of one batch, used once
+    fn dead_letters(
+        &self,
+        raw: &[RawBatch],
+        slices: &[(usize, &Slice)],
+        numbers: &Numbers,
+        rejects: Vec<RejectRow>,
+        context: &BatchContext,
+        input: Digest,
+        computed: &mut Computed,
+    ) -> Result<(), ComputeError> {
+        let mut letters = Letters::default();
+        for (source, batch) in raw.iter().enumerate() {
+            for bad in &batch.rejects {
+                let name = &self.job.sources[source].name.value;
+                letters.push(name, Some((&bad.shard, bad.position.clone())), "read", bad.reason, &bad.detail, Some(&bad.record));
+            }
+        }
+        for reject in &rejects {
+            let place = numbers.find(reject.origin).map(|(index, record)| (slices[index], record));
+            let (name, at, record) = match place {
+                Some(((source, slice), record)) => (
+                    self.job.sources[source].name.value.as_str(),
+                    Some((&slice.shard, slice.position(record as usize))),
+                    Some(slice.record(record as usize)),
+                ),
+                None => ("", None, None),
+            };
+            letters.push(name, at, &reject.step, &reject.reason, &reject.detail, record);
+        }
+        for (step, reason) in letters.counted() {
+            *computed.rejected.entry((step, reason)).or_default() += 1;
+        }
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let batch = letters.finish(&self.job.name, context.planned_at, input).map_err(|error| ComputeError::Step(error.to_string()))?;
+        computed.rejects = vec![batch];
+        Ok(())
+    }
+}
+
+impl CompiledSource {
+    fn with_metadata(&self, rows: &RecordBatch, records: &[u32], slice: &Slice) -> RecordBatch {
+        let columns: Vec<ArrayRef> = self
+            .rows
+            .fields()
+            .iter()
+            .map(|field| {
+                if let Some(column) = rows.column_by_name(field.name()) {
+                    return column.clone();
+                }
+                let name = field.name().trim_start_matches('_');
+                let array: StringArray = if name == "position" {
+                    records.iter().map(|record| Some(slice.position(*record as usize).to_string())).collect()
+                } else {
+                    let value = slice.metadata.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
+                    records.iter().map(|_| value).collect()
+                };
+                Arc::new(array)
+            })
+            .collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        RecordBatch::try_new_with_options(self.rows.clone(), columns, &options).expect("columns are made from the schema's own fields")
+    }
+}
+
+/// Numbers over all raw records of a batch.
+struct Numbers {
+    /// The number of each slice's first record.
+    first: Vec<u32>,
+    total: u32,
+}
+
+impl Numbers {
+    fn new(slices: &[(usize, &Slice)]) -> Self {
+        let mut total = 0_u32;
+        let first = slices
+            .iter()
+            .map(|(_, slice)| {
+                let first = total;
+                total += u32::try_from(slice.records.len()).expect("a batch has at most 2^32 records");
+                first
+            })
+            .collect();
+        Self { first, total }
+    }
+    /// The slice of a record, and its index there.
+    fn find(&self, number: u32) -> Option<(usize, u32)> {
+        if number >= self.total {
+            return None;
+        }
+        let index = self.first.partition_point(|first| *first <= number) - 1;
+        Some((index, number - self.first[index]))
+    }
+}
+
+struct RejectRow {
+    origin: u32,
+    step: String,
+    reason: String,
+    detail: String,
+}
+
+/// The schema of the dead letters.
+pub fn dead_letters_schema() -> SchemaRef {
+    let text = |name: &str| Field::new(name, DataType::Utf8, true);
+    Arc::new(Schema::new(vec![
+        text("job"),
+        text("source"),
+        text("shard"),
+        text("position"),
+        text("step"),
+        text("reason"),
+        text("detail"),
+        text("record"),
+        text("record_base64"),
+        Field::new("rejected_at", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), true),
+        text("batch"),
+    ]))
+}
+
+/// Rows of the dead letters in the making.
+#[derive(Default)]
+struct Letters {
+    columns: [StringBuilder; 8],
+    reasons: Vec<(String, String)>,
+}
+
+impl Letters {
+    fn push(&mut self, source: &str, at: Option<(&ShardId, Position)>, step: &str, reason: &str, detail: &str, record: Option<&[u8]>) {
+        let text = record.map(std::str::from_utf8);
+        let base64 = match text {
+            Some(Err(_)) => record.map(codec::base64),
+            _ => None,
+        };
+        let values: [Option<&str>; 8] = [
+            Some(source),
+            at.as_ref().map(|(shard, _)| shard.as_str()),
+            at.as_ref().map(|(_, position)| position.as_str()),
+            Some(step),
+            Some(reason),
+            Some(detail),
+            text.and_then(Result::ok),
+            base64.as_deref(),
+        ];
+        for (column, value) in self.columns.iter_mut().zip(values) {
+            column.append_option(value);
+        }
+        self.reasons.push((step.to_owned(), reason.to_owned()));
+    }
+    fn is_empty(&self) -> bool {
+        self.reasons.is_empty()
+    }
+    fn counted(&self) -> Vec<(String, String)> {
+        self.reasons.clone()
+    }
+    fn finish(mut self, job: &str, planned_at: i64, input: Digest) -> Result<RecordBatch, arrow::error::ArrowError> {
+        let rows = self.reasons.len();
+        let repeated = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value; rows])) };
+        let mut columns: Vec<ArrayRef> = vec![repeated(job)];
+        columns.extend(self.columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.push(Arc::new(TimestampMillisecondArray::from(vec![planned_at; rows]).with_timezone("UTC")));
+        columns.push(repeated(&input.short()));
+        RecordBatch::try_new(dead_letters_schema(), columns)
+    }
+}

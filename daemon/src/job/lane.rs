@@ -1,0 +1,220 @@
+//! Who owns a lane: peek, wait or claim, then what `decide()` says of the marks that the claim returned.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use tidemill_checkpoint::{
+    Decision, Digest, Entry, Facts, Generation, Held, Lane, LaneKey, LogName, Mark, Positions, SinkId, Stop, decide,
+    decide::SinkFacts,
+};
+use tidemill_connectors::{
+    SinkError, SourceError,
+    source::History,
+};
+
+use super::{Job, describe};
+
+/// Why a lane does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// Tried again with backoff.
+    #[error("{0}")]
+    Transient(String),
+    /// Another owner has it: wait until it is silent.
+    #[error("{0}")]
+    Fenced(String),
+    /// An operator has to decide.
+    #[error("{0}")]
+    Stop(String),
+}
+
+impl LaneError {
+    /// What a sink's error means to the lane. `Conflict` under one's own generation is looked at again by a new claim.
+    pub fn of_sink(sink: &SinkId, error: &SinkError) -> Self {
+        match error {
+            SinkError::Fenced { .. } => Self::Fenced(error.to_string()),
+            SinkError::Transient { .. } | SinkError::Conflict { .. } => Self::Transient(format!("sink {}: {error}", sink.name())),
+            SinkError::Fatal(text) => Self::Stop(format!("sink {}: {text}", sink.name())),
+        }
+    }
+    /// What a source's error means to the lane.
+    pub fn of_source(source: &str, error: &SourceError) -> Self {
+        match error {
+            SourceError::Transient { .. } => Self::Transient(format!("source {source}: {error}")),
+            SourceError::Lost { .. } | SourceError::Fatal(_) => Self::Stop(format!("source {source}: {error}")),
+        }
+    }
+}
+
+/// Why a lane may be claimed at once. Each is spent by one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtOnce {
+    /// The process has just started: at once where the owner is this daemon.
+    Start,
+    /// `--take-over`, or the group assigned the lane.
+    Told,
+    /// My own claim is still the newest; something failed that may pass.
+    Mine,
+    /// Nothing: the owner must be silent first.
+    No,
+}
+
+/// Watches marks and beats of a lane that another owner holds, on its own monotonic clock.
+#[derive(Debug)]
+pub struct Watch {
+    last: Vec<(SinkId, Held)>,
+    since: Instant,
+}
+
+/// What all marked sinks hold for a lane.
+pub type HeldBy = BTreeMap<SinkId, Held>;
+
+/// What a lane is once it is claimed.
+pub struct Owned {
+    /// The right to write each marked sink.
+    pub keys: BTreeMap<SinkId, LaneKey>,
+    /// The marks, as the claims returned them.
+    pub marks: BTreeMap<SinkId, Option<Mark>>,
+}
+
+impl Job {
+    /// Looks at a lane in every marked sink; changes nothing.
+    pub async fn peek(&self, lane: &Lane) -> Result<HeldBy, LaneError> {
+        let lanes = std::slice::from_ref(lane);
+        let slots: Vec<_> = self.marked().collect();
+        let answers = join_all(slots.iter().map(|slot| slot.sink.peek(lanes))).await;
+        let mut held = HeldBy::new();
+        for (slot, answer) in slots.iter().zip(answers) {
+            let mut marks = answer.map_err(|error| LaneError::of_sink(slot.id(), &error))?;
+            held.insert(slot.id().clone(), marks.remove(lane).unwrap_or_default());
+        }
+        Ok(held)
+    }
+
+    /// Whether the lane may be claimed now; else who holds it. `watch` remembers what it saw last.
+    pub fn may_claim(&self, held: &HeldBy, at_once: AtOnce, watch: &mut Option<Watch>, patience: Duration) -> Result<(), String> {
+        let newest = held.values().filter_map(|h| h.claim.as_ref()).max_by_key(|claim| claim.generation);
+        let Some(claim) = newest else { return Ok(()) };
+        let me = &self.around.owner;
+        let mine = match at_once {
+            AtOnce::Told => true,
+            AtOnce::Start => claim.owner.is_same_daemon(me) || (self.around.owner_is_explicit && claim.owner.name == me.name),
+            AtOnce::Mine => claim.owner.instance == me.instance,
+            AtOnce::No => false,
+        };
+        if mine || claim.released {
+            return Ok(());
+        }
+        let now: Vec<_> = held.iter().map(|(id, h)| (id.clone(), h.clone())).collect();
+        match watch {
+            Some(seen) if seen.last == now => {
+                if seen.since.elapsed() >= patience {
+                    return Ok(());
+                }
+            }
+            _ => *watch = Some(Watch { last: now, since: Instant::now() }),
+        }
+        Err(format!("owned by {}; taken over once it has been silent for {patience:?}, or at once with --take-over", claim.owner))
+    }
+
+    /// Claims the lane in every marked sink: the anchor first, the others in order of id.
+    pub async fn claim(&self, lane: &Lane, held: &HeldBy) -> Result<Owned, LaneError> {
+        let highest = held.values().map(Held::generation).max().unwrap_or_default();
+        self.claim_as(lane, held, highest.next()).await
+    }
+
+    async fn claim_as(&self, lane: &Lane, held: &HeldBy, generation: Generation) -> Result<Owned, LaneError> {
+        let anchor = held.values().find_map(|h| h.mark.as_ref()).map_or(&self.anchor, Mark::anchor).clone();
+        let mut slots: Vec<_> = self.marked().collect();
+        slots.sort_by_key(|slot| (*slot.id() != anchor, slot.id().clone()));
+        let mut owned = Owned { keys: BTreeMap::new(), marks: BTreeMap::new() };
+        for slot in slots {
+            let (sink, lane, owner, id) = (slot.sink.clone(), lane.clone(), self.around.owner.clone(), slot.id().clone());
+            // A claim is never dropped half-way: it runs in a task of its own.
+            let claimed = tokio::spawn(async move { sink.claim(&lane, generation, &owner).await }).await;
+            let (key, mark) = claimed
+                .map_err(|error| LaneError::Transient(format!("sink {}: the claim panicked: {error}", id.name())))?
+                .map_err(|error| LaneError::of_sink(&id, &error))?;
+            owned.keys.insert(id.clone(), key);
+            owned.marks.insert(id, mark);
+        }
+        Ok(owned)
+    }
+
+    /// What `decide()` says of a lane's marks.
+    pub fn decide<'a>(&'a self, marks: &'a BTreeMap<SinkId, Option<Mark>>, closed: Option<&'a Mark>) -> Decision<'a> {
+        let facts = |(id, mark): (&SinkId, &'a Option<Mark>)| (id.clone(), SinkFacts { mark: mark.as_ref(), catch_up: self.catch_up.contains(id) });
+        let sinks = marks.iter().map(facts).collect();
+        decide(&Facts {
+            anchor: &self.anchor,
+            lanes: self.scheme,
+            sinks,
+            closed,
+            stateless: true,
+            rereadable: self.rereadable(),
+        })
+    }
+
+    /// Whether every claim of the lane is still this one: asked before something unexplained is called a gap.
+    pub async fn still_owned(&self, lane: &Lane, owned: &Owned) -> Result<bool, LaneError> {
+        let held = self.peek(lane).await?;
+        Ok(owned.keys.iter().all(|(id, key)| held.get(id).is_some_and(|h| h.generation() == key.generation)))
+    }
+
+    /// The logs of the anchor, as far as its mark says they go.
+    pub async fn history(&self, lane: &Lane, head: &Mark) -> Result<History, LaneError> {
+        let Some(anchor) = self.sink(head.anchor()) else {
+            return Err(LaneError::Stop(format!("lane {lane}: the anchor {} is not a sink of this job any more", head.anchor())));
+        };
+        let mut history = History { states: head.logs.clone(), entries: Vec::new() };
+        for (log, state) in &head.logs {
+            let entries = anchor.sink.history(lane, log, state.first).await.map_err(|error| LaneError::of_sink(anchor.id(), &error))?;
+            history.entries.extend(checked(lane, log, state.first, state.next, entries)?);
+        }
+        Ok(history)
+    }
+
+    /// Puts every source at a head.
+    pub async fn adopt(&self, lane: &Lane, positions: &Positions, history: &History) -> Result<(), LaneError> {
+        for source in &self.sources {
+            let at = self.positions_of(&**source, positions);
+            let adopted = source.adopt(lane, &at, history).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
+            for warning in adopted.warnings {
+                tracing::warn!(job = self.name(), lane = %lane, source = source.name(), "{warning}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The entries of a log below the head's `next`: all of them, or a stop.
+fn checked(lane: &Lane, log: &LogName, first: u64, next: u64, entries: Vec<Entry>) -> Result<Vec<Entry>, LaneError> {
+    let entries: Vec<_> = entries.into_iter().filter(|entry| entry.number < next).collect();
+    let complete = entries.iter().map(|entry| entry.number).eq(first..next);
+    if complete {
+        return Ok(entries);
+    }
+    Err(LaneError::Stop(format!(
+        "lane {lane}: the anchor's log {log} should have the entries {first} to {next}, but has {} of them: the anchor is damaged. \
+         Way out: restore it from a backup, or `tidemill checkpoint reset --sinks`",
+        entries.len()
+    )))
+}
+
+/// A stop in words.
+pub fn stop_text(lane: &Lane, stop: &Stop) -> String {
+    format!("lane {lane}: {stop}")
+}
+
+/// One line about a head, for logs.
+pub fn describe_head(head: &Mark) -> String {
+    format!("batch {} ({}), {}", head.plan.seq, head.digest.short(), describe(&head.positions))
+}
+
+/// The digests that sinks hold after a plan, of those that it lists as joined.
+pub fn joined_after(head: &Mark) -> BTreeMap<SinkId, Option<Digest>> {
+    head.plan.touches.keys().filter_map(|sink| head.gives(sink).map(|digest| (sink.clone(), digest))).collect()
+}

@@ -1,0 +1,261 @@
+//! One job at work: its sources, compiled steps and sinks, and the batch loop that joins them.
+//!
+//! - [`Job`] is what stays the same while the job runs.
+//! - `compile`: codecs and pipeline for one text of the job and one set of pinned schemas; raw records to rows, purely.
+//! - `lane`: who owns a lane, claims, and what `decide()` says.
+//! - `batch`: one batch of each lane, from the proposal to the close. The order of the protocol is here and nowhere else.
+//! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown.
+
+pub mod batch;
+pub mod compile;
+pub mod lane;
+pub mod probe;
+pub mod runner;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tidemill_checkpoint::{Digest, LaneScheme, Ledger, Owner, Positions, SinkId};
+use tidemill_config as config;
+use tidemill_connectors::{
+    sink::{self, Guarantee, Sink, ledger::LedgerSink},
+    source::{self, Source},
+};
+
+use crate::{metrics::Metrics, status::Status};
+
+/// The name under which the dead letters are known as a sink.
+pub const DEAD_LETTERS: &str = "dead-letters";
+
+/// In a job's folder in the data dir: the path of its YAML.
+pub const JOB_FILE: &str = "job-file";
+
+/// What a sink gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Rows of a step.
+    Rows,
+    /// Rejects.
+    DeadLetters,
+    /// Nothing: the ledger as the anchor.
+    Ledger,
+}
+
+/// One sink of a running job.
+#[derive(Clone)]
+pub struct SinkSlot {
+    /// Its name in the job.
+    pub name: String,
+    /// What it gets.
+    pub role: Role,
+    /// The sink.
+    pub sink: Arc<dyn Sink>,
+}
+
+impl SinkSlot {
+    /// The sink's identity.
+    pub fn id(&self) -> &SinkId {
+        self.sink.id()
+    }
+    /// Whether it keeps marks.
+    pub fn is_marked(&self) -> bool {
+        self.sink.guarantee() == Guarantee::ExactlyOnce
+    }
+}
+
+/// What a job needs of the daemon around it.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The ledger.
+    pub ledger: Arc<dyn Ledger>,
+    /// The data dir: spools, dead letters, job texts.
+    pub data_dir: PathBuf,
+    /// This daemon.
+    pub owner: Owner,
+    /// `owner:` was set by hand.
+    pub owner_is_explicit: bool,
+    /// `--take-over`.
+    pub take_over: bool,
+    /// `--once`.
+    pub once: bool,
+    /// Metrics of the process.
+    pub metrics: Metrics,
+}
+
+/// One job, opened: nothing is claimed yet and nothing received.
+pub struct Job {
+    /// The checked file.
+    pub config: Arc<config::Job>,
+    /// Digest of its text.
+    pub digest: Digest,
+    /// How it is cut into lanes.
+    pub scheme: LaneScheme,
+    /// In the order of the file.
+    pub sources: Vec<Arc<dyn Source>>,
+    /// In the order of the file, then the dead letters, then the ledger where it may be the anchor.
+    pub sinks: Vec<SinkSlot>,
+    /// The sink that an origin names as the anchor.
+    pub anchor: SinkId,
+    /// The daemon around it.
+    pub around: Surroundings,
+    /// What the outside sees.
+    pub status: Status,
+    /// Sinks that an operator told to catch up where they could join.
+    pub catch_up: BTreeSet<SinkId>,
+}
+
+/// The name that a source's shards have: its old one where it was renamed.
+fn shard_name(source: &config::Source) -> String {
+    source.formerly.clone().unwrap_or_else(|| source.name.value.clone())
+}
+
+/// A source's config as the connector sees it: under the name that its shards have.
+fn for_connector(source: &config::Source) -> config::Source {
+    let mut source = source.clone();
+    source.name.value = shard_name(&source);
+    source
+}
+
+impl Job {
+    /// Opens sources and sinks. Creates nothing but the job's own folder in the data dir.
+    pub async fn open(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
+        let digest = Digest::of(config.text.as_bytes());
+        let folder = around.data_dir.join(&config.name);
+        let scheme = match config.lanes {
+            Some(config::Lanes::Partition) => LaneScheme::Partition,
+            _ => LaneScheme::Single,
+        };
+        let mut sources = Vec::new();
+        for source in &config.sources {
+            let spool = folder.join("spool").join(shard_name(source));
+            let settings = source::Settings { partitioned: scheme == LaneScheme::Partition, spool, owner: around.owner.name.clone() };
+            sources.push(source::open(&for_connector(source), &settings)?);
+        }
+        let mut sinks = Vec::new();
+        for sink in &config.sinks {
+            let id = SinkId::new(sink.formerly.as_deref().unwrap_or(&sink.name.value));
+            sinks.push(SinkSlot { name: sink.name.value.clone(), role: Role::Rows, sink: sink::open(id, &config.name, &sink.kind)? });
+        }
+        sinks.push(SinkSlot {
+            name: DEAD_LETTERS.into(),
+            role: Role::DeadLetters,
+            sink: match &config.dead_letters {
+                Some(sink) => sink::open(SinkId::new(DEAD_LETTERS), &config.name, &sink.kind)?,
+                None => {
+                    let id = SinkId::local(DEAD_LETTERS, around.owner.data_dir);
+                    sink::open(id, &config.name, &default_dead_letters(&folder))?
+                }
+            },
+        });
+        let ledger: Arc<dyn Sink> = Arc::new(LedgerSink::open(&config.name, around.ledger.clone()));
+        let anchor = choose_anchor(&config, &sinks).unwrap_or_else(SinkId::ledger);
+        let named = around.ledger.lanes().map_err(|error| anyhow::anyhow!("reading the ledger: {error}"))?;
+        let mut ledger_has_marks = false;
+        for (job, lane) in named.iter().filter(|(job, _)| *job == config.name) {
+            ledger_has_marks |= around.ledger.held(job, lane).is_ok_and(|held| held.mark.is_some());
+        }
+        if anchor == SinkId::ledger() || ledger_has_marks {
+            sinks.push(SinkSlot { name: "(ledger)".into(), role: Role::Ledger, sink: ledger });
+        }
+        Ok(Self { digest, scheme, sources, sinks, anchor, around, status, config, catch_up: BTreeSet::new() })
+    }
+
+    /// The job's name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+    /// Marked sinks, by id.
+    pub fn marked(&self) -> impl Iterator<Item = &SinkSlot> {
+        self.sinks.iter().filter(|slot| slot.is_marked())
+    }
+    /// The sink of this id.
+    pub fn sink(&self, id: &SinkId) -> Option<&SinkSlot> {
+        self.sinks.iter().find(|slot| slot.id() == id)
+    }
+    /// The folder of the job in the data dir.
+    pub fn folder(&self) -> PathBuf {
+        self.around.data_dir.join(self.name())
+    }
+    /// The part of `positions` that belongs to one source.
+    pub fn positions_of(&self, source: &dyn Source, positions: &Positions) -> Positions {
+        positions.iter().filter(|(shard, _)| shard.source() == source.name()).map(|(s, p)| (s.clone(), p.clone())).collect()
+    }
+    /// Whether every source can be read again.
+    pub fn rereadable(&self) -> bool {
+        self.sources.iter().all(|source| source.rereadable())
+    }
+
+    /// Keeps the job's text under its digest, synced: a plan names it, and a replay after an edit needs it.
+    pub fn keep_text(&self) -> std::io::Result<()> {
+        self.keep_place()?;
+        let folder = self.folder().join("texts");
+        let path = folder.join(format!("{}.yaml", self.digest));
+        if std::fs::read(&path).is_ok_and(|text| Digest::of(&text) == self.digest) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&folder)?;
+        let temporary = folder.join(format!(".{}.tmp", self.digest));
+        std::fs::write(&temporary, &self.config.text)?;
+        std::fs::File::open(&temporary)?.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        sync_folder(&folder)?;
+        sync_folder(&self.folder())?;
+        sync_folder(&self.around.data_dir)
+    }
+
+    /// Keeps where the job's file is, so that `tidemill checkpoint --job NAME` finds it.
+    fn keep_place(&self) -> std::io::Result<()> {
+        std::fs::create_dir_all(self.folder())?;
+        let file = self.config.file.canonicalize().unwrap_or_else(|_| self.config.file.clone());
+        std::fs::write(self.folder().join(JOB_FILE), file.as_os_str().as_encoded_bytes())
+    }
+
+    /// The text of another version of this job, where it was kept.
+    pub fn kept_text(&self, digest: &Digest) -> Option<String> {
+        let path = self.folder().join("texts").join(format!("{digest}.yaml"));
+        std::fs::read_to_string(path).ok().filter(|text| Digest::of(text.as_bytes()) == *digest)
+    }
+}
+
+/// Makes a folder's entries durable.
+pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
+}
+
+/// Files in the data dir.
+fn default_dead_letters(folder: &Path) -> config::SinkKind {
+    config::SinkKind::Files(config::Files {
+        path: folder.join("dead-letters"),
+        codec: config::Codec::Json,
+        compression: config::Compression::None,
+        partition_by: Vec::new(),
+        roll: None,
+    })
+}
+
+/// SQL before files, in the order of the file; local sinks never.
+fn choose_anchor(config: &config::Job, sinks: &[SinkSlot]) -> Option<SinkId> {
+    let rank = |slot: &SinkSlot| {
+        let kind = match slot.role {
+            Role::DeadLetters => config.dead_letters.as_ref().map(|sink| &sink.kind),
+            _ => config.sinks.iter().find(|sink| sink.name.value == slot.name).map(|sink| &sink.kind),
+        };
+        let of_kind = match kind {
+            Some(config::SinkKind::Sqlite { .. }) => 0,
+            _ => 1,
+        };
+        (slot.role == Role::DeadLetters, of_kind)
+    };
+    let mut candidates: Vec<_> = sinks.iter().filter(|slot| slot.is_marked() && !slot.id().is_local()).collect();
+    candidates.sort_by_key(|slot| rank(slot));
+    candidates.first().map(|slot| slot.id().clone())
+}
+
+/// A sink's name for people: `db`, `dead-letters`.
+pub fn describe(positions: &Positions) -> String {
+    let parts: Vec<_> = positions.iter().map(|(shard, position)| format!("{shard} at {position}")).collect();
+    if parts.is_empty() { "nothing".into() } else { parts.join(", ") }
+}

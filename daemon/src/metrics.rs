@@ -1,0 +1,106 @@
+//! Prometheus metrics: names and labels of the docs' table, one registry for the process.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    process_collector::ProcessCollector,
+};
+
+/// From half a millisecond to a minute: a batch of one row and a batch of a full budget.
+const SECONDS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Every metric of the daemon.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// `records_received_total{job,source}`
+    pub records_received: IntCounterVec,
+    /// `bytes_received_total{job,source}`
+    pub bytes_received: IntCounterVec,
+    /// `records_rejected_total{job,step,reason}`
+    pub records_rejected: IntCounterVec,
+    /// `records_written_total{job,sink}`
+    pub records_written: IntCounterVec,
+    /// `batches_total{job}`
+    pub batches: IntCounterVec,
+    /// `batch_duration_seconds{job}`
+    pub batch_duration: HistogramVec,
+    /// `batch_phase_seconds{job,phase}`
+    pub batch_phase: HistogramVec,
+    /// `source_lag_records{job,source}`
+    pub source_lag_records: IntGaugeVec,
+    /// `source_lag_seconds{job,source}`
+    pub source_lag_seconds: GaugeVec,
+    /// `sink_retries_total{job,sink}`
+    pub sink_retries: IntCounterVec,
+    /// `spool_bytes{job,source}`
+    pub spool_bytes: IntGaugeVec,
+    /// `checkpoint_duration_seconds{job}`
+    pub checkpoint_duration: HistogramVec,
+    /// `last_batch_timestamp_seconds{job}`
+    pub last_batch: GaugeVec,
+    /// `clock_behind_seconds{job}`: how far the machine's clock is behind the last plan's.
+    pub clock_behind: GaugeVec,
+    /// `job_up{job}`: 1 while the job owns its lanes and makes progress, 0 while it waits, retries or is stopped.
+    pub job_up: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Makes and registers all metrics, and the process collector's.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        macro_rules! register {
+            ($kind:ident, $name:literal, $help:literal, $labels:expr) => {{
+                let metric = $kind::new(Opts::new(concat!("tidemill_", $name), $help).into(), &$labels)?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            }};
+        }
+        macro_rules! histogram {
+            ($name:literal, $help:literal, $labels:expr) => {{
+                let options = HistogramOpts::new(concat!("tidemill_", $name), $help).buckets(SECONDS.to_vec());
+                let metric = HistogramVec::new(options, &$labels)?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            }};
+        }
+        let build = IntGaugeVec::new(Opts::new("tidemill_build_info", "Version of this binary; always 1."), &["version"])?;
+        registry.register(Box::new(build.clone()))?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        Ok(Self {
+            records_received: register!(IntCounterVec, "records_received_total", "Records read from a source, rejects included.", ["job", "source"]),
+            bytes_received: register!(IntCounterVec, "bytes_received_total", "Bytes of records read from a source.", ["job", "source"]),
+            records_rejected: register!(IntCounterVec, "records_rejected_total", "Records that went to the dead letters.", ["job", "step", "reason"]),
+            records_written: register!(IntCounterVec, "records_written_total", "Rows committed to a sink.", ["job", "sink"]),
+            batches: register!(IntCounterVec, "batches_total", "Batches that every sink has.", ["job"]),
+            batch_duration: histogram!("batch_duration_seconds", "From a batch's plan to its close.", ["job"]),
+            batch_phase: histogram!("batch_phase_seconds", "Duration of one phase of a batch.", ["job", "phase"]),
+            source_lag_records: register!(IntGaugeVec, "source_lag_records", "Records that wait in a source, where they can be counted.", ["job", "source"]),
+            source_lag_seconds: register!(GaugeVec, "source_lag_seconds", "Age of the oldest record that waits in a source.", ["job", "source"]),
+            sink_retries: register!(IntCounterVec, "sink_retries_total", "Commits to a sink that failed and are tried again.", ["job", "sink"]),
+            spool_bytes: register!(IntGaugeVec, "spool_bytes", "Bytes in a source's spool that are not released.", ["job", "source"]),
+            checkpoint_duration: histogram!("checkpoint_duration_seconds", "Writing the ledger's record of a batch.", ["job"]),
+            last_batch: register!(GaugeVec, "last_batch_timestamp_seconds", "When the last batch was closed, seconds since the epoch.", ["job"]),
+            clock_behind: register!(GaugeVec, "clock_behind_seconds", "How far the machine's clock is behind the last plan's.", ["job"]),
+            job_up: register!(IntGaugeVec, "job_up", "1 while the job owns its lanes and makes progress.", ["job"]),
+            registry,
+        })
+    }
+
+    /// The exposition text.
+    pub fn render(&self) -> String {
+        let mut out = Vec::new();
+        match TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            Ok(()) => String::from_utf8(out).unwrap_or_default(),
+            Err(error) => format!("# cannot encode: {error}\n"),
+        }
+    }
+
+    /// Records how long a phase of a batch took.
+    pub fn phase(&self, job: &str, phase: &str, took: Duration) {
+        self.batch_phase.with_label_values(&[job, phase]).observe(took.as_secs_f64());
+    }
+}

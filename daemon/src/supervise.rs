@@ -1,0 +1,284 @@
+//! All jobs of a daemon: each in a task of its own, so that one that fails never stops another; signals, reload, systemd.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tidemill_config as config;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinHandle,
+};
+
+use crate::{
+    job::{
+        Job, Surroundings,
+        runner::{Ended, Runner},
+    },
+    status::{LaneState, Progress, Status},
+    systemd,
+};
+
+/// Loops that have not moved for so long are dead to the watchdog; the longest thing that a loop awaits is a commit.
+const WATCHDOG_PATIENCE: Duration = Duration::from_secs(600);
+/// How often progress is drawn.
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Milliseconds since the process began, when a batch loop last moved.
+static MOVED: AtomicU64 = AtomicU64::new(0);
+static BEGUN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+
+/// A batch loop moved.
+pub fn alive() {
+    MOVED.store(u64::try_from(BEGUN.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+struct Running {
+    config: Arc<config::Job>,
+    status: Status,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Ended>,
+}
+
+/// The jobs of this process.
+pub struct Supervisor {
+    around: Surroundings,
+    jobs: Mutex<BTreeMap<String, Running>>,
+    draining: AtomicBool,
+}
+
+impl Supervisor {
+    /// No job runs yet.
+    pub fn new(around: Surroundings) -> Arc<Self> {
+        Arc::new(Self { around, jobs: Mutex::default(), draining: AtomicBool::new(false) })
+    }
+
+    /// What jobs need of the daemon.
+    pub fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
+    fn jobs(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
+        self.jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Starts a job in a task of its own.
+    pub fn start(&self, config: Arc<config::Job>) {
+        let status = Status::new(&config.name);
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(run_job(config.clone(), self.around.clone(), status.clone(), stopped));
+        self.jobs().insert(config.name.clone(), Running { config, status, stop, task });
+    }
+
+    /// Stops a job cleanly and waits for it. Returns its config, where it ran.
+    pub async fn stop(&self, name: &str) -> Option<Arc<config::Job>> {
+        let running = self.jobs().remove(name)?;
+        let _ = running.stop.send(true);
+        let _ = running.task.await;
+        Some(running.config)
+    }
+
+    /// The config of a job that runs here.
+    pub fn config(&self, name: &str) -> Option<Arc<config::Job>> {
+        self.jobs().get(name).map(|running| running.config.clone())
+    }
+
+    /// The progress of every job.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.jobs().values().map(|running| running.status.snapshot()).collect()
+    }
+
+    /// Why the daemon is not ready, by job; empty where it is.
+    pub fn not_ready(&self) -> BTreeMap<String, String> {
+        let mut reasons: BTreeMap<_, _> = self.progress().into_iter().filter_map(|p| Some((p.job.clone(), p.not_ready()?))).collect();
+        if self.draining.load(Ordering::Relaxed) {
+            reasons.insert("(daemon)".into(), "stopping".into());
+        }
+        reasons
+    }
+
+    /// Takes over new, changed and removed jobs. A job whose new file is wrong is not in `jobs` and keeps running.
+    pub async fn reload(&self, jobs: Vec<config::Job>, wrong: &[PathBuf]) {
+        let names: Vec<_> = jobs.iter().map(|job| job.name.clone()).collect();
+        let removed: Vec<_> = self
+            .jobs()
+            .iter()
+            .filter(|(name, running)| !names.contains(name) && !wrong.contains(&running.config.file))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in removed {
+            tracing::info!(job = name, "removed");
+            self.stop(&name).await;
+        }
+        for job in jobs {
+            let same = self.config(&job.name).is_some_and(|old| old.text == job.text && old.file == job.file);
+            if same {
+                continue;
+            }
+            if self.stop(&job.name).await.is_some() {
+                tracing::info!(job = job.name, "changed: started anew");
+            }
+            self.start(Arc::new(job));
+        }
+    }
+
+    /// Stops every job cleanly, at the same time.
+    pub async fn stop_all(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        let all = std::mem::take(&mut *self.jobs());
+        for running in all.values() {
+            let _ = running.stop.send(true);
+        }
+        for (name, running) in all {
+            if let Err(error) = running.task.await {
+                tracing::error!(job = name, %error, "the job's task failed");
+            }
+        }
+    }
+
+    /// Waits until every job has ended by itself (`--once`).
+    async fn ended(&self) -> Vec<(String, Ended)> {
+        let all = std::mem::take(&mut *self.jobs());
+        let mut ends = Vec::new();
+        for (name, running) in all {
+            let end = running.task.await.unwrap_or_else(|error| Ended::Failed(format!("the job's task failed: {error}")));
+            ends.push((name, end));
+        }
+        ends
+    }
+
+    fn statuses(&self) -> Vec<Status> {
+        self.jobs().values().map(|running| running.status.clone()).collect()
+    }
+}
+
+/// Opens and runs a job; a job that cannot be opened is tried again for as long as that can help.
+async fn run_job(config: Arc<config::Job>, around: Surroundings, status: Status, stop: watch::Receiver<bool>) -> Ended {
+    let name = config.name.clone();
+    let once = around.once;
+    let mut wait = Duration::from_millis(500);
+    loop {
+        match Job::open(config.clone(), around.clone(), status.clone()).await {
+            Ok(job) => return Runner::new(Arc::new(job), stop).run().await,
+            Err(error) => {
+                let reason = format!("{error:#}");
+                tracing::error!(job = name, "cannot start: {reason}");
+                status.lane("all", LaneState::Stopped { reason: reason.clone() });
+                if once {
+                    return Ended::Failed(reason);
+                }
+                let mut told = stop.clone();
+                tokio::select! {
+                    _ = told.changed() => return Ended::Done,
+                    () = tokio::time::sleep(wait) => {}
+                }
+                wait = (wait * 2).min(Duration::from_secs(30));
+            }
+        }
+    }
+}
+
+/// Where a daemon's jobs come from, for a reload.
+pub type Loader = Box<dyn Fn() -> Option<(Vec<config::Job>, Vec<PathBuf>)> + Send + Sync>;
+
+/// Runs until a signal, or with `--once` until every job is done. The exit code.
+pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: bool) -> anyhow::Result<u8> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    systemd::notify("READY=1\nSTATUS=running");
+    let watchdog = tokio::spawn(watchdog());
+    let once = supervisor.around.once;
+    let drawing = (once && show_progress).then(|| tokio::spawn(draw(supervisor.statuses())));
+    let waiting = supervisor.clone();
+    let mut ended = std::pin::pin!(async move { if once { waiting.ended().await } else { std::future::pending().await } });
+    let code = loop {
+        tokio::select! {
+            ends = &mut ended => break report(&ends),
+            _ = terminate.recv() => { stop(&supervisor, &mut terminate, &mut interrupt).await; break 0; }
+            _ = interrupt.recv() => { stop(&supervisor, &mut terminate, &mut interrupt).await; break if once { 1 } else { 0 }; }
+            _ = hangup.recv() => {
+                systemd::notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
+                tracing::info!("reloading jobs");
+                if let Some((jobs, wrong)) = loader() {
+                    supervisor.reload(jobs, &wrong).await;
+                }
+                systemd::notify("READY=1");
+            }
+        }
+    };
+    watchdog.abort();
+    if let Some(drawing) = drawing {
+        drawing.abort();
+        let _ = drawing.await;
+    }
+    Ok(code)
+}
+
+fn monotonic_usec() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec * 1_000_000 + now.tv_nsec / 1_000
+}
+
+/// A clean stop; a second signal ends the process at once, which loses nothing either.
+async fn stop(supervisor: &Supervisor, terminate: &mut tokio::signal::unix::Signal, interrupt: &mut tokio::signal::unix::Signal) {
+    systemd::notify("STOPPING=1");
+    tracing::info!("stopping: the open batches are finished first");
+    tokio::select! {
+        () = supervisor.stop_all() => tracing::info!("stopped"),
+        _ = terminate.recv() => tracing::warn!("second signal: stopping at once; open batches are replayed at the next start"),
+        _ = interrupt.recv() => tracing::warn!("second signal: stopping at once; open batches are replayed at the next start"),
+    }
+}
+
+fn report(ends: &[(String, Ended)]) -> u8 {
+    let mut code = 0;
+    for (job, end) in ends {
+        if let Ended::Failed(reason) = end {
+            tracing::error!(job, "failed: {reason}");
+            code = 1;
+        }
+    }
+    code
+}
+
+async fn watchdog() {
+    let Some(interval) = systemd::watchdog_interval() else { return };
+    loop {
+        tokio::time::sleep(interval).await;
+        let silent = BEGUN.elapsed().saturating_sub(Duration::from_millis(MOVED.load(Ordering::Relaxed)));
+        if silent < WATCHDOG_PATIENCE {
+            systemd::notify("WATCHDOG=1");
+        } else {
+            tracing::error!("no batch loop has moved for {silent:?}: the watchdog is not fed");
+        }
+    }
+}
+
+/// Draws what the jobs have done so far, on a terminal.
+async fn draw(statuses: Vec<Status>) {
+    let bar = indicatif::ProgressBar::new_spinner();
+    loop {
+        let mut records = 0;
+        let mut rejected = 0;
+        let mut batches = 0;
+        let mut rate = 0.0;
+        for status in &statuses {
+            let progress = status.lock();
+            records += progress.records_in;
+            rejected += progress.rejected;
+            batches += progress.batches;
+            rate += progress.records_per_second;
+        }
+        bar.set_message(format!("{records} records in {batches} batches, {rate:.0} records/s, {rejected} rejected"));
+        bar.tick();
+        tokio::time::sleep(DRAW_INTERVAL).await;
+    }
+}
