@@ -5,17 +5,17 @@
 //! ending; offsets are those of the decompressed bytes. A decompressor is always asked for the same number of bytes from
 //! the file's beginning on, so that what a damaged archive still gives does not depend on where batches ended.
 
-use std::{
-    fs::File,
-    io::{self, BufReader, Read},
-    sync::{Arc, Mutex},
-};
+use std::{fs::File, io, sync::Arc};
 
 use bytes::Bytes;
 use tidemill_checkpoint::{Position, ShardId};
 use tidemill_config::model;
 
-use super::scan::Stamp;
+use super::{
+    archive::{Archive, Positioned, Stop, Unpacker},
+    buffers::Buffers,
+    scan::Stamp,
+};
 use crate::{
     codec::{FrameError, Framed, Framer, framer},
     source::{Base, RawBatch, RawReject, Slice},
@@ -25,16 +25,12 @@ use crate::{
 pub(super) const CHUNK_BYTES: usize = 1024 * 1024;
 /// Bytes that a decompressor is asked for.
 const STEP_BYTES: usize = 64 * 1024;
-/// Bytes of an archive that are read at once.
-const ARCHIVE_BLOCK_BYTES: usize = 64 * 1024;
 /// With fewer bytes left over, the next chunk is read; with more, they are framed as they are.
 const LEFT_OVER_BYTES: usize = 64 * 1024;
 /// A longer record is a reject.
 pub(super) const MAX_RECORD_BYTES: usize = 64 * 1024 * 1024;
 /// Of a reject's original bytes, so many are kept.
 const MAX_REJECT_BYTES: usize = 64 * 1024;
-/// Idle buffers kept for reuse.
-const MAX_IDLE_BUFFERS: usize = 24;
 
 /// Why a file's content cannot be had.
 #[derive(Debug)]
@@ -48,49 +44,6 @@ pub(super) enum ContentError {
 impl From<io::Error> for ContentError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
-    }
-}
-
-/// Chunks' buffers, used again.
-#[derive(Debug, Default)]
-pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
-
-struct Buffer {
-    bytes: Vec<u8>,
-    home: Arc<Buffers>,
-}
-
-impl AsRef<[u8]> for Buffer {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        if let Ok(mut idle) = self.home.0.lock()
-            && idle.len() < MAX_IDLE_BUFFERS
-            && bytes.capacity() <= 2 * CHUNK_BYTES
-        {
-            bytes.clear();
-            idle.push(bytes);
-        }
-    }
-}
-
-impl Buffers {
-    fn take(&self, bytes: usize) -> Vec<u8> {
-        let idle = (bytes >= CHUNK_BYTES / 2).then(|| self.0.lock().ok().and_then(|mut idle| idle.pop())).flatten();
-        let mut buffer = idle.unwrap_or_default();
-        buffer.reserve_exact(bytes);
-        buffer
-    }
-    fn seal(self: &Arc<Self>, bytes: Vec<u8>) -> Bytes {
-        if bytes.capacity() < CHUNK_BYTES / 2 {
-            return bytes.into();
-        }
-        Bytes::from_owner(Buffer { bytes, home: self.clone() })
     }
 }
 
@@ -124,8 +77,11 @@ pub(super) enum Reached {
 }
 
 enum Input {
-    Plain { file: File, at: u64 },
-    Archive { decoder: Box<dyn Read + Send>, failed: Arc<Mutex<Option<io::Error>>> },
+    Plain {
+        file: File,
+        at: u64,
+    },
+    Archive(Unpacker),
     /// All that there is has been read.
     Done,
 }
@@ -152,25 +108,47 @@ pub(super) struct Content {
 
 impl Content {
     /// The content of an open file, which has just been found to have this `stamp`.
-    pub(super) fn open(listing: Listing, file: File, stamp: Stamp, codec: &model::Codec, buffers: &Arc<Buffers>) -> io::Result<Self> {
-        let input = match archive(&listing.path) {
+    pub(super) fn open(
+        listing: Listing,
+        file: File,
+        stamp: Stamp,
+        codec: &model::Codec,
+        buffers: &Arc<Buffers>,
+    ) -> io::Result<Self> {
+        let input = match Archive::of(&listing.path) {
             None => Input::Plain { file: file.try_clone()?, at: 0 },
-            Some(kind) => kind.input(Box::new(file.try_clone()?.take(listing.size)))?,
+            Some(kind) => {
+                let source = Positioned { file: file.try_clone()?, at: 0, left: listing.size };
+                Input::Archive(kind.unpack(Box::new(source))?)
+            }
         };
         Ok(Self::new(listing, Some(file), stamp, input, codec, buffers))
     }
 
     /// The content of a file whose bytes have all been read already.
-    pub(super) fn of_bytes(listing: Listing, stamp: Stamp, bytes: Bytes, codec: &model::Codec, buffers: &Arc<Buffers>) -> io::Result<Self> {
-        let Some(kind) = archive(&listing.path) else {
+    pub(super) fn of_bytes(
+        listing: Listing,
+        stamp: Stamp,
+        bytes: Bytes,
+        codec: &model::Codec,
+        buffers: &Arc<Buffers>,
+    ) -> io::Result<Self> {
+        let Some(kind) = Archive::of(&listing.path) else {
             let content = Self::new(listing, None, stamp, Input::Done, codec, buffers);
             return Ok(Self { rest: bytes, at_end: true, ..content });
         };
-        let input = kind.input(Box::new(io::Cursor::new(bytes)))?;
+        let input = Input::Archive(kind.unpack(Box::new(io::Cursor::new(bytes)))?);
         Ok(Self::new(listing, None, stamp, input, codec, buffers))
     }
 
-    fn new(listing: Listing, file: Option<File>, stamp: Stamp, input: Input, codec: &model::Codec, buffers: &Arc<Buffers>) -> Self {
+    fn new(
+        listing: Listing,
+        file: Option<File>,
+        stamp: Stamp,
+        input: Input,
+        codec: &model::Codec,
+        buffers: &Arc<Buffers>,
+    ) -> Self {
         Self {
             listing,
             file,
@@ -224,7 +202,12 @@ impl Content {
 
     /// Appends records to `batch` until `room` is used up, or `stop` or the end is reached. At least one record is
     /// taken where `room.records` is not 0 and `must` is set, however long it is.
-    pub(super) fn pull(&mut self, room: &mut Room, mut must: bool, batch: &mut RawBatch) -> Result<Reached, ContentError> {
+    pub(super) fn pull(
+        &mut self,
+        room: &mut Room,
+        mut must: bool,
+        batch: &mut RawBatch,
+    ) -> Result<Reached, ContentError> {
         let mut need = LEFT_OVER_BYTES;
         loop {
             if room.stop.is_some_and(|stop| self.offset >= stop) || room.records == 0 || (room.bytes == 0 && !must) {
@@ -275,7 +258,11 @@ impl Content {
 
     /// A border at the very end is the end.
     fn here(&self) -> Reached {
-        if self.at_end && self.rest.is_empty() && self.corrupt.is_none() { Reached::End } else { Reached::At(self.offset) }
+        if self.at_end && self.rest.is_empty() && self.corrupt.is_none() {
+            Reached::End
+        } else {
+            Reached::At(self.offset)
+        }
     }
 
     fn frame(&mut self, chunk: &Bytes, at_end: bool, room: &mut Room, batch: &mut RawBatch) -> Taken {
@@ -393,7 +380,8 @@ impl Content {
             _ => want,
         };
         let want = want.min(self.rest.len().saturating_add(left)).max(need.min(self.rest.len().saturating_add(left)));
-        let mut buffer = self.buffers.take(want + if matches!(self.input, Input::Plain { .. }) { 0 } else { STEP_BYTES });
+        let mut buffer =
+            self.buffers.take(want + if matches!(self.input, Input::Plain { .. }) { 0 } else { STEP_BYTES });
         buffer.extend_from_slice(&self.rest);
         match &mut self.input {
             Input::Plain { file, at } => {
@@ -412,31 +400,23 @@ impl Content {
                 }
                 self.at_end = *at >= self.listing.size;
             }
-            Input::Archive { decoder, failed } => {
+            Input::Archive(unpacker) => {
                 let mut step = vec![0; STEP_BYTES];
                 while buffer.len() < want && !self.at_end {
-                    match decoder.read(&mut step) {
+                    match unpacker.read(&mut step) {
                         Ok(0) => self.at_end = true,
                         Ok(n) => buffer.extend_from_slice(&step[..n]),
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        Err(error) => {
-                            if let Some(device) = failed.lock().ok().and_then(|mut failed| failed.take()) {
-                                return Err(device.into());
-                            }
-                            (self.at_end, self.corrupt) = (true, Some(format!("the archive is damaged or cut off ({error})")));
+                        Err(Stop::Device(error)) => return Err(error.into()),
+                        Err(Stop::Damage(error)) => {
+                            self.at_end = true;
+                            self.corrupt = Some(format!("the archive is damaged or cut off ({error})"));
                         }
                     }
                 }
             }
             Input::Done => self.at_end = true,
         }
-        // What little a small archive holds must not keep a whole buffer.
-        let small = buffer.len() < CHUNK_BYTES / 2 && buffer.capacity() >= CHUNK_BYTES / 2;
-        self.rest = if small { Bytes::copy_from_slice(&buffer) } else { Bytes::new() };
-        let sealed = self.buffers.seal(buffer);
-        if !small {
-            self.rest = sealed;
-        }
+        self.rest = self.buffers.seal(buffer);
         Ok(())
     }
 
@@ -460,47 +440,4 @@ struct Taken {
 
 fn last_end(records: &[(u32, u32)]) -> usize {
     records.last().map_or(0, |(_, end)| *end as usize)
-}
-
-#[derive(Clone, Copy)]
-enum Archive {
-    Gzip,
-    Zstd,
-}
-
-fn archive(path: &str) -> Option<Archive> {
-    let ending = path.rsplit_once('.')?.1;
-    match ending {
-        _ if ending.eq_ignore_ascii_case("gz") => Some(Archive::Gzip),
-        _ if ending.eq_ignore_ascii_case("zst") => Some(Archive::Zstd),
-        _ => None,
-    }
-}
-
-impl Archive {
-    fn input(self, source: Box<dyn Read + Send>) -> io::Result<Input> {
-        let failed = Arc::new(Mutex::new(None));
-        let source = BufReader::with_capacity(ARCHIVE_BLOCK_BYTES, Device { source, failed: failed.clone() });
-        let decoder: Box<dyn Read + Send> = match self {
-            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
-            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(source)?),
-        };
-        Ok(Input::Archive { decoder, failed })
-    }
-}
-
-/// Remembers the device's own errors, which a decompressor reports like damage of the archive.
-struct Device {
-    source: Box<dyn Read + Send>,
-    failed: Arc<Mutex<Option<io::Error>>>,
-}
-
-impl Read for Device {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.source.read(buffer).inspect_err(|error| {
-            if let Ok(mut failed) = self.failed.lock() {
-                *failed = Some(io::Error::new(error.kind(), error.to_string()));
-            }
-        })
-    }
 }

@@ -24,7 +24,12 @@ use super::{
 const MAX_SUFFIX: u32 = 10_000;
 
 /// Puts the file of `listed` away. Folders that were changed are added to `changed`, to be synced by [`sync`].
-pub(super) fn put_away(folder: &Folder, on_done: &OnDone, listed: &Listed, changed: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+pub(super) fn put_away(
+    folder: &Folder,
+    on_done: &OnDone,
+    listed: &Listed,
+    changed: &mut BTreeSet<PathBuf>,
+) -> io::Result<()> {
     let path = folder.absolute(listed.current_path());
     // Gone already, or another file by now, which has its own turn.
     match folder.stamp(listed.current_path())? {
@@ -61,7 +66,13 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     result.or_else(|error| if is_absent(&error) { Ok(()) } else { Err(error) })
 }
 
-fn move_file(folder: &Folder, listed: &Listed, from: &Path, target: &Path, changed: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+fn move_file(
+    folder: &Folder,
+    listed: &Listed,
+    from: &Path,
+    target: &Path,
+    changed: &mut BTreeSet<PathBuf>,
+) -> io::Result<()> {
     let parent = target.parent().ok_or_else(|| io::Error::other("the target has no folder"))?;
     make_folders(parent, changed)?;
     for suffix in 0..MAX_SUFFIX {
@@ -74,7 +85,9 @@ fn move_file(folder: &Folder, listed: &Listed, from: &Path, target: &Path, chang
                     return absent_is_fine(fs::remove_file(from));
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => return copy_file(folder, listed, from, parent, target, changed),
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                return copy_file(folder, listed, from, parent, target, changed);
+            }
             Err(error) if is_absent(&error) && !from.exists() => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -120,10 +133,13 @@ fn copy_file(
 
 /// Creates the folder and those above it; each that is new is synced with its parent.
 fn make_folders(folder: &Path, changed: &mut BTreeSet<PathBuf>) -> io::Result<()> {
-    let new: Vec<_> = folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
+    let new: Vec<_> =
+        folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
     fs::create_dir_all(folder)?;
     changed.insert(folder.to_owned());
-    changed.extend(new.iter().filter_map(|folder| folder.parent()).filter(|p| !p.as_os_str().is_empty()).map(Path::to_owned));
+    changed.extend(
+        new.iter().filter_map(|folder| folder.parent()).filter(|p| !p.as_os_str().is_empty()).map(Path::to_owned),
+    );
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The hash of a file's content: the first 128 bits of BLAKE3 over all bytes on disk, compressed files as they lie there.
 //!
 //! All bytes, because what the hash decides is whether a file is *left out*: two exports of the same size that differ in
-//! one record in their middle must never be taken for one another. `docs/decisions/` has the measurements.
+//! one record in their middle must never be taken for one another. `docs/decisions/6-a-file-is-its-hash.md` says what it costs.
 
 use std::{fmt, io, io::Read};
 

@@ -17,16 +17,20 @@
 //! - **Spans are stable**: a record's border depends on the file's bytes alone, a damaged archive gives the same records
 //!   and the same one reject each time.
 //!
-//! Start with [`state`] (looking and adopting), then [`batch`] (what a batch reads), [`content`] (bytes to records). Pure
-//! and tested by themselves: [`pending`] (who stands still), [`known`] (the list), [`scan`] (names), [`entry`], [`hash`].
+//! Start with [`state`] (looking and adopting), then [`batch`] (what a batch reads), [`identity`] (which file is which),
+//! [`content`] (bytes to records), [`release`] (what is put away). Pure and tested by themselves: [`pending`] (who stands still), [`known`] (the list), [`scan`] (names), [`entry`], [`hash`].
 
+mod archive;
 mod batch;
+mod buffers;
 mod content;
 mod done;
 mod entry;
 mod hash;
+mod identity;
 mod known;
 mod pending;
+mod release;
 mod scan;
 mod state;
 #[cfg(test)]
@@ -101,7 +105,8 @@ impl DirectorySource {
         let name = self.name.clone();
         let task = tokio::task::spawn_blocking(move || {
             let mut state = inner.state.lock().map_err(|_| poisoned(&name))?;
-            if inner.finish.swap(false, std::sync::atomic::Ordering::SeqCst) && matches!(state.finish, Finish::NotAsked) {
+            if inner.finish.swap(false, std::sync::atomic::Ordering::SeqCst) && matches!(state.finish, Finish::NotAsked)
+            {
                 state.finish = Finish::Asked;
             }
             let result = work(&mut state, &inner);
@@ -134,7 +139,9 @@ impl DirectorySource {
 }
 
 fn poisoned(name: &str) -> SourceError {
-    SourceError::Fatal(format!("source {name}: an earlier failure of the program left it in an unknown state; restart the daemon"))
+    SourceError::Fatal(format!(
+        "source {name}: an earlier failure of the program left it in an unknown state; restart the daemon"
+    ))
 }
 
 #[async_trait]
@@ -191,7 +198,8 @@ impl Source for DirectorySource {
             state.take_back_after(from);
             state.look(inner.board.take(), &inner.board)?;
             let proposal = state.plan(from, budget)?;
-            if let (None, Finish::Awaiting(_), Some((path, cause))) = (&proposal, &state.finish, state.pending.stuck()) {
+            if let (None, Finish::Awaiting(_), Some((path, cause))) = (&proposal, &state.finish, state.pending.stuck())
+            {
                 let what = format!("source {}: read {path} (all other files are done)", state.name);
                 return Err(SourceError::Transient { what, cause: cause.to_owned() });
             }

@@ -135,7 +135,8 @@ impl Pending {
     /// When `due` next has something to say.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let settles = self.unsettled.values().map(|file| file.since + self.settle);
-        let retries = self.stuck.iter().filter(|(path, _)| !self.ready_at.contains_key(*path)).map(|(_, stuck)| stuck.until);
+        let retries =
+            self.stuck.iter().filter(|(path, _)| !self.ready_at.contains_key(*path)).map(|(_, stuck)| stuck.until);
         settles.chain(retries).min()
     }
 

@@ -162,7 +162,13 @@ impl Folder {
         self.walk_folder(&self.root, "", 0, visit)
     }
 
-    fn walk_folder(&self, folder: &Path, prefix: &str, depth: usize, visit: &mut dyn FnMut(String, Seen)) -> io::Result<()> {
+    fn walk_folder(
+        &self,
+        folder: &Path,
+        prefix: &str,
+        depth: usize,
+        visit: &mut dyn FnMut(String, Seen),
+    ) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             let path = entry.path();

@@ -193,7 +193,13 @@ impl Rig {
 
     /// Plans without a pause: everything that lies there is looked at anew.
     async fn try_plan(&self, budget: Budget) -> Result<Option<Proposal>, SourceError> {
-        self.source.run(|state, _| { state.scan_soon(); Ok(()) }).await.unwrap();
+        self.source
+            .run(|state, _| {
+                state.scan_soon();
+                Ok(())
+            })
+            .await
+            .unwrap();
         self.source.plan(&lane(), &self.at, budget).await
     }
 
@@ -259,5 +265,7 @@ fn zstandard(parts: &[&[u8]]) -> Vec<u8> {
 
 /// `n` numbered lines of about 60 bytes that do not compress to nothing.
 fn lines(n: usize) -> String {
-    (0..n).map(|i| format!("line {i} {:032x}\n", (i as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))).collect()
+    (0..n)
+        .map(|i| format!("line {i} {:032x}\n", (i as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)))
+        .collect()
 }

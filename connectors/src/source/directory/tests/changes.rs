@@ -139,7 +139,10 @@ async fn a_part_read_file_that_vanished_or_changed_is_an_error_with_a_way_out() 
             _ => rig.put("a", "1\n", 30),
         }
         let error = rig.try_plan(ALL).await.unwrap_err();
-        assert!(matches!(&error, SourceError::Lost { way_out, .. } if way_out.contains("resolve --shard in --accept-loss")), "{error}");
+        assert!(
+            matches!(&error, SourceError::Lost { way_out, .. } if way_out.contains("resolve --shard in --accept-loss")),
+            "{error}"
+        );
         // Put back as it was, it goes on.
         rig.put("a", kept, 10);
         assert_eq!(rig.drain_texts().await, ["2", "3"], "{change}");

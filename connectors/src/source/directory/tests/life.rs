@@ -8,12 +8,19 @@ use super::*;
 #[derive(Clone, Debug)]
 enum Act {
     /// A new file of so many records.
-    Create { records: usize, archive: u8 },
+    Create {
+        records: usize,
+        archive: u8,
+    },
     Rename(usize),
     Touch(usize),
     /// A copy that replaces the original, which goes.
     CopyAway(usize),
-    Plan { records: usize, bytes: usize, fate: Fate },
+    Plan {
+        records: usize,
+        bytes: usize,
+        fate: Fate,
+    },
     Release,
     Restart,
 }
@@ -52,8 +59,10 @@ struct Life {
 
 impl Life {
     fn files(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(&self.rig.config.path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(&self.rig.config.path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }

@@ -78,6 +78,21 @@ async fn archives_of_several_parts_go_on_after_a_restart() {
 }
 
 #[tokio::test]
+async fn an_archive_larger_than_a_chunk_is_hashed_and_read_with_one_open() {
+    let text = lines(60_000);
+    let bytes = gzip(&[text.as_bytes()]);
+    assert!(bytes.len() > CHUNK_BYTES, "{}", bytes.len());
+    let mut rig = Rig::new().await;
+    rig.put("big.gz", &bytes, 60);
+    let proposal = rig.try_plan(ALL).await.unwrap().unwrap();
+    let raw = rig.source.read(&lane(), &proposal).await.unwrap();
+    assert_eq!((records(&raw).len(), rig.opens()), (60_000, 1));
+    rig.commit(&proposal);
+    rig.restart().await;
+    assert_eq!(records(&rig.replay(&proposal).await.unwrap()), records(&raw));
+}
+
+#[tokio::test]
 async fn a_damaged_archive_gives_what_it_has_and_one_reject_however_it_is_cut() {
     let text = lines(30_000);
     let (gz, zst) = (gzip(&[text.as_bytes()]), zstandard(&[text.as_bytes()]));
@@ -123,7 +138,14 @@ async fn a_damaged_archive_gives_what_it_has_and_one_reject_however_it_is_cut() 
 
 #[tokio::test]
 async fn a_csv_header_goes_with_every_part_also_after_a_restart() {
-    let csv = Csv { delimiter: b',', header: true, quote: b'"', escape: None, nulls: Vec::new(), encoding: "utf-8".to_owned() };
+    let csv = Csv {
+        delimiter: b',',
+        header: true,
+        quote: b'"',
+        escape: None,
+        nulls: Vec::new(),
+        encoding: "utf-8".to_owned(),
+    };
     for name in ["a.csv", "a.csv.gz"] {
         let mut rig = Rig::with(Codec::Csv(csv.clone()), |_| {}).await;
         let text = "id,name\n1,\"a\nb\"\n2,c\n3,d\n";
@@ -216,12 +238,18 @@ async fn read_and_frame() {
     let mut marks = vec![std::time::Instant::now()];
     let mut at = 0;
     while let Some(proposal) = rig.source.plan(&lane(), &rig.at, budget).await.unwrap() {
-        at += rig.source.read(&lane(), &proposal).await.unwrap().slices.iter().map(|s| s.bytes.len() as u64).sum::<u64>();
+        at +=
+            rig.source.read(&lane(), &proposal).await.unwrap().slices.iter().map(|s| s.bytes.len() as u64).sum::<u64>();
         rig.commit(&proposal);
         marks.push(std::time::Instant::now());
     }
     assert_eq!(at, size);
     let rest = (marks[marks.len() - 1] - marks[1]).as_secs_f64() / (marks.len() - 2) as f64 * (marks.len() - 1) as f64;
     let hashing = (marks[1] - marks[0]).as_secs_f64() - rest / (marks.len() - 1) as f64;
-    eprintln!("{:.2} GB: read and frame {:.3} s/GB, hash {:.3} s/GB", at as f64 / 1e9, rest * 1e9 / at as f64, hashing * 1e9 / at as f64);
+    eprintln!(
+        "{:.2} GB: read and frame {:.3} s/GB, hash {:.3} s/GB",
+        at as f64 / 1e9,
+        rest * 1e9 / at as f64,
+        hashing * 1e9 / at as f64
+    );
 }

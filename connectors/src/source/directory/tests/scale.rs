@@ -1,7 +1,10 @@
 //! Many files: what is known costs an entry, and no scan reads it.
 
 use super::*;
-use crate::source::directory::{entry::{FileEntry, Role}, hash::ContentHash};
+use crate::source::directory::{
+    entry::{FileEntry, Role},
+    hash::ContentHash,
+};
 
 #[tokio::test]
 async fn a_hundred_thousand_known_files_cost_their_entries() {
@@ -9,7 +12,8 @@ async fn a_hundred_thousand_known_files_cost_their_entries() {
     for number in 0..100_000u64 {
         let hash = Some(ContentHash::of(&number.to_le_bytes()));
         let path = format!("gone/{number:06}.json");
-        let entry = FileEntry { path, size: number, mtime_ns: number as i64, hash, dev: 1, ino: number, role: Role::Read };
+        let entry =
+            FileEntry { path, size: number, mtime_ns: number as i64, hash, dev: 1, ino: number, role: Role::Read };
         rig.entries.push(Entry { log: log(), number, text: entry.to_line() });
     }
     rig.next = 100_000;
