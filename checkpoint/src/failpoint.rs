@@ -31,6 +31,9 @@ mod active {
         },
     };
 
+    /// A signal to oneself has arrived by then.
+    const STOPPING: std::time::Duration = std::time::Duration::from_millis(50);
+
     struct Point {
         name: String,
         at: u64,
@@ -66,6 +69,8 @@ mod active {
                     let signal =
                         if action == "kill" { rustix::process::Signal::KILL } else { rustix::process::Signal::STOP };
                     let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+                    // Another thread may be the one that takes the signal: this one must not go on until it has.
+                    std::thread::sleep(STOPPING);
                 }
                 "full" => return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error())),
                 _ => return Err(io::Error::other(format!("failpoint {name}"))),

@@ -198,7 +198,8 @@ pub fn catch_up(
         lane: head.plan.lane.clone(),
         kind: PlanKind::CatchUp { sink: sink.clone() },
         seq: head.plan.seq,
-        parent: before,
+        // From nothing on, the origin: so that the plans of two lives are never one.
+        parent: before.or(Some(head.origin)),
         spans: content.spans,
         planned_at: own.map_or(content.clock, |mark| mark.planned_after(content.clock)),
         job: content.job.unwrap_or(head.plan.job),

@@ -83,7 +83,7 @@ pub struct Plan {
     pub kind: PlanKind,
     /// Its number in the lane: 0 is the origin. A catch-up plan keeps the head's number.
     pub seq: u64,
-    /// The plan before it: the head's digest; for a catch-up the sink's own.
+    /// The plan before it: the head's digest; for a catch-up the sink's own, or the origin's where it has none.
     pub parent: Option<Digest>,
     /// What is read.
     pub spans: Spans,

@@ -247,6 +247,21 @@ fn a_paused_writer_of_rolling_files_changes_nothing_when_it_goes_on() {
     paused(Kind::Rolling, &FILES[5..]);
 }
 
+#[test]
+fn a_writer_of_sqlite_paused_inside_its_transaction_holds_others_off_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = start(Kind::Sqlite, dir.path(), "sqlite.after-rows:3:stop");
+    while state(&child) != 'T' {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let claim = runtime().block_on(Runner::claim(make(Kind::Sqlite, dir.path()), &Lane::single(), 2));
+    assert!(claim.err().unwrap().is_transient());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::CONT).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(rows(Kind::Sqlite, dir.path()), expected(Kind::Sqlite, LAST));
+    recover(Kind::Sqlite, dir.path(), "after a pause in a transaction");
+}
+
 /// Inside a transaction SQLite's lock keeps everybody else waiting, so only the steps outside can be overtaken.
 #[test]
 fn a_paused_writer_of_sqlite_changes_nothing_when_it_goes_on() {

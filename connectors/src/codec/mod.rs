@@ -1,6 +1,6 @@
 //! Codecs: bytes to rows and back. Framing (where a record ends) is separate from decoding (what it says).
 //!
-//! [`framer`] cuts a file into records, [`codec()`] decodes records into Arrow rows with a fixed schema, [`encoder`]
+//! [`framer`] cuts a file into records, [`codec()`] decodes records into Arrow rows with a fixed schema, [`Encoder`]
 //! writes rows. What each format accepts, rejects and chooses is in `docs/codecs.md`; every rule there is a test here.
 //!
 //! Invariants: the same bytes and schema always give the same rows and rejects; each record gives one row or one reject;
@@ -11,11 +11,18 @@ use tidemill_config::model;
 
 use crate::source::Slice;
 
+mod column;
 mod csv;
 pub mod frame;
 mod json;
+mod names;
+mod number;
+mod rows;
 pub mod schema;
+mod text;
+mod time;
 
+pub use names::{base64, type_name};
 pub use frame::{FrameError, Framed, Framer, framer};
 pub use schema::to_arrow;
 
@@ -63,6 +70,16 @@ pub trait Codec: Send + Sync {
     /// A decoder for `schema`, which decodes these columns and no others. With `extra`, fields outside the pinned schema
     /// `known` are kept as JSON in the column `_extra`, where `schema` has it.
     fn decoder(&self, schema: &SchemaRef, known: &SchemaRef) -> Box<dyn Decoder>;
+}
+
+/// The codec that decodes records of this format. Columnar files have no records: they are for sinks only, and are refused
+/// as a source's codec when the job is checked.
+pub fn codec(config: &model::Codec) -> Box<dyn Codec> {
+    match config {
+        model::Codec::Json => Box::new(json::Json),
+        model::Codec::Csv(options) => Box::new(csv::Csv(options.clone())),
+        model::Codec::Text | model::Codec::Parquet => Box::new(text::Text),
+    }
 }
 
 /// Writes rows as bytes.

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 /// Syncs a folder: names made, removed or renamed in it before this call survive a power cut.
@@ -35,24 +35,22 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// The same path for the same file, also where the file is not there yet: the nearest folder that exists is resolved.
+/// The same path for the same file, also where it or folders above it are not there yet.
 pub(crate) fn canonical(path: &Path) -> io::Result<PathBuf> {
-    let absolute = std::path::absolute(path)?;
-    let mut tail = Vec::new();
-    let mut at = absolute.as_path();
-    loop {
-        match at.canonicalize() {
-            Ok(found) => return Ok(tail.iter().rev().fold(found, |path, part| path.join(part))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match (at.file_name(), at.parent()) {
-                (Some(name), Some(parent)) => {
-                    tail.push(name.to_owned());
-                    at = parent;
-                }
-                _ => return Err(error),
-            },
+    let mut resolved = PathBuf::new();
+    for component in std::path::absolute(path)?.components() {
+        if component == Component::ParentDir {
+            resolved.pop();
+            continue;
+        }
+        resolved.push(component);
+        match resolved.canonicalize() {
+            Ok(found) => resolved = found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
+    Ok(resolved)
 }
 
 /// A name as a single path component that every file system takes: all but letters, digits and `.-_@=+` is `%XX`, and a
@@ -83,10 +81,12 @@ mod tests {
     #[test]
     fn a_path_is_known_before_its_file_exists() {
         let dir = tempfile::tempdir().unwrap();
-        let before = canonical(&dir.path().join("a/../a/b.db")).unwrap();
+        let before = canonical(&dir.path().join("a/../x/../a/b.db")).unwrap();
         create_dir_all(&dir.path().join("a")).unwrap();
         fs::write(dir.path().join("a/b.db"), "").unwrap();
         assert_eq!(canonical(&dir.path().join("a/b.db")).unwrap(), dir.path().join("a/b.db").canonicalize().unwrap());
-        assert!(before.ends_with("b.db"));
+        assert_eq!(before, canonical(&dir.path().join("a/b.db")).unwrap());
+        std::os::unix::fs::symlink(dir.path().join("a"), dir.path().join("link")).unwrap();
+        assert_eq!(before, canonical(&dir.path().join("link/b.db")).unwrap());
     }
 }

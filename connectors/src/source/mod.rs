@@ -253,3 +253,13 @@ pub struct Lag {
     /// Bytes in a spool.
     pub spool_bytes: Option<u64>,
 }
+
+/// The source that a job's config describes. Receives nothing before [`Source::start`].
+pub fn open(config: &tidemill_config::Source, settings: &Settings) -> Result<Arc<dyn Source>, SourceError> {
+    use tidemill_config::SourceKind;
+    Ok(match &config.kind {
+        SourceKind::Socket(socket) => Arc::new(socket::SocketSource::open(config, socket, &settings.spool)?),
+        SourceKind::Directory(directory) => Arc::new(directory::DirectorySource::open(config, directory)?),
+        SourceKind::Test(test) => Arc::new(testing::TestSource::open(config, test, settings)?),
+    })
+}

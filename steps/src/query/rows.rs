@@ -160,5 +160,5 @@ fn stages(logical: &LogicalPlan, text: &str, calls: &mut u64, planned: &mut Vec<
 
 /// An expression as a message shows it.
 fn shown(part: &Expr) -> String {
-    part.human_display().to_string()
+    part.clone().unalias().human_display().to_string()
 }

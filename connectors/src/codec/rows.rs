@@ -1,0 +1,130 @@
+//! What all decoders share: records of a slice into columns, where a bad one costs one reject and leaves no half row.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{RecordBatch, RecordBatchOptions},
+    datatypes::SchemaRef,
+};
+
+use super::{
+    Decoded, Undecodable,
+    column::{Column, MAX_TEXT_BYTES},
+};
+use crate::source::Slice;
+
+/// Of a value or record, a message shows so many characters.
+const MAX_SHOWN: usize = 80;
+
+/// Why a record is no row.
+#[derive(Debug)]
+pub(super) enum Bad {
+    /// It is no JSON.
+    Json { at: usize, what: &'static str },
+    /// A value does not fit its column.
+    Type { column: String, value: String, expected: String },
+    /// A reason and a sentence.
+    Other(&'static str, String),
+}
+
+impl Bad {
+    /// The column lies inside of another one.
+    #[cold]
+    pub(super) fn inside(self, outer: &str) -> Self {
+        match self {
+            Self::Type { column, value, expected } => {
+                let column = if column.is_empty() { outer.to_owned() } else { format!("{outer}.{column}") };
+                Self::Type { column, value, expected }
+            }
+            other => other,
+        }
+    }
+
+    fn reject(self, index: usize) -> Undecodable {
+        let (reason, detail) = match self {
+            Self::Json { at, what } => ("json", format!("at byte {at}: {what}")),
+            Self::Type { column, value, expected } => ("type", format!("column {column}: {value} is not {expected}")),
+            Self::Other(reason, detail) => (reason, detail),
+        };
+        Undecodable { record: index as u32, reason, detail }
+    }
+}
+
+/// A text's beginning, for messages.
+pub(super) fn shown(text: &[u8]) -> String {
+    // A character has at most four bytes.
+    let text = String::from_utf8_lossy(&text[..text.len().min(4 * MAX_SHOWN)]);
+    let mut short: String = text.chars().take(MAX_SHOWN).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+/// Decodes the records that lie at `records` in `bytes`. `record` appends one row to every column, or fails.
+pub(super) fn decode(
+    schema: &SchemaRef,
+    slice: &Slice,
+    bytes: &[u8],
+    records: &[(u32, u32)],
+    mut record: impl FnMut(&str, &mut [Column], usize) -> Result<(), Bad>,
+) -> Decoded {
+    let mut columns: Vec<Column> =
+        schema.fields().iter().map(|field| Column::new(field.data_type(), records.len())).collect();
+    let mut good = Vec::with_capacity(records.len());
+    let mut rejects = Vec::new();
+    // Almost always the whole slice is UTF-8: one fast check instead of many.
+    let whole = std::str::from_utf8(bytes).ok();
+    let mut taken = 0;
+    for (index, (start, end)) in records.iter().enumerate() {
+        let range = *start as usize..*end as usize;
+        taken += range.len();
+        let text = match whole {
+            Some(text) => text.get(range.clone()),
+            None => bytes.get(range.clone()).and_then(|text| std::str::from_utf8(text).ok()),
+        };
+        let result = match text {
+            None => Err(not_utf8(bytes.get(range).unwrap_or_default())),
+            Some(_) if taken > MAX_TEXT_BYTES => {
+                Err(Bad::Other("too_large", "the slice holds more than 2 GiB: make `batch: max_bytes` smaller".into()))
+            }
+            Some(text) => record(text, &mut columns, good.len()),
+        };
+        match result {
+            Ok(()) => good.push(index as u32),
+            Err(bad) => {
+                columns.iter_mut().for_each(|column| column.truncate(good.len()));
+                rejects.push(bad.reject(index));
+            }
+        }
+    }
+    debug_assert!(columns.iter().all(|column| column.len() == good.len()), "every record gives one value of each column");
+    finish(schema, slice, columns, good, rejects)
+}
+
+#[cold]
+pub(super) fn not_utf8(bytes: &[u8]) -> Bad {
+    let at = std::str::from_utf8(bytes).err().map_or(0, |error| error.valid_up_to());
+    Bad::Other("utf8", format!("at byte {at}: the bytes are not UTF-8"))
+}
+
+fn finish(
+    schema: &SchemaRef,
+    slice: &Slice,
+    columns: Vec<Column>,
+    records: Vec<u32>,
+    mut rejects: Vec<Undecodable>,
+) -> Decoded {
+    let options = RecordBatchOptions::new().with_row_count(Some(records.len()));
+    let arrays: Result<Vec<_>, _> = columns.into_iter().map(Column::finish).collect();
+    match arrays.and_then(|arrays| RecordBatch::try_new_with_options(schema.clone(), arrays, &options)) {
+        Ok(rows) => Decoded { rows, records, rejects },
+        // A schema that no batch can have (a column that may not be null, say): every record is refused, none is lost.
+        Err(error) => {
+            rejects = (0..slice.records.len())
+                .map(|index| Undecodable { record: index as u32, reason: "schema", detail: error.to_string() })
+                .collect();
+            Decoded { rows: RecordBatch::new_empty(Arc::clone(schema)), records: Vec::new(), rejects }
+        }
+    }
+}
