@@ -10,9 +10,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_yaml::Value;
 
 use crate::{
-    At, Batch, Codec, Compression, Csv, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, Mode, OnChanged,
-    OnDone, OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource,
-    Trigger, Type, Verb,
+    At, Batch, Codec, Compression, Csv, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, Mode,
+    OnChanged, OnDone, OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step,
+    TestSource, Trigger, Type, Verb,
     error::Problem,
     load::folder_of,
     semantics::{DEAD_LETTERS, each, step_name, verb_of},
@@ -24,7 +24,8 @@ type Built<T> = Result<T, Problem>;
 
 /// The checker let something through that cannot be read: an error in Tidemill, not in the file.
 fn inconsistent(what: &str) -> Problem {
-    Problem::new(format!("`{what}` passed its checks and cannot be read")).help("this is an error in Tidemill: please report it")
+    Problem::new(format!("`{what}` passed its checks and cannot be read"))
+        .help("this is an error in Tidemill: please report it")
 }
 
 /// Serde's own message may quote a value, which may be a secret: only the place is told.
@@ -65,15 +66,16 @@ pub(crate) fn job(root: &Node, value: &Value, file: &Path, text: &str) -> Built<
     let folder = folder_of(file);
     let own: JobOptions = options(value, "job")?;
     let section = |key: &str| root.get(key).map_or(&[][..], |entry| entry.value.entries());
-    let sources = section("sources").iter().map(|entry| source(entry, at_key(at_key(value, "sources"), &entry.key), folder));
+    let sources =
+        section("sources").iter().map(|entry| source(entry, at_key(at_key(value, "sources"), &entry.key), folder));
     let steps = root.get("steps").map_or(&[][..], |entry| entry.value.items()).iter().enumerate();
     let sinks = section("sinks").iter().map(|entry| {
         let at = entry.place.at(&below("sinks", &entry.key));
         sink(entry, &entry.key, at, at_key(at_key(value, "sinks"), &entry.key), folder)
     });
-    let dead_letters = root.get("dead_letters").map(|entry| {
-        sink(entry, DEAD_LETTERS, entry.place.at("dead_letters"), at_key(value, "dead_letters"), folder)
-    });
+    let dead_letters = root
+        .get("dead_letters")
+        .map(|entry| sink(entry, DEAD_LETTERS, entry.place.at("dead_letters"), at_key(value, "dead_letters"), folder));
     Ok(Job {
         name: own.job,
         file: file.to_owned(),
@@ -367,7 +369,9 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
     let kind = match common.kind.as_str() {
         "console" => SinkKind::Console { first: options::<ConsoleOptions>(value, &path)?.first },
         "blackhole" => SinkKind::Blackhole,
-        "files" => SinkKind::Files(files(options(value, &path)?, texts(entry.value.get("partition_by"), &path), folder)?),
+        "files" => {
+            SinkKind::Files(files(options(value, &path)?, texts(entry.value.get("partition_by"), &path), folder)?)
+        }
         "sqlite" => {
             let given: SqliteOptions = options(value, &path)?;
             let upsert = given.mode == "upsert";

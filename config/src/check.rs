@@ -58,8 +58,12 @@ impl Checker<'_> {
             (Kind::WordOr(_, object) | Kind::Object(object), Data::Map(_)) => {
                 self.object(node, object.noun, &[object.keys], object.exactly_one, here)
             }
-            (Kind::OneOrMore { of, .. }, Data::Scalar(_)) => self.value(node, of, here).map(|one| Value::Sequence(vec![one])),
-            (Kind::List { of, min } | Kind::OneOrMore { of, min }, Data::List(items)) => self.list(node, items, of, *min, here),
+            (Kind::OneOrMore { of, .. }, Data::Scalar(_)) => {
+                self.value(node, of, here).map(|one| Value::Sequence(vec![one]))
+            }
+            (Kind::List { of, min } | Kind::OneOrMore { of, min }, Data::List(items)) => {
+                self.list(node, items, of, *min, here)
+            }
             (Kind::Map { key, value, noun }, Data::Map(entries)) => self.map(node, entries, (*key, value, noun), here),
             (Kind::Variants(variants), Data::Map(_)) => self.variants(node, variants, here),
             (Kind::Variants(variants), Data::Scalar(text)) if variants.short => {
@@ -97,7 +101,11 @@ impl Checker<'_> {
 
     fn list(&mut self, node: &Node, items: &[Node], of: &Kind, min: usize, here: &Here) -> Checked {
         if items.len() < min {
-            return self.wrong(node.place, here, Problem::new("this list is empty").help(format!("write {} in it", wanted(of))));
+            return self.wrong(
+                node.place,
+                here,
+                Problem::new("this list is empty").help(format!("write {} in it", wanted(of))),
+            );
         }
         let mut values = Vec::with_capacity(items.len());
         for (index, node) in items.iter().enumerate() {
@@ -111,7 +119,13 @@ impl Checker<'_> {
         (values.len() == items.len()).then_some(Value::Sequence(values))
     }
 
-    fn map(&mut self, node: &Node, entries: &[Entry], of: (crate::schema::Scalar, &Kind, &str), here: &Here) -> Checked {
+    fn map(
+        &mut self,
+        node: &Node,
+        entries: &[Entry],
+        of: (crate::schema::Scalar, &Kind, &str),
+        here: &Here,
+    ) -> Checked {
         let (key, kind, noun) = of;
         if entries.is_empty() {
             let problem = Problem::new(format!("no {noun} is given")).help(format!("at least one {noun} is needed"));
@@ -141,14 +155,22 @@ impl Checker<'_> {
     }
 
     /// A mapping with known keys; `keys` come in groups.
-    fn object(&mut self, node: &Node, noun: &str, keys: &[&'static [Key]], exactly_one: &[&str], here: &Here) -> Checked {
+    fn object(
+        &mut self,
+        node: &Node,
+        noun: &str,
+        keys: &[&'static [Key]],
+        exactly_one: &[&str],
+        here: &Here,
+    ) -> Checked {
         let known = || keys.iter().flat_map(|group| group.iter());
         let mut map = Mapping::new();
         for entry in node.entries() {
             let below = here.below(entry);
             let Some(key) = known().find(|key| key.name == entry.key) else {
                 let problem = Problem::new(format!("{} is not a key of {noun}", shown(&entry.key)));
-                let near = did_you_mean(&entry.key, known().map(|key| key.name).filter(|name| node.get(name).is_none()));
+                let near =
+                    did_you_mean(&entry.key, known().map(|key| key.name).filter(|name| node.get(name).is_none()));
                 let all = || format!("keys are {}", listed(known().map(|key| key.name)));
                 self.wrong(entry.place, &below, problem.help(near.unwrap_or_else(all)));
                 continue;
@@ -177,7 +199,8 @@ impl Checker<'_> {
     fn missing(&mut self, node: &Node, noun: &str, keys: impl Iterator<Item = &'static Key>, here: &Here) {
         let keys: Vec<&Key> = keys.collect();
         let is_known = |name: &str| keys.iter().any(|key| key.name == name);
-        let unknown: Vec<&str> = node.entries().iter().map(|entry| entry.key.as_str()).filter(|name| !is_known(name)).collect();
+        let unknown: Vec<&str> =
+            node.entries().iter().map(|entry| entry.key.as_str()).filter(|name| !is_known(name)).collect();
         for key in keys.iter().filter(|key| matches!(key.need, Need::Required) && node.get(key.name).is_none()) {
             // A misspelt key is one error, not two.
             if unknown.iter().any(|given| nearest(given, [key.name]).is_some()) {
@@ -195,7 +218,11 @@ impl Checker<'_> {
         let misspelt = || node.entries().iter().any(|entry| nearest(&entry.key, names.iter().copied()).is_some());
         if let Some(second) = given.get(1) {
             let problem = Problem::new(format!("{noun} takes only one of {}", listed(names.iter().copied())));
-            self.wrong(second.place, &here.below(second), problem.help(format!("remove `{}` or `{}`", given[0].key, second.key)));
+            self.wrong(
+                second.place,
+                &here.below(second),
+                problem.help(format!("remove `{}` or `{}`", given[0].key, second.key)),
+            );
         } else if given.is_empty() && !names.is_empty() && !misspelt() {
             self.wrong(here.key, here, Problem::new(format!("{noun} needs {all}")));
         }
@@ -209,11 +236,19 @@ impl Checker<'_> {
                 let problem = Problem::new(format!("{} is not a key of a {noun}", shown(&near.key)));
                 return self.wrong(near.place, &here.below(near), problem.help("did you mean `type`?"));
             }
-            return self.wrong(here.key, here, Problem::new(format!("this {noun} has no `type`")).help(format!("add `type:` with {types}")));
+            return self.wrong(
+                here.key,
+                here,
+                Problem::new(format!("this {noun} has no `type`")).help(format!("add `type:` with {types}")),
+            );
         };
         let below = here.below(entry);
         let Data::Scalar(text) = &entry.value.data else {
-            return self.wrong(entry.value.place, &below, Problem::new(format!("expected a type, found {}", entry.value.shown())));
+            return self.wrong(
+                entry.value.place,
+                &below,
+                Problem::new(format!("expected a type, found {}", entry.value.shown())),
+            );
         };
         let variant = self.variant(&entry.value, &text.text, text.substituted, variants, &below)?;
         let mut rest = node.clone();
@@ -226,7 +261,14 @@ impl Checker<'_> {
         self.with_type(variant, variants, map)
     }
 
-    fn variant(&mut self, node: &Node, text: &str, hidden: bool, of: &'static Variants, here: &Here) -> Option<&'static Variant> {
+    fn variant(
+        &mut self,
+        node: &Node,
+        text: &str,
+        hidden: bool,
+        of: &'static Variants,
+        here: &Here,
+    ) -> Option<&'static Variant> {
         let listed: Vec<&str> = of.listed().map(|variant| variant.name).collect();
         let problem = match of.find(text) {
             Some(variant) if variant.state.usable() => return Some(variant),
@@ -278,7 +320,8 @@ impl Checker<'_> {
                 }
             } else if let Some(verb) = verb(&entry.key) {
                 if let Some(first) = seen {
-                    let problem = Problem::new(format!("a step has one verb; this one has `{}` and `{}`", first.key, verb.name));
+                    let problem =
+                        Problem::new(format!("a step has one verb; this one has `{}` and `{}`", first.key, verb.name));
                     self.wrong(entry.place, &below, problem.help(format!("begin a new step: `- {}: ...`", verb.name)));
                     continue;
                 }
@@ -289,7 +332,11 @@ impl Checker<'_> {
                 let names = || job::VERBS.iter().filter(|verb| verb.kind.is_some()).map(|verb| verb.name);
                 let near = did_you_mean(&entry.key, names().chain(options.iter().map(|key| key.name)));
                 let problem = Problem::new(format!("{} is no verb of a step, and no option", shown(&entry.key)));
-                self.wrong(entry.place, &below, problem.help(near.unwrap_or_else(|| format!("verbs are {}", listed(names())))));
+                self.wrong(
+                    entry.place,
+                    &below,
+                    problem.help(near.unwrap_or_else(|| format!("verbs are {}", listed(names())))),
+                );
             }
         }
         if seen.is_none() && !unknown {

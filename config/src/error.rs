@@ -167,7 +167,12 @@ mod tests {
     #[test]
     fn a_later_error_looks_like_a_configuration_error() {
         let text = "job: a\nsteps:\n  - trim: [agnt]\n";
-        let shown = render(Path::new("a.yaml"), text, &at(3, 12, "steps[0].trim[0]"), "no column `agnt`\ndid you mean `agent`?");
+        let shown = render(
+            Path::new("a.yaml"),
+            text,
+            &at(3, 12, "steps[0].trim[0]"),
+            "no column `agnt`\ndid you mean `agent`?",
+        );
         let expected = "a.yaml:3:12: steps[0].trim[0]: no column `agnt`\n  3 |   - trim: [agnt]\n    |            ^\n  help: did you mean `agent`?";
         assert_eq!(shown, expected);
     }

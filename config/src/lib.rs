@@ -25,4 +25,3 @@ pub use error::{Error, Errors};
 pub use model::*;
 pub use schema::{json_schema, options_markdown, sections};
 pub use substitute::{Environment, ProcessEnvironment};
-

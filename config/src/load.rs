@@ -52,10 +52,13 @@ impl Job {
     pub fn parse(text: &str, file: &Path, env: &dyn Environment) -> Result<Self, Errors> {
         let folder = folder_of(file);
         let mut problems = Problems::default();
-        let root = tree::parse(text, &mut problems).and_then(|root| mapping(root, "a job begins with `job: NAME`", &mut problems));
+        let root = tree::parse(text, &mut problems)
+            .and_then(|root| mapping(root, "a job begins with `job: NAME`", &mut problems));
         if let Some(mut root) = root {
             if let Data::Map(entries) = &mut root.data {
-                for entry in entries.iter_mut().filter(|e| matches!(e.key.as_str(), "sources" | "sinks" | "dead_letters")) {
+                for entry in
+                    entries.iter_mut().filter(|e| matches!(e.key.as_str(), "sources" | "sinks" | "dead_letters"))
+                {
                     tree::substitute(&mut entry.value, &entry.key, folder, env, &mut problems);
                 }
             }
@@ -80,8 +83,10 @@ impl Job {
                 Err(more) => errors.extend(more),
                 Ok(job) => {
                     if let Some(first) = names.insert(job.name.clone(), path.clone()) {
-                        let problem = Problem::new(format!("a job of the name `{}` is in {} too", job.name, first.display()));
-                        let problem = problem.help("a job's name is its identity in checkpoints and sinks: give each its own");
+                        let problem =
+                            Problem::new(format!("a job of the name `{}` is in {} too", job.name, first.display()));
+                        let problem =
+                            problem.help("a job's name is its identity in checkpoints and sinks: give each its own");
                         errors.push(Error::new(path, &job.text, name_at(&job), problem));
                     }
                     jobs.push(job);
@@ -110,7 +115,8 @@ impl Daemon {
         let empty = || Some(Node { place: tree::Place { line: 1, column: 1 }, data: Data::Map(Vec::new()) });
         let root = tree::parse(text, &mut problems);
         let root = if root.is_none() && problems.is_empty() { empty() } else { root };
-        if let Some(mut root) = root.and_then(|root| mapping(root, "write lines like `data_dir: PATH`", &mut problems)) {
+        if let Some(mut root) = root.and_then(|root| mapping(root, "write lines like `data_dir: PATH`", &mut problems))
+        {
             tree::substitute(&mut root, "", folder_of(file), env, &mut problems);
             let value = check::check(&root, &schema::daemon::DAEMON, &mut problems);
             if problems.is_empty() {
@@ -125,7 +131,8 @@ impl Daemon {
 
     /// The defaults, for a daemon without a file; paths are relative to the working directory.
     pub fn defaults() -> Self {
-        let mut daemon = Self::parse("", Path::new(""), &BTreeMap::new()).expect("the defaults of the schema are right: a test reads them");
+        let mut daemon = Self::parse("", Path::new(""), &BTreeMap::new())
+            .expect("the defaults of the schema are right: a test reads them");
         daemon.file = None;
         daemon
     }

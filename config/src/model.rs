@@ -479,4 +479,3 @@ pub struct Log {
     /// A level, or a filter as `tracing` writes it.
     pub level: String,
 }
-

@@ -62,11 +62,19 @@ impl<'a> Semantics<'a> {
     }
 
     fn lanes(&mut self) {
-        let Some(entry) = self.root.get("lanes").filter(|entry| entry.value.text() == Some("partition")) else { return };
+        let Some(entry) = self.root.get("lanes").filter(|entry| entry.value.text() == Some("partition")) else {
+            return;
+        };
         for source in self.section("sources") {
             if let Some(kind) = source.value.text_of("type").filter(|kind| matches!(*kind, "socket" | "directory")) {
-                let what = format!("`partition` needs sources with partitions (kafka), and the source `{}` is a {kind}", source.key);
-                self.problems.add(entry.value.place.at("lanes"), Problem::new(what).help("write `lanes: single`, or leave it out"));
+                let what = format!(
+                    "`partition` needs sources with partitions (kafka), and the source `{}` is a {kind}",
+                    source.key
+                );
+                self.problems.add(
+                    entry.value.place.at("lanes"),
+                    Problem::new(what).help("write `lanes: single`, or leave it out"),
+                );
                 return;
             }
         }
@@ -110,7 +118,8 @@ impl<'a> Semantics<'a> {
         let (delimiter, quote) = (of("delimiter", ","), of("quote", "\""));
         if codec.text_of("type") == Some("csv") && delimiter == quote {
             let place = codec.get("delimiter").or(codec.get("quote")).map_or(codec.place, |entry| entry.value.place);
-            self.problems.add(place.at(&below(path, "codec")), Problem::new("`delimiter` and `quote` are the same character"));
+            self.problems
+                .add(place.at(&below(path, "codec")), Problem::new("`delimiter` and `quote` are the same character"));
         }
     }
 
@@ -122,7 +131,10 @@ impl<'a> Semantics<'a> {
             if let Some(field) = node.get("schema").and_then(|schema| schema.value.get(&column)) {
                 let path = below(&below(path, "schema"), &column);
                 let problem = Problem::new(format!("`metadata` makes the column `{column}` too"));
-                self.problems.add(field.place.at(&path), problem.help(format!("rename it, or leave `{name}` out of `metadata`")));
+                self.problems.add(
+                    field.place.at(&path),
+                    problem.help(format!("rename it, or leave `{name}` out of `metadata`")),
+                );
             }
         }
     }
@@ -145,7 +157,10 @@ impl<'a> Semantics<'a> {
         for (node, path) in each(node, path) {
             let Some(text) = node.text() else { continue };
             if seen.contains(&text) && text != UNRESOLVED {
-                self.problems.add(node.place.at(&path), Problem::new(format!("this {noun} is in the list twice: {}", node.shown())));
+                self.problems.add(
+                    node.place.at(&path),
+                    Problem::new(format!("this {noun} is in the list twice: {}", node.shown())),
+                );
             }
             seen.push(text);
         }
@@ -162,7 +177,10 @@ impl<'a> Semantics<'a> {
             if let Some(given) = step.get("name").filter(|_| names.contains(&all[index])) {
                 let what = if names[..sources].contains(&all[index]) { "source" } else { "step" };
                 let problem = Problem::new(format!("there is a {what} `{}` already", all[index]));
-                self.problems.add(given.value.place.at(&below(&path, "name")), problem.help("sources and steps have names of their own"));
+                self.problems.add(
+                    given.value.place.at(&below(&path, "name")),
+                    problem.help("sources and steps have names of their own"),
+                );
             }
             if let Some(from) = step.get("from") {
                 let path = below(&path, "from");
@@ -178,14 +196,18 @@ impl<'a> Semantics<'a> {
     }
 
     fn reference(&mut self, node: &Node, path: &str, known: &[String], later: &[String]) {
-        let Some(name) = node.text().filter(|name| *name != UNRESOLVED && !known.iter().any(|known| known == name)) else { return };
+        let Some(name) = node.text().filter(|name| *name != UNRESOLVED && !known.iter().any(|known| known == name))
+        else {
+            return;
+        };
         let problem = if later.first().is_some_and(|own| own == name) {
             Problem::new("a step cannot take its own rows")
         } else if later.iter().any(|later| later == name) {
             Problem::new(format!("{} is a later step: rows go from earlier steps to later ones", node.shown()))
         } else {
             let near = did_you_mean(name, known.iter().map(String::as_str));
-            let all = format!("there are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "));
+            let all =
+                format!("there are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "));
             Problem::new(format!("there is no source and no step {}", node.shown())).help(near.unwrap_or(all))
         };
         self.problems.add(node.place.at(path), problem);
@@ -204,7 +226,9 @@ impl<'a> Semantics<'a> {
             }
             _ => {}
         }
-        let Some(on_error) = step.get("on_error").filter(|entry| entry.value.text() == Some("set_null")) else { return };
+        let Some(on_error) = step.get("on_error").filter(|entry| entry.value.text() == Some("set_null")) else {
+            return;
+        };
         if !CAN_SET_NULL.contains(&verb.name) {
             let problem = Problem::new(format!("`{}` makes no single value that could be null instead", verb.name));
             let verbs = crate::check::one_of(CAN_SET_NULL.into_iter());
@@ -218,7 +242,8 @@ impl<'a> Semantics<'a> {
         for entry in node.entries() {
             let Some(new) = entry.value.text() else { continue };
             if let Some(first) = seen.insert(new, &entry.key) {
-                let problem = Problem::new(format!("`{first}` and `{}` would both be called {}", entry.key, shown(new)));
+                let problem =
+                    Problem::new(format!("`{first}` and `{}` would both be called {}", entry.key, shown(new)));
                 self.problems.add(entry.value.place.at(&below(path, &entry.key)), problem);
             }
         }
@@ -231,7 +256,11 @@ impl<'a> Semantics<'a> {
             let path = below("sinks", &sink.key);
             if RESERVED_SINKS.contains(&sink.key.as_str()) {
                 let problem = Problem::new(format!("the name `{}` is reserved", sink.key));
-                let help = if sink.key == DEAD_LETTERS { "rejects go to the top-level key `dead_letters:`" } else { "choose another" };
+                let help = if sink.key == DEAD_LETTERS {
+                    "rejects go to the top-level key `dead_letters:`"
+                } else {
+                    "choose another"
+                };
                 self.problems.add(sink.place.at(&path), problem.help(help));
             }
             if let Some(from) = sink.value.get("from") {
@@ -257,8 +286,12 @@ impl<'a> Semantics<'a> {
         let codec = node.get("codec").map(|entry| &entry.value);
         let codec = codec.and_then(|codec| codec.text().or(codec.text_of("type"))).unwrap_or("json");
         if let Some(roll) = node.get("roll").filter(|_| matches!(codec, "text" | "parquet")) {
-            let problem = Problem::new(format!("`roll` appends to files, which works with json and csv, not with {codec}"));
-            self.problems.add(roll.place.at(&below(path, "roll")), problem.help("remove `roll`: each batch is a file of its own"));
+            let problem =
+                Problem::new(format!("`roll` appends to files, which works with json and csv, not with {codec}"));
+            self.problems.add(
+                roll.place.at(&below(path, "roll")),
+                problem.help("remove `roll`: each batch is a file of its own"),
+            );
         }
         if let Some(partition) = node.get("partition_by") {
             self.unique(&partition.value, &below(path, "partition_by"), "column");
@@ -276,12 +309,14 @@ impl<'a> Semantics<'a> {
         let upsert = mode.is_some_and(|mode| mode.value.text() == Some("upsert"));
         match (upsert, mode, node.get("key")) {
             (true, Some(mode), None) => {
-                let problem = Problem::new("`upsert` needs a `key`").help("add `key: [id]`: the columns that tell rows apart");
+                let problem =
+                    Problem::new("`upsert` needs a `key`").help("add `key: [id]`: the columns that tell rows apart");
                 self.problems.add(mode.value.place.at(&below(path, "mode")), problem);
             }
             (false, _, Some(key)) => {
                 let problem = Problem::new("`key` has no meaning with `mode: append`");
-                self.problems.add(key.place.at(&below(path, "key")), problem.help("add `mode: upsert`, or remove `key`"));
+                self.problems
+                    .add(key.place.at(&below(path, "key")), problem.help("add `mode: upsert`, or remove `key`"));
             }
             (true, _, Some(key)) => self.unique(&key.value, &below(path, "key"), "column"),
             _ => {}
@@ -298,7 +333,9 @@ impl<'a> Semantics<'a> {
         let mut seen: BTreeMap<PathBuf, String> = BTreeMap::new();
         for (sink, path) in sinks.into_iter().filter(|(sink, _)| of_type(sink, "files")) {
             let Some(node) = sink.value.get("path").map(|entry| &entry.value) else { continue };
-            let Some(folder) = node.text().filter(|text| *text != UNRESOLVED).map(|text| self.place_of(text)) else { continue };
+            let Some(folder) = node.text().filter(|text| *text != UNRESOLVED).map(|text| self.place_of(text)) else {
+                continue;
+            };
             let at = node.place.at(&below(&path, "path"));
             let read = sources.iter().find(|source| {
                 let recursive = source.value.text_of("recursive").is_some_and(|text| text.eq_ignore_ascii_case("true"));
@@ -306,7 +343,10 @@ impl<'a> Semantics<'a> {
                 from.is_some_and(|from| from == folder || recursive && folder.starts_with(from))
             });
             if let Some(source) = read {
-                let problem = Problem::new(format!("the job would read its own output: the source `{}` reads this folder", source.key));
+                let problem = Problem::new(format!(
+                    "the job would read its own output: the source `{}` reads this folder",
+                    source.key
+                ));
                 self.problems.add(at, problem.help("name another folder"));
             } else if let Some(first) = seen.insert(folder, sink.key.clone()) {
                 let problem = Problem::new(format!("`{first}` writes to the same folder"));

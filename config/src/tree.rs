@@ -168,7 +168,8 @@ impl<'a> Reader<'a, '_> {
             match event {
                 Event::StreamEnd => return Ok(root),
                 Event::DocumentStart(_) if root.is_some() => {
-                    let what = Problem::new("a second YAML document begins here").help("one file holds one job: remove the `---`");
+                    let what = Problem::new("a second YAML document begins here")
+                        .help("one file holds one job: remove the `---`");
                     return Err(Stop(Place::from(span.start).at(""), what));
                 }
                 Event::DocumentStart(_) => {
@@ -196,7 +197,10 @@ impl<'a> Reader<'a, '_> {
             Event::MappingStart(anchor, tag) => (self.map(path, depth)?, anchor, tag),
             Event::Alias(anchor) => {
                 let Some((node, size)) = self.anchors.get(&anchor).cloned() else {
-                    return Err(Stop(place.at(path), Problem::new("an alias (`*name`) that stands inside its own anchor")));
+                    return Err(Stop(
+                        place.at(path),
+                        Problem::new("an alias (`*name`) that stands inside its own anchor"),
+                    ));
                 };
                 self.count(size, place, path)?;
                 return Ok(node);

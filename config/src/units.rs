@@ -125,9 +125,14 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in
-            [("0B", 0), ("64MiB", 64 << 20), ("10MB", 10_000_000), ("512KiB", 512 << 10), ("1_024 B", 1024), ("2TiB", 2 << 40)]
-        {
+        for (text, bytes) in [
+            ("0B", 0),
+            ("64MiB", 64 << 20),
+            ("10MB", 10_000_000),
+            ("512KiB", 512 << 10),
+            ("1_024 B", 1024),
+            ("2TiB", 2 << 40),
+        ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
     }

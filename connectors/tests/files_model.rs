@@ -328,13 +328,8 @@ fn step(world: &World, index: usize, design: Design) -> World {
 /// The number of states, and the first thing that went wrong.
 fn explore(design: Design) -> (usize, Option<String>) {
     let log = Log { chain: Vec::new(), synced: 0, named: true };
-    let disk = Disk {
-        live: 0,
-        live_synced: 0,
-        logs: BTreeMap::from([(0, log)]),
-        tmp: BTreeMap::new(),
-        out: BTreeMap::new(),
-    };
+    let disk =
+        Disk { live: 0, live_synced: 0, logs: BTreeMap::from([(0, log)]), tmp: BTreeMap::new(), out: BTreeMap::new() };
     let first = World { disk, runners: Vec::new(), claims: 0, cuts: 0, acknowledged: BTreeSet::new() };
     let mut seen = HashSet::from([first.clone()]);
     let mut open = vec![first];
@@ -391,7 +386,10 @@ fn every_protection_is_needed() {
         NoNewLog,
     ] {
         let (states, wrong) = explore(design);
-        println!("{design:?}: {states} states, {}", wrong.as_deref().unwrap_or("nothing found").lines().next().unwrap());
+        println!(
+            "{design:?}: {states} states, {}",
+            wrong.as_deref().unwrap_or("nothing found").lines().next().unwrap()
+        );
         assert!(wrong.is_some(), "{design:?} is not needed, or the model is blind");
     }
 }

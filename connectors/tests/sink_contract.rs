@@ -110,7 +110,9 @@ fn only_a_higher_generation_claims() {
         sink.claim(&lane(), generation(5), &owner(1)).await.unwrap();
         for lower in [1, 4, 5] {
             let error = sink.claim(&lane(), generation(lower), &owner(2)).await.err().unwrap();
-            assert!(matches!(error, SinkError::Fenced { held, mine, .. } if held == generation(5) && mine == generation(lower)));
+            assert!(
+                matches!(error, SinkError::Fenced { held, mine, .. } if held == generation(5) && mine == generation(lower))
+            );
         }
         assert_eq!(sink.peek(&[lane()]).await.unwrap()[&lane()].claim.as_ref().unwrap().owner, owner(1));
         sink.claim(&lane(), generation(6), &owner(2)).await.unwrap();
@@ -150,7 +152,10 @@ fn a_commit_is_a_compare_and_swap() {
         let (mark, _) = next(&runner.key, &head, &[], 0);
         for wrong in [None, Some(mark.digest)] {
             let error = commit(&*runner.sink, &runner.key, wrong, &mark, Vec::new()).await.err().unwrap();
-            assert!(matches!(error, SinkError::Conflict { found, expected, .. } if found == Some(head.digest) && expected == wrong), "{error}");
+            assert!(
+                matches!(error, SinkError::Conflict { found, expected, .. } if found == Some(head.digest) && expected == wrong),
+                "{error}"
+            );
         }
         rig.expect(1);
         // The same plan twice: nothing is written, the receipt is the same.

@@ -60,7 +60,8 @@ async fn a_name_tells_lane_generation_and_plan() {
     assert_eq!(files.len(), 1);
     let (name, bytes) = &files[0];
     assert!(name.starts_with("topic%2F3-g1-") && name.ends_with(&format!("-000001-{input}.json")), "{name}");
-    let lines: Vec<serde_json::Value> = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
+    let lines: Vec<serde_json::Value> =
+        bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
     assert_eq!(lines.len(), 3);
     assert_eq!(lines[1]["text"], "row \"11\"\n");
 }
@@ -72,7 +73,10 @@ async fn partitions_are_folders_and_their_columns_are_not_in_the_rows() {
     let mut config = files(dir.path(), None);
     config.partition_by = vec![by];
     let mut runner = claim(config.clone(), 1).await;
-    let rows = [days(&[Some("2015-05-17"), Some("a/../b c"), None, Some("2015-05-17")]), days(&[Some(""), Some("2015-05-17")])];
+    let rows = [
+        days(&[Some("2015-05-17"), Some("a/../b c"), None, Some("2015-05-17")]),
+        days(&[Some(""), Some("2015-05-17")]),
+    ];
     write(&mut runner, &rows).await.unwrap();
     let files: Vec<(String, String)> = out(dir.path())
         .into_iter()
@@ -120,8 +124,10 @@ async fn compressed_files_are_read_by_the_formats_own_readers() {
                     _ => String::from_utf8(zstd::decode_all(bytes.as_slice()).unwrap()).unwrap(),
                 })
                 .collect();
-            let numbers: Vec<i64> =
-                text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["n"].as_i64().unwrap()).collect();
+            let numbers: Vec<i64> = text
+                .lines()
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["n"].as_i64().unwrap())
+                .collect();
             assert_eq!(numbers, (0..40_000).chain([0]).collect::<Vec<_>>());
         }
     }
@@ -135,9 +141,13 @@ async fn parquet_is_a_file_per_batch_and_cannot_roll() {
     let rows = [days(&[Some("a"), None]), days(&[Some("c")])];
     write(&mut runner, &rows).await.unwrap();
     let (_, bytes) = out(dir.path()).pop().unwrap();
-    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(bytes::Bytes::from(bytes), 1024).unwrap();
+    let reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(bytes::Bytes::from(bytes), 1024).unwrap();
     let read: Vec<RecordBatch> = reader.collect::<Result<_, _>>().unwrap();
-    assert_eq!(arrow::compute::concat_batches(&rows[0].schema(), &read).unwrap(), arrow::compute::concat_batches(&rows[0].schema(), &rows).unwrap());
+    assert_eq!(
+        arrow::compute::concat_batches(&rows[0].schema(), &read).unwrap(),
+        arrow::compute::concat_batches(&rows[0].schema(), &rows).unwrap()
+    );
     let roll = Some(Roll { bytes: 1, after: Duration::from_secs(1) });
     let refused = sink::open(SinkId::new("a"), "job", &SinkKind::Files(Files { roll, ..config }));
     assert!(refused.err().unwrap().to_string().contains("cannot roll"));
@@ -151,14 +161,16 @@ async fn files_roll_by_size_and_by_the_plans_clock() {
     for _ in 0..7 {
         write(&mut runner, &[days(&[Some("a")])]).await.unwrap();
     }
-    let lines: Vec<usize> = out(dir.path()).iter().map(|(_, bytes)| bytes.iter().filter(|b| **b == b'\n').count()).collect();
+    let lines: Vec<usize> =
+        out(dir.path()).iter().map(|(_, bytes)| bytes.iter().filter(|b| **b == b'\n').count()).collect();
     assert_eq!(lines, [3, 3, 1]);
     let dir = tempfile::tempdir().unwrap();
     let mut runner = claim(files(dir.path(), Some(Roll { bytes: 30, after: Duration::from_secs(3600) })), 1).await;
     for _ in 0..5 {
         write(&mut runner, &[days(&[Some("a")])]).await.unwrap();
     }
-    let lines: Vec<usize> = out(dir.path()).iter().map(|(_, bytes)| bytes.iter().filter(|b| **b == b'\n').count()).collect();
+    let lines: Vec<usize> =
+        out(dir.path()).iter().map(|(_, bytes)| bytes.iter().filter(|b| **b == b'\n').count()).collect();
     assert_eq!(lines, [2, 2, 1]);
 }
 
@@ -220,12 +232,21 @@ async fn a_folder_that_cannot_be_made_and_a_damaged_log_are_named() {
     fs::remove_file(dir.path().join("out")).unwrap();
     let mut runner = claim(files(dir.path(), None), 1).await;
     runner.run(2).await.unwrap();
-    let log = fs::read_dir(dir.path().join("out/_tidemill/job/archive/all")).unwrap().next().unwrap().unwrap().path().join("log-g1.mark");
+    let log = fs::read_dir(dir.path().join("out/_tidemill/job/archive/all"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path()
+        .join("log-g1.mark");
     let mut bytes = fs::read(&log).unwrap();
     bytes[40] ^= 1;
     fs::write(&log, bytes).unwrap();
     let error = open(files(dir.path(), None)).peek(&[Lane::single()]).await.err().unwrap();
-    assert!(matches!(&error, SinkError::Fatal(text) if text.contains("log-g1.mark") && text.contains("reset --sinks")), "{error}");
+    assert!(
+        matches!(&error, SinkError::Fatal(text) if text.contains("log-g1.mark") && text.contains("reset --sinks")),
+        "{error}"
+    );
 }
 
 #[tokio::test]

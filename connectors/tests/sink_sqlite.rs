@@ -8,8 +8,8 @@ use std::{path::Path, sync::Arc};
 
 use arrow::{
     array::{
-        ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array, ListArray,
-        RecordBatch, StringArray, StringViewArray, TimestampMicrosecondArray,
+        ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array,
+        ListArray, RecordBatch, StringArray, StringViewArray, TimestampMicrosecondArray,
     },
     datatypes::Int64Type,
 };
@@ -26,7 +26,8 @@ fn at<T>(value: T) -> Located<T> {
 fn open(path: &Path, table: &str, key: &[&str]) -> Arc<dyn Sink> {
     let mode =
         if key.is_empty() { Mode::Append } else { Mode::Upsert(key.iter().map(|key| at((*key).to_owned())).collect()) };
-    sink::open(SinkId::new("db"), "job", &SinkKind::Sqlite { path: path.to_owned(), table: table.into(), mode }).unwrap()
+    sink::open(SinkId::new("db"), "job", &SinkKind::Sqlite { path: path.to_owned(), table: table.into(), mode })
+        .unwrap()
 }
 
 fn table(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
@@ -85,7 +86,10 @@ async fn every_type_has_a_form_that_sqlite_itself_understands() {
         ("big", Arc::new(Int64Array::from(vec![Some(i64::MAX), None]))),
         ("real", Arc::new(Float64Array::from(vec![Some(0.1), None]))),
         ("yes", Arc::new(BooleanArray::from(vec![Some(true), None]))),
-        ("at", Arc::new(TimestampMicrosecondArray::from(vec![Some(1_431_857_103_000_000), None]).with_timezone("+00:00"))),
+        (
+            "at",
+            Arc::new(TimestampMicrosecondArray::from(vec![Some(1_431_857_103_000_000), None]).with_timezone("+00:00")),
+        ),
         ("day", Arc::new(Date32Array::from(vec![Some(16_572), None]))),
         ("price", Arc::new(Decimal128Array::from(vec![Some(-105), None]).with_precision_and_scale(9, 2).unwrap())),
         ("bytes", Arc::new(BinaryArray::from(vec![Some(b"\x00\xff".as_slice()), None]))),
@@ -158,7 +162,11 @@ async fn a_table_that_does_not_fit_is_named_with_column_and_types() {
         ("CREATE TABLE t (n INT, s TEXT, x TEXT NOT NULL)", &[], &["`x` must not be null"]),
         ("CREATE TABLE t (n INT, s TEXT)", &["n"], &["CREATE UNIQUE INDEX", "(\"n\")"]),
         ("CREATE TABLE t (n INT, s TEXT, UNIQUE (n, s))", &["n"], &["CREATE UNIQUE INDEX"]),
-        ("CREATE TABLE t (n INT, s TEXT); CREATE UNIQUE INDEX i ON t (n) WHERE n > 1", &["n"], &["CREATE UNIQUE INDEX"]),
+        (
+            "CREATE TABLE t (n INT, s TEXT); CREATE UNIQUE INDEX i ON t (n) WHERE n > 1",
+            &["n"],
+            &["CREATE UNIQUE INDEX"],
+        ),
         ("", &["nn"], &["key column `nn`", "n, s"]),
     ];
     for (sql, key, words) in cases {
@@ -197,7 +205,10 @@ async fn files_that_are_no_database_and_tables_of_our_own_are_refused() {
         open(&path, "t", &[]).prepare(&batch.schema()).await.err().unwrap(),
         open(&path, "t", &[]).peek(&[Lane::single()]).await.err().unwrap(),
     ] {
-        assert!(matches!(&error, SinkError::Fatal(text) if text.contains("a.db") && text.contains("not a SQLite database")), "{error}");
+        assert!(
+            matches!(&error, SinkError::Fatal(text) if text.contains("a.db") && text.contains("not a SQLite database")),
+            "{error}"
+        );
     }
     let error = open(&dir.path().join("b.db"), "tidemill_marks", &[]).prepare(&batch.schema()).await.err().unwrap();
     assert!(error.to_string().contains("choose another table"), "{error}");
@@ -222,7 +233,10 @@ async fn a_file_that_is_removed_under_the_sink_swallows_nothing() {
 async fn a_trigger_that_rolls_back_the_batch_fails_it_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.db");
-    script(&path, "CREATE TABLE t (n INT); CREATE TRIGGER x BEFORE INSERT ON t WHEN NEW.n = 2 BEGIN SELECT RAISE(ROLLBACK, 'no'); END");
+    script(
+        &path,
+        "CREATE TABLE t (n INT); CREATE TRIGGER x BEFORE INSERT ON t WHEN NEW.n = 2 BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
+    );
     let sink = open(&path, "t", &[]);
     let error = write(&sink, &[table(vec![numbers("n", &[Some(1), Some(2), Some(3)])])]).await.err().unwrap();
     assert!(matches!(&error, SinkError::Fatal(text) if text.contains("trigger")), "{error}");

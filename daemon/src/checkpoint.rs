@@ -59,12 +59,18 @@ pub struct Request {
 }
 
 /// Does it. The answer is JSON for `show`, else one sentence under `done`.
-pub async fn execute(request: &Request, config: Arc<config::Job>, around: &Surroundings) -> anyhow::Result<serde_json::Value> {
+pub async fn execute(
+    request: &Request,
+    config: Arc<config::Job>,
+    around: &Surroundings,
+) -> anyhow::Result<serde_json::Value> {
     let around = Surroundings { take_over: request.take_over, once: false, ..around.clone() };
     let lane = Lane::new(&request.lane);
     if request.operation == Operation::Forget {
         around.ledger.forget(&config.name, None)?;
-        return Ok(json!({ "done": format!("the ledger forgot job {}; marks in sinks stay, and are the truth at the next start", config.name) }));
+        return Ok(
+            json!({ "done": format!("the ledger forgot job {}; marks in sinks stay, and are the truth at the next start", config.name) }),
+        );
     }
     let mut job = Job::open(config, around, Status::new(&request.job)).await?;
     match &request.operation {
@@ -91,7 +97,9 @@ pub async fn execute(request: &Request, config: Arc<config::Job>, around: &Surro
 fn id_of(job: &Job, sink: &str) -> anyhow::Result<SinkId> {
     let found = job.marked().find(|slot| slot.name == sink || slot.id().as_str() == sink);
     let known: Vec<_> = job.marked().map(|slot| slot.name.as_str()).collect();
-    found.map(|slot| slot.id().clone()).with_context(|| format!("job {} has no marked sink {sink}; it has {}", job.name(), known.join(", ")))
+    found
+        .map(|slot| slot.id().clone())
+        .with_context(|| format!("job {} has no marked sink {sink}; it has {}", job.name(), known.join(", ")))
 }
 
 async fn claim(job: &Job, lane: &Lane, take_over: bool) -> anyhow::Result<Owned> {
@@ -120,10 +128,14 @@ async fn show(job: &Job, lane: &Lane) -> anyhow::Result<serde_json::Value> {
                 "logs": mark.logs,
             })
         });
-        let claim = held.claim.as_ref().map(|claim| json!({ "generation": claim.generation.0, "owner": claim.owner, "released": claim.released }));
+        let claim = held
+            .claim
+            .as_ref()
+            .map(|claim| json!({ "generation": claim.generation.0, "owner": claim.owner, "released": claim.released }));
         sinks.insert(id.to_string(), json!({ "claim": claim, "mark": mark }));
     }
-    let closed = closed.map(|mark| json!({ "batch": mark.plan.seq, "digest": mark.digest.to_string(), "positions": mark.positions }));
+    let closed = closed
+        .map(|mark| json!({ "batch": mark.plan.seq, "digest": mark.digest.to_string(), "positions": mark.positions }));
     Ok(json!({ "job": job.name(), "lane": lane.to_string(), "sinks": sinks, "ledger": { "closed": closed } }))
 }
 
@@ -144,7 +156,9 @@ async fn reset(job: &Job) -> anyhow::Result<serde_json::Value> {
 async fn jump(job: &Job, lane: &Lane, owned: &Owned, operation: &Operation) -> anyhow::Result<String> {
     let anchor = match operation {
         Operation::Anchor(sink) => id_of(job, sink)?,
-        _ => owned.marks.values().flatten().next().context("no sink has a mark: the job has not begun")?.anchor().clone(),
+        _ => {
+            owned.marks.values().flatten().next().context("no sink has a mark: the job has not begun")?.anchor().clone()
+        }
     };
     let head = owned.marks.get(&anchor).cloned().flatten().with_context(|| {
         format!("the anchor {anchor} holds no mark; `tidemill checkpoint resolve --anchor S` names another sink as the anchor")
@@ -156,7 +170,10 @@ async fn jump(job: &Job, lane: &Lane, owned: &Owned, operation: &Operation) -> a
         let holds = owned.marks.get(id).and_then(Option::as_ref).map(|mark| mark.digest);
         let told = *id == anchor || joining.contains(id) || matches!(operation, Operation::Anchor(_));
         if !told && head.gives(id) != Some(holds) {
-            bail!("{id} is not at the head either: resolve it first, with `tidemill checkpoint resolve --sink {} --accept-loss`", id.name());
+            bail!(
+                "{id} is not at the head either: resolve it first, with `tidemill checkpoint resolve --sink {} --accept-loss`",
+                id.name()
+            );
         }
         places.insert(id.clone(), Place::Join(holds));
     }
@@ -170,7 +187,13 @@ async fn jump(job: &Job, lane: &Lane, owned: &Owned, operation: &Operation) -> a
 }
 
 /// The entries that a new anchor needs of the old one.
-async fn entries_for(job: &Job, lane: &Lane, owned: &Owned, anchor: &SinkId, head: &Mark) -> anyhow::Result<Vec<Entry>> {
+async fn entries_for(
+    job: &Job,
+    lane: &Lane,
+    owned: &Owned,
+    anchor: &SinkId,
+    head: &Mark,
+) -> anyhow::Result<Vec<Entry>> {
     if head.anchor() == anchor || head.logs.is_empty() {
         return Ok(Vec::new());
     }
@@ -184,7 +207,11 @@ async fn entries_for(job: &Job, lane: &Lane, owned: &Owned, anchor: &SinkId, hea
     };
     let mut entries = Vec::new();
     for (log, state) in &head.logs {
-        let all = old.sink.history(lane, log, state.first).await.map_err(|error| anyhow::anyhow!("sink {}: {error}", old.name))?;
+        let all = old
+            .sink
+            .history(lane, log, state.first)
+            .await
+            .map_err(|error| anyhow::anyhow!("sink {}: {error}", old.name))?;
         entries.extend(all.into_iter().filter(|entry| entry.number < state.next));
     }
     Ok(entries)
@@ -217,4 +244,3 @@ fn known_shard(head: &Mark, name: &str) -> anyhow::Result<ShardId> {
     let found = head.positions.keys().find(|shard| shard.as_str() == name || shard.part() == name);
     found.cloned().with_context(|| format!("no shard {name}; the lane has {}", describe(&head.positions)))
 }
-

@@ -12,7 +12,11 @@ use crate::{
 /// Tidemill: a fault-tolerant ETL daemon. Micro-batches from sockets and directories through YAML-configured steps to
 /// files and databases, each record exactly once.
 #[derive(Debug, Parser)]
-#[command(name = "tidemill", version, after_help = "Start with `tidemill demo`. Exit codes: 0 done, 1 failed, 78 the configuration is wrong.")]
+#[command(
+    name = "tidemill",
+    version,
+    after_help = "Start with `tidemill demo`. Exit codes: 0 done, 1 failed, 78 the configuration is wrong."
+)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -179,7 +183,8 @@ pub async fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
 }
 
 async fn serve(arguments: FeedArguments) -> anyhow::Result<u8> {
-    let delimiter = arguments.delimiter.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0");
+    let delimiter =
+        arguments.delimiter.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0");
     if let Some(rate) = arguments.rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
         anyhow::bail!("--rate {rate}: records per second must be more than 0");
     }
@@ -199,16 +204,21 @@ impl CheckpointCommand {
         Ok(match self {
             Self::Show { .. } | Self::Export => Operation::Show,
             Self::Resolve { sink: Some(sink), catch_up: true, .. } => Operation::CatchUp(sink.clone()),
-            Self::Resolve { sink: Some(sink), join, accept_loss, .. } if *join || *accept_loss => Operation::JoinSink(sink.clone()),
+            Self::Resolve { sink: Some(sink), join, accept_loss, .. } if *join || *accept_loss => {
+                Operation::JoinSink(sink.clone())
+            }
             Self::Resolve { sink: Some(sink), .. } => {
                 anyhow::bail!("say how {sink} goes on: --join, --catch-up or --accept-loss")
             }
             Self::Resolve { anchor: Some(anchor), .. } => Operation::Anchor(anchor.clone()),
             Self::Resolve { shard: Some(shard), accept_loss: true, .. } => Operation::DropShard(shard.clone()),
-            Self::Resolve { .. } => anyhow::bail!("records of the shard that were not read are lost: say --accept-loss"),
+            Self::Resolve { .. } => {
+                anyhow::bail!("records of the shard that were not read are lost: say --accept-loss")
+            }
             Self::Rewind { to } => {
                 let pairs = to.iter().map(|pair| {
-                    let (shard, position) = pair.split_once('=').ok_or_else(|| anyhow::anyhow!("--to {pair}: expected SHARD=POSITION"))?;
+                    let (shard, position) =
+                        pair.split_once('=').ok_or_else(|| anyhow::anyhow!("--to {pair}: expected SHARD=POSITION"))?;
                     Ok((shard.to_owned(), position.to_owned()))
                 });
                 Operation::Rewind(pairs.collect::<anyhow::Result<_>>()?)
@@ -228,7 +238,8 @@ async fn checkpoint(arguments: CheckpointArguments) -> anyhow::Result<u8> {
         anyhow::bail!("the data dir knows the jobs {}: say which with --job", names.join(", "));
     }
     for (job, file) in files {
-        let request = Request { job, lane: arguments.lane.clone(), operation: operation.clone(), take_over: arguments.take_over };
+        let request =
+            Request { job, lane: arguments.lane.clone(), operation: operation.clone(), take_over: arguments.take_over };
         let answer = match control::send(&arguments.data_dir, &request)? {
             Some(answer) => answer,
             None => start::execute_here(&arguments.data_dir, &request, &file).await?,

@@ -26,7 +26,9 @@ pub fn path(data_dir: &Path) -> PathBuf {
 pub fn serve(supervisor: Arc<Supervisor>, data_dir: &Path) -> anyhow::Result<()> {
     let path = path(data_dir);
     match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(|| format!("removing {}", path.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", path.display()));
+        }
         _ => {}
     }
     let listener = tokio::net::UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;

@@ -97,11 +97,22 @@ fn demo(dir: Option<PathBuf>, length: Duration) -> anyhow::Result<u8> {
     let listener = TcpListener::bind("127.0.0.1:0").context("listening on 127.0.0.1")?;
     let http = free_port()?;
     write_job(&dir, listener.local_addr()?.port())?;
-    let feeder = Arc::new(Feeder { acked: AtomicUsize::new(0), sent: AtomicUsize::new(0), held: AtomicBool::new(false), over: AtomicBool::new(false) });
+    let feeder = Arc::new(Feeder {
+        acked: AtomicUsize::new(0),
+        sent: AtomicUsize::new(0),
+        held: AtomicBool::new(false),
+        over: AtomicBool::new(false),
+    });
     let serving = feeder.clone();
-    thread::spawn(move || listener.incoming().flatten().for_each(|stream| { let _ = feed(&serving, stream); }));
+    thread::spawn(move || {
+        listener.incoming().flatten().for_each(|stream| {
+            let _ = feed(&serving, stream);
+        })
+    });
 
-    say(&format!("Posts arrive over TCP, separated by `{DELIMITER}`. Each second's batch is trimmed, lower-cased, stored in SQLite"));
+    say(&format!(
+        "Posts arrive over TCP, separated by `{DELIMITER}`. Each second's batch is trimmed, lower-cased, stored in SQLite"
+    ));
     say("and in files, and its first ten are printed. The daemon is a process of its own; it will be killed once.\n");
     let begun = Instant::now();
     let mut daemon = start(&dir, http)?;
@@ -111,17 +122,21 @@ fn demo(dir: Option<PathBuf>, length: Duration) -> anyhow::Result<u8> {
     feeder.held.store(true, Ordering::SeqCst);
     // A post that is on its way to the socket just now is counted too.
     thread::sleep(Duration::from_secs(2) / RATE);
-    wait_until(|| feeder.acked.load(Ordering::SeqCst) == feeder.sent.load(Ordering::SeqCst), DRAIN_LIMIT).context("the daemon acknowledges nothing")?;
+    wait_until(|| feeder.acked.load(Ordering::SeqCst) == feeder.sent.load(Ordering::SeqCst), DRAIN_LIMIT)
+        .context("the daemon acknowledges nothing")?;
     let at = feeder.acked.load(Ordering::SeqCst);
     daemon.kill().context("killing the daemon")?;
     daemon.wait()?;
-    say(&format!("\n✗ kill -9: the daemon died with {at} posts accepted, some of them not in any sink yet. It is started again.\n"));
+    say(&format!(
+        "\n✗ kill -9: the daemon died with {at} posts accepted, some of them not in any sink yet. It is started again.\n"
+    ));
     let mut daemon = start(&dir, http)?;
     feeder.held.store(false, Ordering::SeqCst);
     thread::sleep(length / 2);
     feeder.over.store(true, Ordering::SeqCst);
     thread::sleep(Duration::from_secs(2) / RATE);
-    wait_until(|| feeder.acked.load(Ordering::SeqCst) == feeder.sent.load(Ordering::SeqCst), DRAIN_LIMIT).context("the daemon acknowledges nothing")?;
+    wait_until(|| feeder.acked.load(Ordering::SeqCst) == feeder.sent.load(Ordering::SeqCst), DRAIN_LIMIT)
+        .context("the daemon acknowledges nothing")?;
     let fed = feeder.sent.load(Ordering::SeqCst);
     let settled = wait_until(|| count(&dir).is_ok_and(|count| count.settled() >= fed), DRAIN_LIMIT);
     terminate(&mut daemon)?;
@@ -269,8 +284,13 @@ fn report(dir: &Path, fed: usize) -> anyhow::Result<u8> {
     line("lost", lost);
     let doubled = both(&|rows| rows.values().map(|n| n - 1).sum());
     line("doubled", doubled);
-    let good = lost == (0, 0) && doubled == (0, 0) && counted.dead == rejected && stored == (wanted.len(), wanted.len());
-    say(if good { "\n✓ Killed with SIGKILL in the middle, and every post is there exactly once." } else { "\n✗ This must not happen. Please report it with the folder below." });
+    let good =
+        lost == (0, 0) && doubled == (0, 0) && counted.dead == rejected && stored == (wanted.len(), wanted.len());
+    say(if good {
+        "\n✓ Killed with SIGKILL in the middle, and every post is there exactly once."
+    } else {
+        "\n✗ This must not happen. Please report it with the folder below."
+    });
     say(&format!(
         "\nLook around in {}:\n  job.yaml        the job: this is all that was configured\n  posts.db        sqlite3 {0}/posts.db 'SELECT * FROM posts LIMIT 5'\n  \
          archive/        the same rows as JSON lines\n  dead-letters/   the {} broken posts, with position and reason\n  daemon.log      what the daemon said\n\n\

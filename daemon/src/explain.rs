@@ -25,9 +25,11 @@ pub fn check(job: &config::Job) -> anyhow::Result<()> {
     if job.sources.iter().all(|source| given_schema(source).is_some()) {
         Compiled::new(&Arc::new(job.clone()), &Pinned::new()).map_err(|error| ConfigError(error.to_string()))?;
     } else if job.lanes == Some(config::Lanes::Partition) {
-        let names: Vec<_> = job.sources.iter().filter(|s| given_schema(s).is_none()).map(|s| s.name.value.as_str()).collect();
+        let names: Vec<_> =
+            job.sources.iter().filter(|s| given_schema(s).is_none()).map(|s| s.name.value.as_str()).collect();
         let at = job.sources.first().map(|source| source.name.at.clone()).unwrap_or_default();
-        let message = format!("lanes: partition needs a schema that all lanes share: give `schema:` for {}", names.join(", "));
+        let message =
+            format!("lanes: partition needs a schema that all lanes share: give `schema:` for {}", names.join(", "));
         return Err(ConfigError(job.render(&at, &message)).into());
     }
     Ok(())
@@ -56,8 +58,12 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
 async fn try_sinks(job: &config::Job) -> anyhow::Result<()> {
     for sink in job.sinks.iter().chain(&job.dead_letters) {
         let name = &sink.name.value;
-        let opened = sink::open(SinkId::new(name), &job.name, &sink.kind).map_err(|error| anyhow::anyhow!("sink {name}: {error}"))?;
-        opened.peek(&[tidemill_checkpoint::Lane::single()]).await.map_err(|error| anyhow::anyhow!("sink {name}: {error}"))?;
+        let opened = sink::open(SinkId::new(name), &job.name, &sink.kind)
+            .map_err(|error| anyhow::anyhow!("sink {name}: {error}"))?;
+        opened
+            .peek(&[tidemill_checkpoint::Lane::single()])
+            .await
+            .map_err(|error| anyhow::anyhow!("sink {name}: {error}"))?;
         println!("sink {name}: reached");
     }
     Ok(())
@@ -79,7 +85,11 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     };
     writeln!(out, "job {} ({})", job.name, job.file.display())?;
     writeln!(out, "  a batch {trigger}, at most {} records or {} bytes", job.batch.max_records, job.batch.max_bytes)?;
-    let lanes = if job.lanes == Some(config::Lanes::Partition) { "partition: each is planned and committed by itself" } else { "single" };
+    let lanes = if job.lanes == Some(config::Lanes::Partition) {
+        "partition: each is planned and committed by itself"
+    } else {
+        "single"
+    };
     writeln!(out, "  lanes: {lanes}\n\nsources")?;
     let mut known = true;
     for source in &job.sources {
@@ -103,7 +113,10 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
         for step in &job.steps {
             writeln!(out, "  {}", step.name)?;
         }
-        writeln!(out, "      (columns after each step are known once the source's are: give `schema:` to see them here)")?;
+        writeln!(
+            out,
+            "      (columns after each step are known once the source's are: give `schema:` to see them here)"
+        )?;
     }
     writeln!(out, "\nsinks")?;
     for sink in &job.sinks {
@@ -117,17 +130,25 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     }
     match &job.dead_letters {
         Some(sink) => writeln!(out, "  {DEAD_LETTERS}: {}", describe_sink(&sink.kind))?,
-        None => writeln!(out, "  {DEAD_LETTERS}: files in <data dir>/{}/dead-letters, exactly once within this data dir", job.name)?,
+        None => writeln!(
+            out,
+            "  {DEAD_LETTERS}: files in <data dir>/{}/dead-letters, exactly once within this data dir",
+            job.name
+        )?,
     }
     writeln!(out, "\nanchor (commits first): {}", anchor(job))?;
     Ok(out)
 }
 
 fn anchor(job: &config::Job) -> String {
-    let of = |sql: bool| job.sinks.iter().find(|s| is_marked(&s.kind) && matches!(s.kind, config::SinkKind::Sqlite { .. }) == sql);
+    let of = |sql: bool| {
+        job.sinks.iter().find(|s| is_marked(&s.kind) && matches!(s.kind, config::SinkKind::Sqlite { .. }) == sql)
+    };
     match of(true).or_else(|| of(false)) {
         Some(sink) => format!("{}, chosen when the job first runs", sink.name.value),
-        None => "the ledger in the data dir, since no sink keeps marks: without the data dir the job starts over".to_owned(),
+        None => {
+            "the ledger in the data dir, since no sink keeps marks: without the data dir the job starts over".to_owned()
+        }
     }
 }
 
@@ -136,7 +157,11 @@ fn is_marked(kind: &config::SinkKind) -> bool {
 }
 
 fn columns(schema: &SchemaRef) -> String {
-    let columns: Vec<_> = schema.fields().iter().map(|field| format!("{} {}", field.name(), codec::type_name(field.data_type()))).collect();
+    let columns: Vec<_> = schema
+        .fields()
+        .iter()
+        .map(|field| format!("{} {}", field.name(), codec::type_name(field.data_type())))
+        .collect();
     columns.join(", ")
 }
 
@@ -154,9 +179,10 @@ fn describe_source(kind: &config::SourceKind) -> (String, &'static str) {
             };
             (format!("{what} {address}"), again)
         }
-        config::SourceKind::Directory(directory) => {
-            (format!("files in {}", directory.path.display()), "exactly once: a file is read again where a batch is replayed")
-        }
+        config::SourceKind::Directory(directory) => (
+            format!("files in {}", directory.path.display()),
+            "exactly once: a file is read again where a batch is replayed",
+        ),
         config::SourceKind::Test(test) => (format!("test shards in {}", test.path.display()), "for tests"),
     }
 }
@@ -167,13 +193,18 @@ fn describe_sink(kind: &config::SinkKind) -> String {
             let rows = first.map_or_else(|| "all rows".to_owned(), |first| format!("the first {first} rows"));
             format!("{rows} of each batch on standard output; at least once: a batch that is replayed is printed again")
         }
-        config::SinkKind::Files(files) => format!("files in {}; exactly once (marks in its _tidemill folder)", files.path.display()),
+        config::SinkKind::Files(files) => {
+            format!("files in {}; exactly once (marks in its _tidemill folder)", files.path.display())
+        }
         config::SinkKind::Sqlite { path, table, mode } => {
             let mode = match mode {
                 config::Mode::Append => "appended",
                 config::Mode::Upsert(_) => "upserted by key",
             };
-            format!("rows {mode} to table {table} of {}; exactly once (marks in its table tidemill_marks)", path.display())
+            format!(
+                "rows {mode} to table {table} of {}; exactly once (marks in its table tidemill_marks)",
+                path.display()
+            )
         }
         config::SinkKind::Blackhole => "nowhere; at least once".to_owned(),
     }
@@ -192,15 +223,22 @@ pub fn checkpoint_table(answer: &serde_json::Value) -> String {
         let claim = &held["claim"];
         let mark = &held["mark"];
         let released = if claim["released"] == true { ", released" } else { "" };
-        let _ = writeln!(out, "  {sink}: generation {}, owner {}{released}", text(&claim["generation"]), text(&claim["owner"]["name"]));
+        let _ = writeln!(
+            out,
+            "  {sink}: generation {}, owner {}{released}",
+            text(&claim["generation"]),
+            text(&claim["owner"]["name"])
+        );
         if mark.is_null() {
             let _ = writeln!(out, "      no mark");
             continue;
         }
         let digest: String = text(&mark["digest"]).chars().take(12).collect();
         let _ = writeln!(out, "      batch {} ({digest}), anchor {}", text(&mark["batch"]), text(&mark["anchor"]));
-        let positions: BTreeMap<String, String> =
-            mark["positions"].as_object().map(|map| map.iter().map(|(k, v)| (k.clone(), text(v))).collect()).unwrap_or_default();
+        let positions: BTreeMap<String, String> = mark["positions"]
+            .as_object()
+            .map(|map| map.iter().map(|(k, v)| (k.clone(), text(v))).collect())
+            .unwrap_or_default();
         for (shard, position) in positions {
             let _ = writeln!(out, "      {shard} at {position}");
         }

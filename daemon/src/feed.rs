@@ -52,7 +52,13 @@ pub async fn serve(feed: Feed, listen: &str) -> anyhow::Result<()> {
 }
 
 /// Serves one client; says so on `done` where it got everything.
-async fn client(stream: TcpStream, peer: std::net::SocketAddr, feed: Feed, records: Arc<Vec<Vec<u8>>>, done: tokio::sync::mpsc::Sender<()>) {
+async fn client(
+    stream: TcpStream,
+    peer: std::net::SocketAddr,
+    feed: Feed,
+    records: Arc<Vec<Vec<u8>>>,
+    done: tokio::sync::mpsc::Sender<()>,
+) {
     let mut out = std::io::stderr();
     match send(stream, &feed, &records).await {
         Ok(sent) => {
@@ -169,7 +175,8 @@ mod tests {
     #[test]
     fn the_first_field_that_a_record_has_is_sent() {
         let fields = ["extended_tweet.full_text".to_owned(), "text".to_owned()];
-        let pick = |text: &str| pick(&serde_json::from_str(text).unwrap(), &fields).map(|b| String::from_utf8(b).unwrap());
+        let pick =
+            |text: &str| pick(&serde_json::from_str(text).unwrap(), &fields).map(|b| String::from_utf8(b).unwrap());
         assert_eq!(pick(r#"{"text":"short","extended_tweet":{"full_text":"long"}}"#).as_deref(), Some("long"));
         assert_eq!(pick(r#"{"text":"short"}"#).as_deref(), Some("short"));
         assert_eq!(pick(r#"{"text":null}"#), None);

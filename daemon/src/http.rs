@@ -26,7 +26,9 @@ pub fn router(supervisor: Arc<Supervisor>) -> Router {
 }
 
 async fn index() -> impl IntoResponse {
-    Json(json!({ "tidemill": env!("CARGO_PKG_VERSION"), "see": ["/metrics", "/live", "/ready", "/jobs", "/jobs/NAME"] }))
+    Json(
+        json!({ "tidemill": env!("CARGO_PKG_VERSION"), "see": ["/metrics", "/live", "/ready", "/jobs", "/jobs/NAME"] }),
+    )
 }
 
 async fn metrics(State(supervisor): State<Arc<Supervisor>>) -> impl IntoResponse {
@@ -49,7 +51,8 @@ async fn job(State(supervisor): State<Arc<Supervisor>>, Path(name): Path<String>
         Some(index) => Json(all.swap_remove(index)).into_response(),
         None => {
             let known: Vec<_> = all.into_iter().map(|progress| progress.job).collect();
-            (StatusCode::NOT_FOUND, Json(json!({ "error": format!("no job is named {name}"), "jobs": known }))).into_response()
+            (StatusCode::NOT_FOUND, Json(json!({ "error": format!("no job is named {name}"), "jobs": known })))
+                .into_response()
         }
     }
 }

@@ -66,25 +66,80 @@ impl Metrics {
                 metric
             }};
         }
-        let build = IntGaugeVec::new(Opts::new("tidemill_build_info", "Version of this binary; always 1."), &["version"])?;
+        let build =
+            IntGaugeVec::new(Opts::new("tidemill_build_info", "Version of this binary; always 1."), &["version"])?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(ProcessCollector::for_self()))?;
         Ok(Self {
-            records_received: register!(IntCounterVec, "records_received_total", "Records read from a source, rejects included.", ["job", "source"]),
-            bytes_received: register!(IntCounterVec, "bytes_received_total", "Bytes of records read from a source.", ["job", "source"]),
-            records_rejected: register!(IntCounterVec, "records_rejected_total", "Records that went to the dead letters.", ["job", "step", "reason"]),
-            records_written: register!(IntCounterVec, "records_written_total", "Rows committed to a sink.", ["job", "sink"]),
+            records_received: register!(
+                IntCounterVec,
+                "records_received_total",
+                "Records read from a source, rejects included.",
+                ["job", "source"]
+            ),
+            bytes_received: register!(
+                IntCounterVec,
+                "bytes_received_total",
+                "Bytes of records read from a source.",
+                ["job", "source"]
+            ),
+            records_rejected: register!(
+                IntCounterVec,
+                "records_rejected_total",
+                "Records that went to the dead letters.",
+                ["job", "step", "reason"]
+            ),
+            records_written: register!(
+                IntCounterVec,
+                "records_written_total",
+                "Rows committed to a sink.",
+                ["job", "sink"]
+            ),
             batches: register!(IntCounterVec, "batches_total", "Batches that every sink has.", ["job"]),
             batch_duration: histogram!("batch_duration_seconds", "From a batch's plan to its close.", ["job"]),
             batch_phase: histogram!("batch_phase_seconds", "Duration of one phase of a batch.", ["job", "phase"]),
-            source_lag_records: register!(IntGaugeVec, "source_lag_records", "Records that wait in a source, where they can be counted.", ["job", "source"]),
-            source_lag_seconds: register!(GaugeVec, "source_lag_seconds", "Age of the oldest record that waits in a source.", ["job", "source"]),
-            sink_retries: register!(IntCounterVec, "sink_retries_total", "Commits to a sink that failed and are tried again.", ["job", "sink"]),
-            spool_bytes: register!(IntGaugeVec, "spool_bytes", "Bytes in a source's spool that are not released.", ["job", "source"]),
-            checkpoint_duration: histogram!("checkpoint_duration_seconds", "Writing the ledger's record of a batch.", ["job"]),
-            last_batch: register!(GaugeVec, "last_batch_timestamp_seconds", "When the last batch was closed, seconds since the epoch.", ["job"]),
-            clock_behind: register!(GaugeVec, "clock_behind_seconds", "How far the machine's clock is behind the last plan's.", ["job"]),
+            source_lag_records: register!(
+                IntGaugeVec,
+                "source_lag_records",
+                "Records that wait in a source, where they can be counted.",
+                ["job", "source"]
+            ),
+            source_lag_seconds: register!(
+                GaugeVec,
+                "source_lag_seconds",
+                "Age of the oldest record that waits in a source.",
+                ["job", "source"]
+            ),
+            sink_retries: register!(
+                IntCounterVec,
+                "sink_retries_total",
+                "Commits to a sink that failed and are tried again.",
+                ["job", "sink"]
+            ),
+            spool_bytes: register!(
+                IntGaugeVec,
+                "spool_bytes",
+                "Bytes in a source's spool that are not released.",
+                ["job", "source"]
+            ),
+            checkpoint_duration: histogram!(
+                "checkpoint_duration_seconds",
+                "Writing the ledger's record of a batch.",
+                ["job"]
+            ),
+            last_batch: register!(
+                GaugeVec,
+                "last_batch_timestamp_seconds",
+                "When the last batch was closed, seconds since the epoch.",
+                ["job"]
+            ),
+            clock_behind: register!(
+                GaugeVec,
+                "clock_behind_seconds",
+                "How far the machine's clock is behind the last plan's.",
+                ["job"]
+            ),
             job_up: register!(IntGaugeVec, "job_up", "1 while the job owns its lanes and makes progress.", ["job"]),
             registry,
         })

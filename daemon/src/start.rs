@@ -29,7 +29,9 @@ pub const HTTP: &str = "127.0.0.1:9720";
 /// `tidemill run`.
 pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     let daemon = match &arguments.config {
-        Some(file) => Some(config::Daemon::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?),
+        Some(file) => {
+            Some(config::Daemon::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?)
+        }
         None => None,
     };
     let log = daemon.as_ref().map(|daemon| daemon.log.clone());
@@ -39,11 +41,18 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     for job in &jobs {
         explain::check(job)?;
     }
-    let data_dir = arguments.data_dir.clone().or_else(|| daemon.as_ref().map(|d| d.data_dir.clone())).unwrap_or_else(|| DATA_DIR.into());
+    let data_dir = arguments
+        .data_dir
+        .clone()
+        .or_else(|| daemon.as_ref().map(|d| d.data_dir.clone()))
+        .unwrap_or_else(|| DATA_DIR.into());
     let owner_name = daemon.as_ref().and_then(|d| d.owner.clone());
     let around = open(&data_dir, owner_name, arguments.take_over, arguments.once)?;
     let supervisor = Supervisor::new(around);
-    let address = arguments.http.clone().or_else(|| (!arguments.once).then(|| daemon.as_ref().map_or_else(|| HTTP.to_owned(), |d| d.http.clone())));
+    let address = arguments
+        .http
+        .clone()
+        .or_else(|| (!arguments.once).then(|| daemon.as_ref().map_or_else(|| HTTP.to_owned(), |d| d.http.clone())));
     if let Some(address) = address {
         serve_http(&supervisor, &address).await?;
     }
@@ -60,9 +69,9 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
 }
 
 async fn serve_http(supervisor: &Arc<Supervisor>, address: &str) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("HTTP cannot listen on {address}: is another daemon running? Choose another address with --http"))?;
+    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
+        format!("HTTP cannot listen on {address}: is another daemon running? Choose another address with --http")
+    })?;
     tracing::info!(address = %listener.local_addr()?, "HTTP: /metrics, /live, /ready, /jobs");
     let router = http::router(supervisor.clone());
     tokio::spawn(async move {
@@ -84,8 +93,11 @@ impl JobSources {
         if !self.files.is_empty() {
             return Ok(self.files.clone());
         }
-        let Some(file) = &self.config else { bail!("no job: name one (`tidemill run JOB.yaml`), or a daemon's file with --config") };
-        let daemon = config::Daemon::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
+        let Some(file) = &self.config else {
+            bail!("no job: name one (`tidemill run JOB.yaml`), or a daemon's file with --config")
+        };
+        let daemon =
+            config::Daemon::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
         daemon.job_files().map_err(|errors| ConfigError(errors.to_string()).into())
     }
 
@@ -96,7 +108,12 @@ impl JobSources {
         for path in self.paths()? {
             match config::Job::load(&path, &ProcessEnvironment) {
                 Ok(job) => match jobs.iter().find(|other| other.name == job.name) {
-                    Some(other) => wrong.push_str(&format!("error: {} and {} both have the job {}\n", other.file.display(), path.display(), job.name)),
+                    Some(other) => wrong.push_str(&format!(
+                        "error: {} and {} both have the job {}\n",
+                        other.file.display(),
+                        path.display(),
+                        job.name
+                    )),
                     None => jobs.push(job),
                 },
                 Err(errors) => wrong.push_str(&format!("{errors}\n")),
@@ -140,7 +157,15 @@ pub fn open(data_dir: &Path, owner: Option<String>, take_over: bool, once: bool)
     let owner_is_explicit = owner.is_some();
     let name = owner.unwrap_or_else(host_name);
     let owner = Owner { name, data_dir: ledger.data_dir_id(), instance: Uuid::new_v4() };
-    Ok(Surroundings { owner_is_explicit, ledger, data_dir: data_dir.to_owned(), owner, take_over, once, metrics: Metrics::new()? })
+    Ok(Surroundings {
+        owner_is_explicit,
+        ledger,
+        data_dir: data_dir.to_owned(),
+        owner,
+        take_over,
+        once,
+        metrics: Metrics::new()?,
+    })
 }
 
 fn host_name() -> String {
@@ -153,7 +178,8 @@ pub fn job_files(data_dir: &Path, job: Option<&str>) -> anyhow::Result<Vec<(Stri
         let job = config::Job::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
         return Ok(vec![(job.name, file.to_owned())]);
     }
-    let entries = std::fs::read_dir(data_dir).with_context(|| format!("{} is no data dir; name it with --data-dir", data_dir.display()))?;
+    let entries = std::fs::read_dir(data_dir)
+        .with_context(|| format!("{} is no data dir; name it with --data-dir", data_dir.display()))?;
     let mut known = Vec::new();
     for entry in entries.flatten() {
         if let Ok(path) = std::fs::read_to_string(entry.path().join(JOB_FILE)) {
@@ -169,7 +195,9 @@ pub fn job_files(data_dir: &Path, job: Option<&str>) -> anyhow::Result<Vec<(Stri
     };
     let names: Vec<_> = known.iter().map(|(name, _)| name.clone()).collect();
     let found = known.into_iter().find(|(name, _)| name == job);
-    found.map(|found| vec![found]).with_context(|| format!("{} knows no job {job}; it knows {}", data_dir.display(), names.join(", ")))
+    found
+        .map(|found| vec![found])
+        .with_context(|| format!("{} knows no job {job}; it knows {}", data_dir.display(), names.join(", ")))
 }
 
 /// An operation where no daemon has the data dir.
@@ -182,7 +210,8 @@ pub async fn execute_here(data_dir: &Path, request: &Request, file: &Path) -> an
 fn init_logs(json: bool, level: &str) -> anyhow::Result<()> {
     use tracing_subscriber::{EnvFilter, fmt, prelude::*};
     let directives = std::env::var("TIDEMILL_LOG").unwrap_or_else(|_| level.to_owned());
-    let filter = EnvFilter::try_new(&directives).map_err(|error| ConfigError(format!("log level {directives:?}: {error}")))?;
+    let filter =
+        EnvFilter::try_new(&directives).map_err(|error| ConfigError(format!("log level {directives:?}: {error}")))?;
     let registry = tracing_subscriber::registry().with(filter);
     let color = std::io::stderr().is_terminal();
     let done = if json {

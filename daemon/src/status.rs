@@ -138,7 +138,8 @@ impl Status {
         if let Some(before) = progress.closed_at_ms {
             #[allow(clippy::cast_precision_loss)] // a rate for people
             let rate = batch.records as f64 * 1000.0 / ((now - before).max(1) as f64);
-            progress.records_per_second = if progress.records_per_second == 0.0 { rate } else { 0.8 * progress.records_per_second + 0.2 * rate };
+            progress.records_per_second =
+                if progress.records_per_second == 0.0 { rate } else { 0.8 * progress.records_per_second + 0.2 * rate };
         }
         progress.batches += 1;
         progress.records_in += batch.records;
@@ -159,7 +160,9 @@ impl Progress {
         self.lanes.iter().find_map(|(lane, state)| match state {
             LaneState::Running | LaneState::Released => None,
             LaneState::Starting => Some(format!("lane {lane} is starting")),
-            LaneState::Waiting { reason } | LaneState::Retrying { reason, .. } | LaneState::Stopped { reason } => Some(format!("lane {lane}: {reason}")),
+            LaneState::Waiting { reason } | LaneState::Retrying { reason, .. } | LaneState::Stopped { reason } => {
+                Some(format!("lane {lane}: {reason}"))
+            }
         })
     }
 }

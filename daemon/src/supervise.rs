@@ -97,7 +97,8 @@ impl Supervisor {
 
     /// Why the daemon is not ready, by job; empty where it is.
     pub fn not_ready(&self) -> BTreeMap<String, String> {
-        let mut reasons: BTreeMap<_, _> = self.progress().into_iter().filter_map(|p| Some((p.job.clone(), p.not_ready()?))).collect();
+        let mut reasons: BTreeMap<_, _> =
+            self.progress().into_iter().filter_map(|p| Some((p.job.clone(), p.not_ready()?))).collect();
         if self.draining.load(Ordering::Relaxed) {
             reasons.insert("(daemon)".into(), "stopping".into());
         }
@@ -148,7 +149,8 @@ impl Supervisor {
         let all = std::mem::take(&mut *self.jobs());
         let mut ends = Vec::new();
         for (name, running) in all {
-            let end = running.task.await.unwrap_or_else(|error| Ended::Failed(format!("the job's task failed: {error}")));
+            let end =
+                running.task.await.unwrap_or_else(|error| Ended::Failed(format!("the job's task failed: {error}")));
             ends.push((name, end));
         }
         ends
@@ -198,7 +200,8 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
     let once = supervisor.around.once;
     let drawing = (once && show_progress).then(|| tokio::spawn(draw(supervisor.statuses())));
     let waiting = supervisor.clone();
-    let mut ended = std::pin::pin!(async move { if once { waiting.ended().await } else { std::future::pending().await } });
+    let mut ended =
+        std::pin::pin!(async move { if once { waiting.ended().await } else { std::future::pending().await } });
     let code = loop {
         tokio::select! {
             ends = &mut ended => break report(&ends),
@@ -228,7 +231,11 @@ fn monotonic_usec() -> i64 {
 }
 
 /// A clean stop; a second signal ends the process at once, which loses nothing either.
-async fn stop(supervisor: &Supervisor, terminate: &mut tokio::signal::unix::Signal, interrupt: &mut tokio::signal::unix::Signal) {
+async fn stop(
+    supervisor: &Supervisor,
+    terminate: &mut tokio::signal::unix::Signal,
+    interrupt: &mut tokio::signal::unix::Signal,
+) {
     systemd::notify("STOPPING=1");
     tracing::info!("stopping: the open batches are finished first");
     tokio::select! {

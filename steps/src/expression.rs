@@ -19,11 +19,12 @@ use datafusion::{
     },
     execution::context::ExecutionProps,
     logical_expr::{
-        AggregateUDF, Cast, Expr, ExprSchemable, HigherOrderUDF, Operator, ScalarUDF, TableSource, Volatility, WindowUDF,
-        expr::ScalarFunction, planner::ContextProvider, physical_planning_context::PhysicalPlanningContext, simplify::SimplifyContext,
+        AggregateUDF, Cast, Expr, ExprSchemable, HigherOrderUDF, Operator, ScalarUDF, TableSource, Volatility,
+        WindowUDF, expr::ScalarFunction, physical_planning_context::PhysicalPlanningContext, planner::ContextProvider,
+        simplify::SimplifyContext,
     },
     optimizer::simplify_expressions::ExprSimplifier,
-    physical_expr::{PhysicalExpr, create_physical_expr, expressions::BinaryExpr, },
+    physical_expr::{PhysicalExpr, create_physical_expr, expressions::BinaryExpr},
     sql::{
         parser::DFParser,
         planner::{ParserOptions, PlannerContext, SqlToRel},
@@ -199,7 +200,12 @@ impl Expression {
     }
 
     /// A value for each row; null for rows that fail, which are told in `bad`.
-    pub fn evaluate(&self, batch: &RecordBatch, keys: Option<&ArrayRef>, bad: &mut Vec<Bad>) -> Result<ArrayRef, ArrowError> {
+    pub fn evaluate(
+        &self,
+        batch: &RecordBatch,
+        keys: Option<&ArrayRef>,
+        bad: &mut Vec<Bad>,
+    ) -> Result<ArrayRef, ArrowError> {
         if batch.num_rows() == 0 {
             return Ok(new_empty_array(&self.kind));
         }
@@ -220,7 +226,12 @@ impl Expression {
     }
 
     /// For each row whether the expression is true; rows for which it is null are not.
-    pub fn test(&self, batch: &RecordBatch, keys: Option<&ArrayRef>, bad: &mut Vec<Bad>) -> Result<BooleanArray, ArrowError> {
+    pub fn test(
+        &self,
+        batch: &RecordBatch,
+        keys: Option<&ArrayRef>,
+        bad: &mut Vec<Bad>,
+    ) -> Result<BooleanArray, ArrowError> {
         let values = self.evaluate(batch, keys, bad)?;
         let values = values.as_boolean();
         Ok(if values.null_count() == 0 { values.clone() } else { prep_null_mask_filter(values) })
@@ -233,7 +244,11 @@ impl Expression {
         match result {
             Ok(values) => parts.push(values),
             Err(error) if rows == 1 => {
-                bad.push(Bad { row: first as u32, reason: "expression", detail: format!("`{}`: {}", self.text, sentence(&error)) });
+                bad.push(Bad {
+                    row: first as u32,
+                    reason: "expression",
+                    detail: format!("`{}`: {}", self.text, sentence(&error)),
+                });
                 parts.push(new_null_array(&self.kind, 1));
             }
             Err(_) => {
@@ -356,11 +371,8 @@ fn checked(part: Arc<dyn PhysicalExpr>) -> Transformed<Arc<dyn PhysicalExpr>> {
 /// The schema with the hidden column at its end.
 fn with_key(schema: &DFSchema) -> Result<DFSchema, DataFusionError> {
     let key: FieldRef = Arc::new(Field::new(ROW_KEY, DataType::UInt64, false));
-    let fields = schema
-        .iter()
-        .map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field)))
-        .chain([(None, key)])
-        .collect();
+    let fields =
+        schema.iter().map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field))).chain([(None, key)]).collect();
     DFSchema::new_with_metadata(fields, Default::default())
 }
 
@@ -380,7 +392,8 @@ pub fn sentence(error: &DataFusionError) -> String {
         DataFusionError::Collection(errors) => errors.iter().map(sentence).collect::<Vec<_>>().join("; "),
         DataFusionError::SchemaError(schema, _) => match schema.as_ref() {
             SchemaError::FieldNotFound { field, valid_fields } => {
-                let names: Vec<&str> = valid_fields.iter().map(|field| field.name()).filter(|name| *name != ROW_KEY).collect();
+                let names: Vec<&str> =
+                    valid_fields.iter().map(|field| field.name()).filter(|name| *name != ROW_KEY).collect();
                 format!("no column `{}`{}", field.name(), columns::hint(field.name(), names))
             }
             SchemaError::AmbiguousReference { field } => {

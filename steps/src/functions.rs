@@ -168,10 +168,8 @@ impl Seeded {
     fn new(dice: Dice) -> Self {
         let aliases = if dice == Dice::Random { vec!["rand".to_owned()] } else { Vec::new() };
         let arguments = vec![DataType::UInt64, DataType::UInt64];
-        let signature = Signature::one_of(
-            vec![TypeSignature::Nullary, TypeSignature::Exact(arguments)],
-            Volatility::Volatile,
-        );
+        let signature =
+            Signature::one_of(vec![TypeSignature::Nullary, TypeSignature::Exact(arguments)], Volatility::Volatile);
         Self { dice, aliases, signature }
     }
 }
@@ -204,7 +202,9 @@ impl ScalarUDFImpl for Seeded {
         let keys = rows.as_primitive::<UInt64Type>().values().iter().map(|row| mix(seed ^ mix(*row)));
         Ok(ColumnarValue::Array(match self.dice {
             // 53 bits are what a double holds.
-            Dice::Random => Arc::new(keys.map(|key| (key >> 11) as f64 / (1u64 << 53) as f64).collect::<Float64Array>()),
+            Dice::Random => {
+                Arc::new(keys.map(|key| (key >> 11) as f64 / (1u64 << 53) as f64).collect::<Float64Array>())
+            }
             Dice::Uuid => uuids(keys, rows.len()),
         }))
     }

@@ -74,7 +74,9 @@ pub enum StepError {
     #[error("step {}: {}: {}. It says `on_error: fail`; with `reject` the row would go to the dead letters", .0.step, .0.reason, .0.detail)]
     Row(Reject),
     /// A query failed and no single row is to blame.
-    #[error("step {step}: the query failed and no single row is to blame: {cause}. Change the query, or keep such rows out by a step before it")]
+    #[error(
+        "step {step}: the query failed and no single row is to blame: {cause}. Change the query, or keep such rows out by a step before it"
+    )]
     Query {
         /// The step.
         step: String,

@@ -75,7 +75,8 @@ impl Pipeline {
             Some(full) if errors.is_empty() => full,
             _ => return Err(errors),
         };
-        let schemas = full.nodes[..job.steps.len()].iter().map(|node| (node.name.clone(), Arc::clone(&node.schema))).collect();
+        let schemas =
+            full.nodes[..job.steps.len()].iter().map(|node| (node.name.clone(), Arc::clone(&node.schema))).collect();
         let needed = full.needed();
         let (graph, needed) = prune(job, full, needed);
         Ok(Self { graph, needed, schemas })
@@ -101,7 +102,9 @@ impl Pipeline {
     /// The first step that must see all rows of a batch; `None` where chunks may be applied one by one, each by itself,
     /// and give the same rows in the same order.
     pub fn gathers(&self) -> Option<&str> {
-        let unites = |input: &Union| input.inputs.iter().filter(|id| **id >= self.graph.sources.len()).count() > 0 && input.inputs.len() > 1;
+        let unites = |input: &Union| {
+            input.inputs.iter().filter(|id| **id >= self.graph.sources.len()).count() > 0 && input.inputs.len() > 1
+        };
         self.graph
             .nodes
             .iter()
@@ -139,11 +142,16 @@ fn prune(job: &Job, full: Graph, needed: Vec<BTreeSet<String>>) -> (Graph, Vec<(
         graph = Builder::new(job, &pruned, true, &mut errors).build().filter(|_| errors.is_empty());
     }
     let all = |graph: &Graph| {
-        graph.sources.iter().map(|(name, schema)| (name.clone(), columns::names(schema).into_iter().map(str::to_owned).collect())).collect()
+        graph
+            .sources
+            .iter()
+            .map(|(name, schema)| (name.clone(), columns::names(schema).into_iter().map(str::to_owned).collect()))
+            .collect()
     };
     match graph {
         Some(graph) => {
-            let needed = full.sources.iter().zip(&needed).map(|((name, schema), needed)| (name.clone(), used(schema, needed)));
+            let needed =
+                full.sources.iter().zip(&needed).map(|((name, schema), needed)| (name.clone(), used(schema, needed)));
             let needed = needed.collect();
             (graph, needed)
         }
@@ -226,7 +234,10 @@ impl<'a> Builder<'a> {
     fn build(mut self) -> Option<Graph> {
         for step in &self.job.steps {
             if self.known.iter().any(|(name, _)| *name == step.name) {
-                self.error(Some(&step.at), format!("two sources or steps are named `{}`: `from` could mean both", step.name));
+                self.error(
+                    Some(&step.at),
+                    format!("two sources or steps are named `{}`: `from` could mean both", step.name),
+                );
             }
             let node = self.step(step);
             self.known.push((step.name.clone(), node.as_ref().map(|node| Arc::clone(&node.schema))));
@@ -240,7 +251,10 @@ impl<'a> Builder<'a> {
         if let Some(dead) = &self.job.dead_letters
             && let Some(wrong) = dead.from.as_ref().or(dead.filter.as_ref())
         {
-            self.error(Some(&wrong.at), "dead letters take what is rejected, all of it: `from` and `where` have no place here".into());
+            self.error(
+                Some(&wrong.at),
+                "dead letters take what is rejected, all of it: `from` and `where` have no place here".into(),
+            );
         }
         if self.errors.is_empty() {
             self.dead_ends();
@@ -332,7 +346,10 @@ impl<'a> Builder<'a> {
     fn query(&mut self, step: &Step, text: &Located<String>, ids: &[usize], at: &At) -> Option<Node> {
         let owner = format!("step {}", step.name);
         if let Some(when) = &step.when {
-            self.error(Some(&when.at), format!("{owner}: `when` is for steps that change rows; in a query use WHERE or CASE"));
+            self.error(
+                Some(&when.at),
+                format!("{owner}: `when` is for steps that change rows; in a query use WHERE or CASE"),
+            );
         }
         let separate = step.from.len() > 1;
         let unions: Vec<Union> = match separate {
@@ -364,7 +381,8 @@ impl<'a> Builder<'a> {
             }
             query::Planned::All(query) => {
                 if step.on_error == OnError::SetNull {
-                    let message = format!("{owner}: a query over many rows cannot set one of them null. Use `reject` or `fail`");
+                    let message =
+                        format!("{owner}: a query over many rows cannot set one of them null. Use `reject` or `fail`");
                     self.error(Some(&step.at), message);
                 }
                 let schema = Arc::clone(query.schema());
@@ -416,7 +434,9 @@ fn under_when(planned: &Planned, before: &SchemaRef, at: &At, notes: &mut Notes<
                     ),
                 );
             }
-            Err(_) => notes.error(at, format!("under `when` the other rows would keep `{name}`, which this step takes away")),
+            Err(_) => {
+                notes.error(at, format!("under `when` the other rows would keep `{name}`, which this step takes away"))
+            }
         }
     }
     Arc::clone(&planned.schema)

@@ -58,7 +58,14 @@ impl Pipeline {
     /// The same rows give the same output, however they are cut into chunks, as often as they come.
     pub fn apply(&self, context: &BatchContext, inputs: Vec<(String, Vec<Rows>)>) -> Result<Applied, StepError> {
         let graph = &self.graph;
-        let mut run = Run { graph, context, outputs: graph.load(inputs)?, left: graph.consumers(), rejects: Vec::new(), steps: graph.stats() };
+        let mut run = Run {
+            graph,
+            context,
+            outputs: graph.load(inputs)?,
+            left: graph.consumers(),
+            rejects: Vec::new(),
+            steps: graph.stats(),
+        };
         let mut index = 0;
         while index < graph.nodes.len() {
             index = run.advance(index)?;
@@ -66,7 +73,10 @@ impl Pipeline {
         let mut sinks = Vec::with_capacity(graph.sinks.len());
         for (name, input) in &graph.sinks {
             let rows = run.take(input).map_err(|error| defect(name, &error))?;
-            sinks.push((name.clone(), rows.into_iter().map(|rows| rows.batch).filter(|batch| batch.num_rows() > 0).collect()));
+            sinks.push((
+                name.clone(),
+                rows.into_iter().map(|rows| rows.batch).filter(|batch| batch.num_rows() > 0).collect(),
+            ));
         }
         run.rejects.sort_by_key(|(step, reject)| (reject.origin, *step));
         let rejects = run.rejects.into_iter().map(|(_, reject)| reject).collect();
@@ -79,7 +89,8 @@ impl Graph {
     fn load(&self, mut inputs: Vec<(String, Vec<Rows>)>) -> Result<Vec<Vec<Rows>>, StepError> {
         let mut outputs = Vec::with_capacity(self.sources.len() + self.nodes.len());
         for (name, schema) in &self.sources {
-            let chunks = inputs.iter_mut().filter(|(given, _)| given == name).flat_map(|(_, chunks)| std::mem::take(chunks));
+            let chunks =
+                inputs.iter_mut().filter(|(given, _)| given == name).flat_map(|(_, chunks)| std::mem::take(chunks));
             let wrong = |what: String| StepError::Input { source_name: name.clone(), what };
             let mut loaded = Vec::new();
             for Rows { batch, origin } in chunks {
@@ -91,13 +102,15 @@ impl Graph {
                     match batch.column_by_name(field.name()) {
                         Some(values) if values.data_type() == field.data_type() => arrays.push(Arc::clone(values)),
                         Some(values) => {
-                            let (is, expected) = (columns::type_name(values.data_type()), columns::type_name(field.data_type()));
+                            let (is, expected) =
+                                (columns::type_name(values.data_type()), columns::type_name(field.data_type()));
                             return Err(wrong(format!("column `{}` is {is}, not {expected}", field.name())));
                         }
                         None => return Err(wrong(format!("it lacks the column `{}`", field.name()))),
                     }
                 }
-                let batch = columns::batch_of(schema, arrays, batch.num_rows()).map_err(|error| wrong(error.to_string()))?;
+                let batch =
+                    columns::batch_of(schema, arrays, batch.num_rows()).map_err(|error| wrong(error.to_string()))?;
                 loaded.push(Rows { batch, origin });
             }
             outputs.push(loaded);
@@ -210,7 +223,12 @@ impl Run<'_> {
         }
         let through = |(chunk, start, rows, keys): (&Rows, usize, usize, Option<ArrayRef>)| {
             let batch = chunk.batch.slice(start, rows);
-            let slice = Slice { batch, origin: chunk.origin[start..start + rows].to_vec(), rejects: Vec::new(), steps: Vec::new() };
+            let slice = Slice {
+                batch,
+                origin: chunk.origin[start..start + rows].to_vec(),
+                rejects: Vec::new(),
+                steps: Vec::new(),
+            };
             functions::under(self.context, || slice.through(self.graph, nodes.clone(), keys))
         };
         let done: Vec<Result<Slice, StepError>> = match slices.len() {
@@ -270,7 +288,10 @@ fn keys(chunks: &[Rows]) -> Vec<ArrayRef> {
         *ordinal += 1;
         functions::row_key(*origin, *ordinal)
     };
-    chunks.iter().map(|chunk| Arc::new(chunk.origin.iter().map(&mut key).collect::<UInt64Array>()) as ArrayRef).collect()
+    chunks
+        .iter()
+        .map(|chunk| Arc::new(chunk.origin.iter().map(&mut key).collect::<UInt64Array>()) as ArrayRef)
+        .collect()
 }
 
 /// Some rows on their way through row-wise nodes.
@@ -300,7 +321,13 @@ impl Slice {
             let output = output.map_err(|error| defect(&node.name, &error))?;
             let rejected = self.settle(index, node, output)?;
             let nanos = begun.elapsed().as_nanos() as u64;
-            self.steps.push(StepStats { name: String::new(), rows_in, rows_out: self.batch.num_rows() as u64, rejected, nanos });
+            self.steps.push(StepStats {
+                name: String::new(),
+                rows_in,
+                rows_out: self.batch.num_rows() as u64,
+                rejected,
+                nanos,
+            });
         }
         Ok(self)
     }

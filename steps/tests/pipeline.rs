@@ -16,7 +16,11 @@ fn log_rows(count: usize) -> RecordBatch {
     let rows: Vec<Vec<Value>> = (0..count)
         .map(|row| {
             let response = if row % 97 == 5 { "-".to_owned() } else { (200 + row % 7 * 100).to_string() };
-            let time = if row % 131 == 7 { "?".into() } else { format!("2015-05-17T10:{:02}:{:02}Z", row / 60 % 60, row % 60) };
+            let time = if row % 131 == 7 {
+                "?".into()
+            } else {
+                format!("2015-05-17T10:{:02}:{:02}Z", row / 60 % 60, row % 60)
+            };
             vec![json!(response), json!(time), json!(format!("  Agent {}/É ", row % 13)), json!(row % 11)]
         })
         .collect();
@@ -55,7 +59,8 @@ fn log_pipeline() -> Pipeline {
 /// Everything that a run gives, as text; without times.
 fn outcome(pipeline: &Pipeline, context: &BatchContext, chunks: Vec<Rows>) -> String {
     let applied = pipeline.apply(context, vec![("in".into(), chunks)]).unwrap();
-    let counts: Vec<_> = applied.steps.iter().map(|step| (&step.name, step.rows_in, step.rows_out, step.rejected)).collect();
+    let counts: Vec<_> =
+        applied.steps.iter().map(|step| (&step.name, step.rows_in, step.rows_out, step.rejected)).collect();
     let rows: Vec<_> = applied.sinks.iter().map(|(name, batches)| (name, values(batches))).collect();
     format!("{rows:?}\n{:?}\n{counts:?}", applied.rejects)
 }
@@ -129,7 +134,10 @@ fn three_bad_rows_among_a_hundred_thousand() {
         assert!(applied.rejects[0].detail.contains("'x'"), "{} {reason}", applied.rejects[0].detail);
         assert_eq!(applied.steps[0].rejected, 3);
         match reason {
-            "" => assert_eq!(values(&applied.sinks[0].1), [[json!((0..100_000i64).sum::<i64>() - 17 - 50_000 - 99_999), json!(99_997)]]),
+            "" => assert_eq!(
+                values(&applied.sinks[0].1),
+                [[json!((0..100_000i64).sum::<i64>() - 17 - 50_000 - 99_999), json!(99_997)]]
+            ),
             _ => assert_eq!(applied.sinks[0].1.iter().map(RecordBatch::num_rows).sum::<usize>(), 99_997),
         }
     }
@@ -139,8 +147,13 @@ fn three_bad_rows_among_a_hundred_thousand() {
 fn a_query_that_fails_on_too_many_rows_says_so() {
     let rows: Vec<Vec<Value>> = (0..3000).map(|_| vec![json!("x")]).collect();
     let pipeline = plan("s: string", "- sql: SELECT sum(cast(s as bigint)) AS n FROM batch").unwrap();
-    let error = pipeline.apply(&CONTEXT, vec![("in".into(), chunks(&batch(&schema("s: string"), &rows), 3000, 0))]).unwrap_err();
-    assert!(matches!(&error, StepError::Query { step, cause } if step == "1-sql" && cause.contains("runs of the query")), "{error}");
+    let error = pipeline
+        .apply(&CONTEXT, vec![("in".into(), chunks(&batch(&schema("s: string"), &rows), 3000, 0))])
+        .unwrap_err();
+    assert!(
+        matches!(&error, StepError::Query { step, cause } if step == "1-sql" && cause.contains("runs of the query")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -199,11 +212,21 @@ fn a_branch_and_a_join_by_names() {
   sql: SELECT l.n, count(*) AS c, max(w.s) AS s FROM \"left\" l JOIN \"right\" r USING (n) JOIN web_logs w ON w.n = l.n GROUP BY l.n
 - from: [both, left]
   select: [n, c]";
-    let error = messages(Pipeline::plan(&job(&["web-logs"], steps, &[("out", None, None)]), &[("web-logs".into(), schema("n: int64, s: string"))]));
+    let error = messages(Pipeline::plan(
+        &job(&["web-logs"], steps, &[("out", None, None)]),
+        &[("web-logs".into(), schema("n: int64, s: string"))],
+    ));
     assert_eq!(error, ["step both: column `n` is in several inputs: write `input.n`".to_owned()][..0], "{error:?}");
-    let pipeline = Pipeline::plan(&job(&["web-logs"], steps, &[("out", None, None)]), &[("web-logs".into(), schema("n: int64, s: string"))]).unwrap();
+    let pipeline = Pipeline::plan(
+        &job(&["web-logs"], steps, &[("out", None, None)]),
+        &[("web-logs".into(), schema("n: int64, s: string"))],
+    )
+    .unwrap();
     assert_eq!(pipeline.gathers(), Some("both"));
-    let rows = batch(&schema("n: int64, s: string"), &[vec![json!(2), json!("a")], vec![json!(7), json!("b")], vec![json!(2), json!("c")]]);
+    let rows = batch(
+        &schema("n: int64, s: string"),
+        &[vec![json!(2), json!("a")], vec![json!(7), json!("b")], vec![json!(2), json!("c")]],
+    );
     let applied = pipeline.apply(&CONTEXT, vec![("web-logs".into(), chunks(&rows, 2, 0))]).unwrap();
     assert_eq!(json!(values(&applied.sinks[0].1)), json!([[2, 8], [2, null], [2, null]]));
 }
@@ -229,14 +252,17 @@ fn only_columns_that_are_used_are_needed() {
     let rows = batch(&schema("a: int32"), &[vec![json!(1)], vec![json!(2)]]);
     let applied = pipeline.apply(&CONTEXT, vec![("in".into(), chunks(&rows, 1, 0))]).unwrap();
     assert_eq!(json!(values(&applied.sinks[0].1)), json!([[2, "2015-05-17T10:05:03.250Z"]]));
-    let schemas: Vec<String> = plan(columns, "- drop: [a]\n- add: { e: c }").unwrap().schemas().iter().map(|(_, s)| columns_of(s)).collect();
+    let schemas: Vec<String> =
+        plan(columns, "- drop: [a]\n- add: { e: c }").unwrap().schemas().iter().map(|(_, s)| columns_of(s)).collect();
     assert_eq!(schemas, ["b: string, c: int64, d: int64", "b: string, c: int64, d: int64, e: int64"]);
 }
 
 #[test]
 fn rows_that_do_not_fit_the_plan_are_an_error() {
     let pipeline = plan("a: int64", "- filter: a > 1").unwrap();
-    for (columns, row, says) in [("a: string", json!("x"), "is string, not int64"), ("b: int64", json!(1), "lacks the column `a`")] {
+    for (columns, row, says) in
+        [("a: string", json!("x"), "is string, not int64"), ("b: int64", json!(1), "lacks the column `a`")]
+    {
         let rows = batch(&schema(columns), &[vec![row]]);
         let error = pipeline.apply(&CONTEXT, vec![("in".into(), chunks(&rows, 1, 0))]).unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
@@ -279,13 +305,19 @@ fn wrong_jobs() {
         let job = job(&["in"], "- filter: n > 1", &[("out", None, None), ("more", from, filter)]);
         messages(Pipeline::plan(&job, &[("in".into(), schema("n: int64"))])).join("\n")
     };
-    assert!(sinks(Some("1-fliter"), None).contains("sink more: no source or step `1-fliter`; did you mean `1-filter`?"));
+    assert!(
+        sinks(Some("1-fliter"), None).contains("sink more: no source or step `1-fliter`; did you mean `1-filter`?")
+    );
     assert!(sinks(None, Some("m > 1")).contains("step sinks.more: `m > 1`: no column `m`"));
     assert!(sinks(None, Some("n")).contains("a condition gives boolean"));
     let mut job = job(&["in"], "", &[("out", None, None)]);
     job.dead_letters = job.sinks.first().cloned();
     job.dead_letters.as_mut().unwrap().from = Some(common::located("in".into(), "dead_letters.from"));
-    assert!(messages(Pipeline::plan(&job, &[("in".into(), schema("n: int64"))])).join("").contains("dead letters take what is rejected"));
+    assert!(
+        messages(Pipeline::plan(&job, &[("in".into(), schema("n: int64"))]))
+            .join("")
+            .contains("dead letters take what is rejected")
+    );
 }
 
 #[test]
@@ -297,7 +329,11 @@ fn errors_say_where_they_are() {
 
 #[test]
 fn dice_are_of_the_row_and_of_the_call() {
-    let pipeline = plan("n: int64", "- add: { a: random(), b: random(), u: uuid(), v: uuid() }\n- sql: SELECT *, random() AS c FROM batch").unwrap();
+    let pipeline = plan(
+        "n: int64",
+        "- add: { a: random(), b: random(), u: uuid(), v: uuid() }\n- sql: SELECT *, random() AS c FROM batch",
+    )
+    .unwrap();
     let rows = batch(&schema("n: int64"), &(0..5000).map(|n| vec![json!(n)]).collect::<Vec<_>>());
     let applied = pipeline.apply(&CONTEXT, vec![("in".into(), chunks(&rows, 5000, 0))]).unwrap();
     let rows = values(&applied.sinks[0].1);
@@ -307,7 +343,10 @@ fn dice_are_of_the_row_and_of_the_call() {
     };
     assert_eq!((distinct(&[1, 2, 5]), distinct(&[3, 4])), (15_000, 10_000));
     let mean = rows.iter().map(|row| row[1].as_f64().unwrap()).sum::<f64>() / 5000.0;
-    assert!((0.48..0.52).contains(&mean) && rows.iter().all(|row| (0.0..1.0).contains(&row[1].as_f64().unwrap())), "{mean}");
+    assert!(
+        (0.48..0.52).contains(&mean) && rows.iter().all(|row| (0.0..1.0).contains(&row[1].as_f64().unwrap())),
+        "{mean}"
+    );
     let id = rows[0][3].as_str().unwrap();
     assert_eq!((id.len(), &id[14..15]), (36, "4"));
     assert!("89ab".contains(&id[19..20]), "{id}");

@@ -31,7 +31,12 @@ fn read(text: &str) -> Vec<Case> {
             lines.next();
             let mut rows = Vec::new();
             while let Some(row) = lines.next_if(|line| line.starts_with('|')) {
-                rows.push(cells(row).iter().map(|cell| serde_json::from_str(cell).unwrap_or_else(|_| panic!("{row}"))).collect());
+                rows.push(
+                    cells(row)
+                        .iter()
+                        .map(|cell| serde_json::from_str(cell).unwrap_or_else(|_| panic!("{row}")))
+                        .collect(),
+                );
             }
             case.tables.push((columns, rows));
         } else if let (Some(case), Some(remark)) = (&mut case, line.strip_prefix("> ")) {
@@ -43,7 +48,12 @@ fn read(text: &str) -> Vec<Case> {
 }
 
 fn cells(line: &str) -> Vec<String> {
-    line.trim().trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).filter(|cell| !cell.is_empty()).collect()
+    line.trim()
+        .trim_matches('|')
+        .split('|')
+        .map(|cell| cell.trim().trim_matches('`').to_owned())
+        .filter(|cell| !cell.is_empty())
+        .collect()
 }
 
 /// The case's outcome as its text would have it.
@@ -59,9 +69,10 @@ fn outcome(case: &Case) -> (String, Vec<String>) {
         writeln!(table, "{}", cells.join(" | ")).unwrap();
     }
     let row = |origin: u32| if origin == u32::MAX { "no row".into() } else { format!("row {}", origin + 1) };
-    let rejects = applied.rejects.iter().map(|reject| {
-        format!("{}, {}, {}: {}", row(reject.origin), reject.step, reject.reason, reject.detail)
-    });
+    let rejects = applied
+        .rejects
+        .iter()
+        .map(|reject| format!("{}, {}, {}: {}", row(reject.origin), reject.step, reject.reason, reject.detail));
     (table, rejects.collect())
 }
 
@@ -79,7 +90,15 @@ fn check(file: &str, at_least: usize) {
     for case in &cases {
         let (table, remarks) = outcome(case);
         if table != expected(case) || remarks != case.remarks {
-            write!(wrong, "\n{}\n{}expected:\n{}{}\n", case.heading, case.yaml, expected(case), case.remarks.join("\n")).unwrap();
+            write!(
+                wrong,
+                "\n{}\n{}expected:\n{}{}\n",
+                case.heading,
+                case.yaml,
+                expected(case),
+                case.remarks.join("\n")
+            )
+            .unwrap();
             write!(wrong, "got:\n{table}{}\n", remarks.join("\n")).unwrap();
         }
     }

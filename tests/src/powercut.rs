@@ -25,10 +25,19 @@ type Node = usize;
 
 #[derive(Clone, Debug)]
 enum Change {
-    Write { node: Node, at: usize, bytes: Vec<u8> },
-    Size { node: Node, length: usize },
+    Write {
+        node: Node,
+        at: usize,
+        bytes: Vec<u8>,
+    },
+    Size {
+        node: Node,
+        length: usize,
+    },
     /// Entries of folders: set to a node, or removed. `renamed` for messages only.
-    Entries { slots: Vec<(Node, String, Option<Node>)> },
+    Entries {
+        slots: Vec<(Node, String, Option<Node>)>,
+    },
 }
 
 #[derive(Debug)]
@@ -82,7 +91,8 @@ impl Record {
     pub fn read(log: &Path, root: &Path, source: &Path) -> Self {
         let bytes = fs::read(log).expect("the recorder's log");
         let mut live = Live::default();
-        let mut record = Self { events: Vec::new(), folders: [ROOT].into(), before: Vec::new(), source: source.to_owned() };
+        let mut record =
+            Self { events: Vec::new(), folders: [ROOT].into(), before: Vec::new(), source: source.to_owned() };
         for entry in fs::read_dir(source).expect("the folder as it was before").flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if entry.file_type().expect("type").is_file() {
@@ -116,7 +126,9 @@ impl Record {
     fn entry(&mut self, live: &mut Live, root: &str, line: &str, data: &[u8]) -> usize {
         let (what, rest) = line.split_once(' ').expect("an entry has a kind");
         let number = |text: &str| -> u64 { text.parse().unwrap_or_else(|_| panic!("a number in {line:?}")) };
-        let inside = |path: &str| -> String { path.strip_prefix(root).expect("under the root").trim_start_matches('/').to_owned() };
+        let inside = |path: &str| -> String {
+            path.strip_prefix(root).expect("under the root").trim_start_matches('/').to_owned()
+        };
         match what {
             "root" => {
                 live.of_inode.insert(number(rest), ROOT);
@@ -142,7 +154,11 @@ impl Record {
                 let fields: Vec<_> = rest.split(' ').map(number).collect();
                 let (offset, length) = (fields[1] as usize, fields[2] as usize);
                 if let Some(node) = live.of_inode.get(&fields[0]) {
-                    self.events.push(Event::Change(Change::Write { node: *node, at: offset, bytes: data[..length].to_vec() }));
+                    self.events.push(Event::Change(Change::Write {
+                        node: *node,
+                        at: offset,
+                        bytes: data[..length].to_vec(),
+                    }));
                 }
                 return length;
             }
@@ -249,12 +265,19 @@ impl Record {
             Event::Change(Change::Entries { slots }) => slots.iter().any(|(folder, ..)| covers(folder, index)),
             _ => false,
         };
-        self.events[..point].iter().enumerate().filter(|(index, event)| is_durable((*index, event))).map(|(index, _)| index).collect()
+        self.events[..point]
+            .iter()
+            .enumerate()
+            .filter(|(index, event)| is_durable((*index, event)))
+            .map(|(index, _)| index)
+            .collect()
     }
 }
 
 fn find(live: &Live, path: &str) -> Option<Node> {
-    path.split('/').filter(|part| !part.is_empty()).try_fold(ROOT, |folder, part| live.entries.get(&(folder, part.to_owned())).copied())
+    path.split('/')
+        .filter(|part| !part.is_empty())
+        .try_fold(ROOT, |folder, part| live.entries.get(&(folder, part.to_owned())).copied())
 }
 
 fn place(live: &Live, path: &str) -> Option<(Node, String)> {
@@ -321,6 +344,12 @@ impl Crash {
     }
 }
 
-fn contents<'a>(contents: &'a mut HashMap<Node, Vec<u8>>, before: &BTreeMap<Node, PathBuf>, node: Node) -> &'a mut Vec<u8> {
-    contents.entry(node).or_insert_with(|| before.get(&node).map_or_else(Vec::new, |path| fs::read(path).unwrap_or_default()))
+fn contents<'a>(
+    contents: &'a mut HashMap<Node, Vec<u8>>,
+    before: &BTreeMap<Node, PathBuf>,
+    node: Node,
+) -> &'a mut Vec<u8> {
+    contents
+        .entry(node)
+        .or_insert_with(|| before.get(&node).map_or_else(Vec::new, |path| fs::read(path).unwrap_or_default()))
 }

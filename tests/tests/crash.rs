@@ -21,8 +21,17 @@ use tidemill_tests::{Folder, Rows, Run, eventually, free_address};
 const RECORDS: usize = 400;
 
 /// The steps at which the batch loop is killed.
-const PHASES: [&str; 9] =
-    ["plan", "read", "computing", "compute", "before-anchor", "after-anchor", "after-sinks", "after-close", "after-release"];
+const PHASES: [&str; 9] = [
+    "plan",
+    "read",
+    "computing",
+    "compute",
+    "before-anchor",
+    "after-anchor",
+    "after-sinks",
+    "after-close",
+    "after-release",
+];
 
 fn kills() -> usize {
     std::env::var("KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
@@ -53,13 +62,19 @@ impl Sink {
         match self {
             Self::Files => Ok(Rows::files(&folder.join("files"))),
             Self::Rolling => Ok(Rows::files(&folder.join("rolling"))),
-            Self::Sqlite => Rows::try_sqlite(&folder.join("rows.db"), "SELECT n, text FROM rows").map_err(|e| e.to_string()),
+            Self::Sqlite => {
+                Rows::try_sqlite(&folder.join("rows.db"), "SELECT n, text FROM rows").map_err(|e| e.to_string())
+            }
         }
     }
 }
 
 fn record(n: usize) -> String {
-    if n % 50 == 49 { format!("{{\"n\": {n}, broken") } else { format!("{{\"n\": {n}, \"text\": \"Line {n} of the Job ✓\"}}") }
+    if n % 50 == 49 {
+        format!("{{\"n\": {n}, broken")
+    } else {
+        format!("{{\"n\": {n}, \"text\": \"Line {n} of the Job ✓\"}}")
+    }
 }
 
 fn expected() -> Rows {
@@ -144,9 +159,14 @@ impl Life {
             panic!("{}: {difference}", self.name);
         }
         for sink in &self.sinks {
-            let numbers: Vec<i64> = sink.rows(&self.folder).unwrap().column("n").iter().map(|n| n.parse().unwrap()).collect();
+            let numbers: Vec<i64> =
+                sink.rows(&self.folder).unwrap().column("n").iter().map(|n| n.parse().unwrap()).collect();
             if *sink == Sink::Sqlite {
-                assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{}: out of order within the shard", self.name);
+                assert!(
+                    numbers.windows(2).all(|pair| pair[0] < pair[1]),
+                    "{}: out of order within the shard",
+                    self.name
+                );
             }
         }
     }
@@ -212,7 +232,12 @@ fn directory_to_sqlite() {
 
 #[test]
 fn directory_to_sqlite_and_files() {
-    at_every_phase(Source::Directory, &[Sink::Sqlite, Sink::Files, Sink::Rolling], &PHASES, "directory -> sqlite + files + rolling files");
+    at_every_phase(
+        Source::Directory,
+        &[Sink::Sqlite, Sink::Files, Sink::Rolling],
+        &PHASES,
+        "directory -> sqlite + files + rolling files",
+    );
 }
 
 #[test]
@@ -248,7 +273,11 @@ fn at_random(source: Source, sinks: &[Sink], name: &str) {
 
 #[test]
 fn random_kills_directory_to_sqlite_and_files() {
-    at_random(Source::Directory, &[Sink::Sqlite, Sink::Files, Sink::Rolling], "directory -> sqlite + files + rolling files");
+    at_random(
+        Source::Directory,
+        &[Sink::Sqlite, Sink::Files, Sink::Rolling],
+        "directory -> sqlite + files + rolling files",
+    );
 }
 
 #[test]

@@ -29,7 +29,9 @@ fn publish(folder: &Folder, name: &str, numbers: std::ops::Range<usize>) {
 fn count(folder: &Folder, records: usize) -> Result<(), String> {
     Rows::files(&folder.join("files")).compare(&expected(records))?;
     Rows::files(&folder.join("rolling")).compare(&expected(records))?;
-    Rows::try_sqlite(&folder.join("rows.db"), "SELECT n FROM rows").map_err(|e| e.to_string())?.compare(&expected(records))
+    Rows::try_sqlite(&folder.join("rows.db"), "SELECT n FROM rows")
+        .map_err(|e| e.to_string())?
+        .compare(&expected(records))
 }
 
 fn reason(daemon: &Daemon) -> String {
@@ -45,7 +47,10 @@ fn a_second_daemon_on_the_same_data_dir_is_refused() {
     let mut second = run.start();
     second.expect_code(1);
     let said = second.stderr();
-    assert!(said.contains("data") && said.contains("another"), "the message names the data dir and the other process:\n{said}");
+    assert!(
+        said.contains("data") && said.contains("another"),
+        "the message names the data dir and the other process:\n{said}"
+    );
 }
 
 #[test]
@@ -65,7 +70,11 @@ fn a_second_daemon_with_its_own_data_dir_waits_until_the_first_is_silent() {
     first.kill9();
     let begun = Instant::now();
     second.wait_ready();
-    assert!(begun.elapsed() >= Duration::from_millis(1000), "taken over after {:?}: the first could not be known to be dead", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(1000),
+        "taken over after {:?}: the first could not be known to be dead",
+        begun.elapsed()
+    );
     publish(&folder, "c", 60..70);
     eventually("the second to go on", || count(&folder, 70));
 }
@@ -140,7 +149,8 @@ fn three_daemons_settle_on_one() {
         let records = 20 * (round + 1);
         publish(&folder, &format!("r{round}"), records - 20..records);
         eventually("the rows of a round", || count(&folder, records));
-        let ready = daemons.iter().filter(|daemon| daemon.get("/ready").is_ok_and(|answer| answer.status == 200)).count();
+        let ready =
+            daemons.iter().filter(|daemon| daemon.get("/ready").is_ok_and(|answer| answer.status == 200)).count();
         assert!(ready <= 1, "{ready} daemons own the lane");
         if round == 3 {
             let owner = daemons.iter().position(|daemon| daemon.get("/ready").is_ok_and(|answer| answer.status == 200));

@@ -32,7 +32,13 @@ fn recorder() -> &'static Path {
     BUILT.get_or_init(|| {
         let to = std::env::temp_dir().join(format!("tidemill-recorder-{}.so", std::process::id()));
         let source = root().join("tests/powercut/recorder.c");
-        let status = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&to).arg(source).arg("-ldl").status().unwrap();
+        let status = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(&to)
+            .arg(source)
+            .arg("-ldl")
+            .status()
+            .unwrap();
         assert!(status.success(), "the recorder does not compile");
         to
     })
@@ -52,11 +58,15 @@ struct Case {
 
 const SQLITE: (&str, &str) = ("rows.db", "  db: { type: sqlite, path: rows.db, table: rows }\n");
 const FILES: (&str, &str) = ("files", "  files: { type: files, path: files, codec: json }\n");
-const ROLLING: (&str, &str) = ("rolling", "  rolling: { type: files, path: rolling, codec: json, roll: { size: 1KiB } }\n");
+const ROLLING: (&str, &str) =
+    ("rolling", "  rolling: { type: files, path: rolling, codec: json, roll: { size: 1KiB } }\n");
 
-const FILE_SINKS: Case = Case { name: "directory -> files + rolling files", source: Source::Directory, sinks: &[FILES, ROLLING] };
-const SQLITE_SINK: Case = Case { name: "directory -> sqlite + files", source: Source::Directory, sinks: &[SQLITE, FILES] };
-const SPOOL: Case = Case { name: "socket -> sqlite + rolling files", source: Source::Socket, sinks: &[SQLITE, ROLLING] };
+const FILE_SINKS: Case =
+    Case { name: "directory -> files + rolling files", source: Source::Directory, sinks: &[FILES, ROLLING] };
+const SQLITE_SINK: Case =
+    Case { name: "directory -> sqlite + files", source: Source::Directory, sinks: &[SQLITE, FILES] };
+const SPOOL: Case =
+    Case { name: "socket -> sqlite + rolling files", source: Source::Socket, sinks: &[SQLITE, ROLLING] };
 
 /// A run, recorded.
 struct Recorded {
@@ -111,7 +121,11 @@ impl Recorded {
             Source::Socket => {
                 let daemon = run.spawn();
                 send_all(address);
-                eventually("all rows", || Rows::try_sqlite(&folder.join("work/rows.db"), "SELECT n, text FROM rows").map_err(|e| e.to_string())?.compare(&expected(0..RECORDS)));
+                eventually("all rows", || {
+                    Rows::try_sqlite(&folder.join("work/rows.db"), "SELECT n, text FROM rows")
+                        .map_err(|e| e.to_string())?
+                        .compare(&expected(0..RECORDS))
+                });
                 daemon.term();
                 let mut daemon = daemon;
                 daemon.expect_success();
@@ -136,7 +150,9 @@ impl Recorded {
                     return Err(format!("it does not recover:\n{}", daemon.stderr()));
                 }
                 for (path, _) in self.case.sinks {
-                    rows(place.path(), path)?.compare(&expected(0..RECORDS)).map_err(|difference| format!("{path}: {difference}"))?;
+                    rows(place.path(), path)?
+                        .compare(&expected(0..RECORDS))
+                        .map_err(|difference| format!("{path}: {difference}"))?;
                 }
                 Ok(())
             }
@@ -174,7 +190,11 @@ impl Recorded {
             let point = chance.random_range(from..to.max(from + 1));
             let state = chance.random();
             if let Err(reason) = self.recovers(point, state) {
-                return Some(format!("{}: SEED={seed}, cut after call {point} of {}, state {state}: {reason}", self.case.name, self.record.len()));
+                return Some(format!(
+                    "{}: SEED={seed}, cut after call {point} of {}, state {state}: {reason}",
+                    self.case.name,
+                    self.record.len()
+                ));
             }
         }
         None
@@ -243,13 +263,19 @@ fn all_recovered(case: &'static Case) {
     if let Some(failure) = recorded.search(states) {
         panic!("{failure}\nthe record is in {}", recorded.folder.path().display());
     }
-    println!("{}: {} calls recorded, {states} power cuts: 0 lost, 0 doubled, 0 stuck", case.name, recorded.record.len());
+    println!(
+        "{}: {} calls recorded, {states} power cuts: 0 lost, 0 doubled, 0 stuck",
+        case.name,
+        recorded.record.len()
+    );
 }
 
 fn removed_sync_is_found(case: &'static Case, part: &str) {
     let recorded = Recorded::new(case, part);
     let found = recorded.search(FIND_WITHIN);
-    let found = found.unwrap_or_else(|| panic!("{}: without syncs of *{part}* nothing was found in {FIND_WITHIN} states", case.name));
+    let found = found.unwrap_or_else(|| {
+        panic!("{}: without syncs of *{part}* nothing was found in {FIND_WITHIN} states", case.name)
+    });
     println!("without syncs of *{part}*: {}", found.lines().next().unwrap_or_default());
 }
 

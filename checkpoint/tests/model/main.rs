@@ -105,7 +105,11 @@ fn good_designs_hold() {
     let mut states = 0;
     let mut failed = Vec::new();
     for (name, scenario) in good() {
-        if let Ok(only) = std::env::var("ONLY") && !name.contains(&only) { continue; }
+        if let Ok(only) = std::env::var("ONLY")
+            && !name.contains(&only)
+        {
+            continue;
+        }
         let found = World::explore(&scenario);
         println!("{name:44} {found:?}");
         states += found.states;

@@ -215,7 +215,19 @@ impl<'s> World<'s> {
         while let Some(state) = world.stack.pop() {
             if !world.holds(&state) {
                 world.found.violations += 1;
-                if world.found.violations < 3 { for r in &state.runners[..1] { println!("{r:?}"); } for k in &state.sinks[0] { println!("{:x} {:?} {:?}", k.rows, k.generation, (k.mark != 0).then(|| &world.book.mark(k.mark).plan)); } }
+                if world.found.violations < 3 {
+                    for r in &state.runners[..1] {
+                        println!("{r:?}");
+                    }
+                    for k in &state.sinks[0] {
+                        println!(
+                            "{:x} {:?} {:?}",
+                            k.rows,
+                            k.generation,
+                            (k.mark != 0).then(|| &world.book.mark(k.mark).plan)
+                        );
+                    }
+                }
                 continue;
             }
             if world.is_final(&state) {
@@ -295,7 +307,19 @@ impl<'s> World<'s> {
             };
             let jobs = done.iter().map(|n| self.scenario.jobs[*n][usize::from(state.runners[*n].job)]);
             let lost: bool = jobs.into_iter().any(|job| [A, B].iter().any(|sink| job.has(*sink) && !whole(*sink)));
-            if lost && self.found.violations < 3 { for r in &state.runners[..1] { println!("LOST {r:?}"); } for k in &state.sinks[0] { println!("{:x} {:?} {:?}", k.rows, k.generation, (k.mark != 0).then(|| &self.book.mark(k.mark).plan)); } }
+            if lost && self.found.violations < 3 {
+                for r in &state.runners[..1] {
+                    println!("LOST {r:?}");
+                }
+                for k in &state.sinks[0] {
+                    println!(
+                        "{:x} {:?} {:?}",
+                        k.rows,
+                        k.generation,
+                        (k.mark != 0).then(|| &self.book.mark(k.mark).plan)
+                    );
+                }
+            }
             self.found.violations += usize::from(lost);
         }
     }
@@ -315,7 +339,9 @@ impl<'s> World<'s> {
                     after.restored |= 1 << sink;
                     // The daemons are started once more, if they had come to an end.
                     for runner in &mut after.runners {
-                        runner.steps = runner.steps.map(|step| if matches!(step, Step::Done | Step::Fenced) { BEGIN } else { step });
+                        runner.steps = runner
+                            .steps
+                            .map(|step| if matches!(step, Step::Done | Step::Fenced) { BEGIN } else { step });
                     }
                     self.push(after);
                 }
@@ -465,7 +491,9 @@ impl<'s> World<'s> {
             }
             Act::Stop(stop) => {
                 // Only after the generation was looked at once more is it a stop.
-                if let Some(sink) = (0..SINKS).find(|sink| job.has(*sink) && state.sinks[lane][*sink].generation != mine[*sink]) {
+                if let Some(sink) =
+                    (0..SINKS).find(|sink| job.has(*sink) && state.sinks[lane][*sink].generation != mine[*sink])
+                {
                     return self.fenced(state, (runner, lane), sink, mine[sink]);
                 }
                 let sink = crate::book::index(stop.sink());

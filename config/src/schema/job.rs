@@ -1,6 +1,8 @@
 //! The keys of a job.
 
-use super::{Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, default, later, optional, required, word};
+use super::{
+    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, default, later, optional, required, word,
+};
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
 const NAME: Kind = Kind::Scalar(Scalar::Name);
@@ -36,14 +38,36 @@ pub(crate) static JOB: Object = Object {
     exactly_one: &[],
     keys: &[
         required("job", NAME, "The job's identity in checkpoints and in sinks. Another name is another job."),
-        optional("lanes", Kind::Words(&[word("single"), word("partition")]), "`single`: one lane with all shards. `partition`: one lane per partition, for sources that have partitions. Left out: what fits the sources."),
-        default("trigger", Kind::Scalar(Scalar::Trigger), "1s", "When a batch begins: every so often, or `asap` (as soon as there is data)."),
+        optional(
+            "lanes",
+            Kind::Words(&[word("single"), word("partition")]),
+            "`single`: one lane with all shards. `partition`: one lane per partition, for sources that have partitions. Left out: what fits the sources.",
+        ),
+        default(
+            "trigger",
+            Kind::Scalar(Scalar::Trigger),
+            "1s",
+            "When a batch begins: every so often, or `asap` (as soon as there is data).",
+        ),
         default("batch", Kind::Object(&BATCH), "{}", "Soft caps of one batch."),
-        default("takeover_after", duration(1_000), "30s", "After how long without a sign of life another daemon's lane is taken over."),
-        required("sources", Kind::Map { key: Scalar::Name, value: &SOURCE, noun: "source" }, "Where records come from, by name. The rows of several sources are united by column name."),
+        default(
+            "takeover_after",
+            duration(1_000),
+            "30s",
+            "After how long without a sign of life another daemon's lane is taken over.",
+        ),
+        required(
+            "sources",
+            Kind::Map { key: Scalar::Name, value: &SOURCE, noun: "source" },
+            "Where records come from, by name. The rows of several sources are united by column name.",
+        ),
         default("steps", Kind::List { of: &Kind::Step, min: 0 }, "[]", "What happens to the rows, in order."),
         required("sinks", Kind::Map { key: Scalar::Name, value: &SINK, noun: "sink" }, "Where rows go, by name."),
-        optional("dead_letters", Kind::Variants(&DEAD_LETTERS), "Where records go that could not be processed: any sink. Left out: files in `<data dir>/<job>/dead-letters`."),
+        optional(
+            "dead_letters",
+            Kind::Variants(&DEAD_LETTERS),
+            "Where records go that could not be processed: any sink. Left out: files in `<data dir>/<job>/dead-letters`.",
+        ),
     ],
 };
 
@@ -65,12 +89,34 @@ pub(crate) static SOURCES: Variants = Variants {
     common: &[
         optional("formerly", NAME, "The source's name before it was renamed: it goes on where that one stood."),
         default("codec", Kind::Variants(&SOURCE_CODECS), "json", "How a record becomes a row."),
-        optional("schema", Kind::Map { key: Scalar::NewColumn, value: &TYPE, noun: "column" }, "Columns and their types. Left out: inferred from the first batch, then pinned."),
+        optional(
+            "schema",
+            Kind::Map { key: Scalar::NewColumn, value: &TYPE, noun: "column" },
+            "Columns and their types. Left out: inferred from the first batch, then pinned.",
+        ),
     ],
     variants: &[
-        Variant { name: "socket", state: State::Now, doc: "Records over TCP. They are kept in a spool on disk until every sink has them.", keys: SOCKET, exactly_one: &["connect", "listen"] },
-        Variant { name: "directory", state: State::Now, doc: "Files of a folder, each record once. `.gz` and `.zst` are decompressed by their ending.", keys: DIRECTORY, exactly_one: &[] },
-        Variant { name: "test", state: State::Hidden, doc: "Shard files that move between lanes, for tests.", keys: TEST, exactly_one: &[] },
+        Variant {
+            name: "socket",
+            state: State::Now,
+            doc: "Records over TCP. They are kept in a spool on disk until every sink has them.",
+            keys: SOCKET,
+            exactly_one: &["connect", "listen"],
+        },
+        Variant {
+            name: "directory",
+            state: State::Now,
+            doc: "Files of a folder, each record once. `.gz` and `.zst` are decompressed by their ending.",
+            keys: DIRECTORY,
+            exactly_one: &[],
+        },
+        Variant {
+            name: "test",
+            state: State::Hidden,
+            doc: "Shard files that move between lanes, for tests.",
+            keys: TEST,
+            exactly_one: &[],
+        },
         later("kafka"),
         later("kinesis"),
         later("hdfs"),
@@ -83,13 +129,36 @@ const POSITION: Word = word("position");
 
 static SOCKET: &[Key] = &[
     optional("connect", Kind::Scalar(Scalar::Connect), "`host:port` to connect to. It reconnects with growing pauses."),
-    optional("listen", Kind::Scalar(Scalar::Listen), "`host:port` to listen on, for many clients at once. Port 0: any that is free."),
-    default("framing", Kind::WordOr(&[word("lines")], &FRAMING), "lines", "Where a record ends: `lines`, `{ delimiter: TEXT }` or `{ length_prefix: BYTES }`."),
+    optional(
+        "listen",
+        Kind::Scalar(Scalar::Listen),
+        "`host:port` to listen on, for many clients at once. Port 0: any that is free.",
+    ),
+    default(
+        "framing",
+        Kind::WordOr(&[word("lines")], &FRAMING),
+        "lines",
+        "Where a record ends: `lines`, `{ delimiter: TEXT }` or `{ length_prefix: BYTES }`.",
+    ),
     default("max_record_bytes", size(1, MAX_RECORD_BYTES), "1MiB", "Longer records are rejected."),
-    default("ack", Kind::Words(&[word("none"), word("line")]), "none", "`line`: the sender is answered with the count of its records that are safe on disk, a line each time it grows."),
-    optional("on_lost_spool", Kind::Words(&[word("continue"), word("stop")]), "What to do where the spool is gone with records in it. Left out: `stop` with `ack: line`, else `continue`."),
+    default(
+        "ack",
+        Kind::Words(&[word("none"), word("line")]),
+        "none",
+        "`line`: the sender is answered with the count of its records that are safe on disk, a line each time it grows.",
+    ),
+    optional(
+        "on_lost_spool",
+        Kind::Words(&[word("continue"), word("stop")]),
+        "What to do where the spool is gone with records in it. Left out: `stop` with `ack: line`, else `continue`.",
+    ),
     default("max_spool_bytes", size(1 << 16, u64::MAX), "1GiB", "When the spool is this full, senders are held back."),
-    default("metadata", Kind::List { of: &Kind::Words(&[POSITION]), min: 0 }, "[]", "Columns to add: `position` becomes `_position`."),
+    default(
+        "metadata",
+        Kind::List { of: &Kind::Words(&[POSITION]), min: 0 },
+        "[]",
+        "Columns to add: `position` becomes `_position`.",
+    ),
 ];
 
 pub(crate) static FRAMING: Object = Object {
@@ -97,21 +166,55 @@ pub(crate) static FRAMING: Object = Object {
     exactly_one: &["delimiter", "length_prefix"],
     keys: &[
         optional("delimiter", TEXT, "The text that ends a record. It is no part of it."),
-        optional("length_prefix", Kind::Words(&[word("1"), word("2"), word("4"), word("8")]), "Bytes of a big-endian length before each record: 1, 2, 4 or 8."),
+        optional(
+            "length_prefix",
+            Kind::Words(&[word("1"), word("2"), word("4"), word("8")]),
+            "Bytes of a big-endian length before each record: 1, 2, 4 or 8.",
+        ),
     ],
 };
 
 static DIRECTORY: &[Key] = &[
     required("path", PATH, "The folder, relative to the job's file."),
     default("include", GLOBS, "[\"*\"]", "Globs of file names to take (with `recursive`: of paths below the folder)."),
-    default("exclude", NO_GLOBS, "[]", "Globs of file names to leave. Names that begin with `.` or `_` or end in `.tmp` or `.part` are left anyway."),
+    default(
+        "exclude",
+        NO_GLOBS,
+        "[]",
+        "Globs of file names to leave. Names that begin with `.` or `_` or end in `.tmp` or `.part` are left anyway.",
+    ),
     default("recursive", FLAG, "false", "Whether folders below are watched too."),
     default("settle", duration(0), "1s", "How long a file's size and time stand still before it is taken."),
-    default("read", Kind::Words(&[word("settled"), Word { name: "growing", state: State::Later }]), "settled", "`settled`: a file is read once it is complete."),
-    default("on_done", Kind::WordOr(&[word("keep"), word("delete")], &MOVE), "keep", "What happens to a file once every sink has its records: `keep`, `delete` or `{ move: FOLDER }`."),
-    default("on_changed", Kind::Words(&[word("fail"), word("dead_letter")]), "fail", "A file that changed after it was taken: stop, or one dead letter for the file."),
-    default("start", Kind::Words(&[word("earliest"), word("latest")]), "earliest", "`latest`: files that are there at the first start are not read."),
-    default("metadata", Kind::List { of: &Kind::Words(&[word("file"), POSITION]), min: 0 }, "[]", "Columns to add: `file` becomes `_file`, `position` becomes `_position`."),
+    default(
+        "read",
+        Kind::Words(&[word("settled"), Word { name: "growing", state: State::Later }]),
+        "settled",
+        "`settled`: a file is read once it is complete.",
+    ),
+    default(
+        "on_done",
+        Kind::WordOr(&[word("keep"), word("delete")], &MOVE),
+        "keep",
+        "What happens to a file once every sink has its records: `keep`, `delete` or `{ move: FOLDER }`.",
+    ),
+    default(
+        "on_changed",
+        Kind::Words(&[word("fail"), word("dead_letter")]),
+        "fail",
+        "A file that changed after it was taken: stop, or one dead letter for the file.",
+    ),
+    default(
+        "start",
+        Kind::Words(&[word("earliest"), word("latest")]),
+        "earliest",
+        "`latest`: files that are there at the first start are not read.",
+    ),
+    default(
+        "metadata",
+        Kind::List { of: &Kind::Words(&[word("file"), POSITION]), min: 0 },
+        "[]",
+        "Columns to add: `file` becomes `_file`, `position` becomes `_position`.",
+    ),
 ];
 
 static MOVE: Object =
@@ -122,9 +225,27 @@ static TEST: &[Key] = &[
     default("metadata", Kind::List { of: &Kind::Words(&[POSITION]), min: 0 }, "[]", "Columns to add."),
 ];
 
-const JSON: Variant = Variant { name: "json", state: State::Now, doc: "An object per record; a file may also be one array of objects.", keys: &[], exactly_one: &[] };
-const CSV: Variant = Variant { name: "csv", state: State::Now, doc: "RFC 4180, and its usual relatives.", keys: CSV_KEYS, exactly_one: &[] };
-const TEXT_CODEC: Variant = Variant { name: "text", state: State::Now, doc: "A record is one row with the column `text`.", keys: &[], exactly_one: &[] };
+const JSON: Variant = Variant {
+    name: "json",
+    state: State::Now,
+    doc: "An object per record; a file may also be one array of objects.",
+    keys: &[],
+    exactly_one: &[],
+};
+const CSV: Variant = Variant {
+    name: "csv",
+    state: State::Now,
+    doc: "RFC 4180, and its usual relatives.",
+    keys: CSV_KEYS,
+    exactly_one: &[],
+};
+const TEXT_CODEC: Variant = Variant {
+    name: "text",
+    state: State::Now,
+    doc: "A record is one row with the column `text`.",
+    keys: &[],
+    exactly_one: &[],
+};
 
 pub(crate) static SOURCE_CODECS: Variants = Variants {
     noun: "codec",
@@ -134,7 +255,13 @@ pub(crate) static SOURCE_CODECS: Variants = Variants {
         JSON,
         CSV,
         TEXT_CODEC,
-        Variant { name: "parquet", state: State::Elsewhere("parquet is written by sinks and not read by sources in this version"), doc: "", keys: &[], exactly_one: &[] },
+        Variant {
+            name: "parquet",
+            state: State::Elsewhere("parquet is written by sinks and not read by sources in this version"),
+            doc: "",
+            keys: &[],
+            exactly_one: &[],
+        },
         later("avro"),
         later("protobuf"),
         later("xml"),
@@ -161,8 +288,17 @@ static CSV_KEYS: &[Key] = &[
     default("header", FLAG, "true", "Whether the first record names the columns."),
     default("quote", CHARACTER, "'\"'", "Around fields that hold delimiters, quotes or line breaks."),
     optional("escape", CHARACTER, "Before a quote inside a quoted field. Left out: quotes are doubled."),
-    optional("nulls", Kind::OneOrMore { of: &TEXT, min: 0 }, "Texts that mean null. Left out: an empty field without quotes."),
-    default("encoding", Kind::Scalar(Scalar::Encoding), "utf-8", "The encoding of the bytes, by its label (`windows-1252`, `utf-16le`)."),
+    optional(
+        "nulls",
+        Kind::OneOrMore { of: &TEXT, min: 0 },
+        "Texts that mean null. Left out: an empty field without quotes.",
+    ),
+    default(
+        "encoding",
+        Kind::Scalar(Scalar::Encoding),
+        "utf-8",
+        "The encoding of the bytes, by its label (`windows-1252`, `utf-16le`).",
+    ),
 ];
 
 pub(crate) static SINKS: Variants = Variants {
@@ -170,7 +306,11 @@ pub(crate) static SINKS: Variants = Variants {
     short: false,
     common: &[
         optional("formerly", NAME, "The sink's name before it was renamed: it goes on with that one's mark."),
-        optional("from", Kind::Scalar(Scalar::Reference), "The step or source whose rows it gets. Left out: the last step."),
+        optional(
+            "from",
+            Kind::Scalar(Scalar::Reference),
+            "The step or source whose rows it gets. Left out: the last step.",
+        ),
         optional("where", EXPRESSION, "Only rows for which this is true."),
     ],
     variants: SINK_TYPES,
@@ -179,9 +319,27 @@ pub(crate) static SINKS: Variants = Variants {
 pub(crate) static DEAD_LETTERS: Variants = Variants { noun: "sink", short: false, common: &[], variants: SINK_TYPES };
 
 static SINK_TYPES: &[Variant] = &[
-    Variant { name: "console", state: State::Now, doc: "Prints rows as a table. It keeps no mark: at least once.", keys: CONSOLE, exactly_one: &[] },
-    Variant { name: "files", state: State::Now, doc: "Files in a folder, exactly once.", keys: FILES, exactly_one: &[] },
-    Variant { name: "sqlite", state: State::Now, doc: "A table in a SQLite database, exactly once.", keys: SQLITE, exactly_one: &[] },
+    Variant {
+        name: "console",
+        state: State::Now,
+        doc: "Prints rows as a table. It keeps no mark: at least once.",
+        keys: CONSOLE,
+        exactly_one: &[],
+    },
+    Variant {
+        name: "files",
+        state: State::Now,
+        doc: "Files in a folder, exactly once.",
+        keys: FILES,
+        exactly_one: &[],
+    },
+    Variant {
+        name: "sqlite",
+        state: State::Now,
+        doc: "A table in a SQLite database, exactly once.",
+        keys: SQLITE,
+        exactly_one: &[],
+    },
     Variant { name: "blackhole", state: State::Now, doc: "Nowhere: to measure the rest.", keys: &[], exactly_one: &[] },
     later("postgres"),
     later("mysql"),
@@ -199,9 +357,23 @@ static CONSOLE: &[Key] = &[optional("first", at_least(1), "Rows of each batch to
 static FILES: &[Key] = &[
     required("path", PATH, "The folder, relative to the job's file. It is made where it is absent."),
     default("codec", Kind::Variants(&SINK_CODECS), "json", "The format."),
-    default("compression", Kind::Words(&[word("none"), word("gzip"), word("zstd")]), "none", "How files are compressed."),
-    default("partition_by", Kind::OneOrMore { of: &COLUMN, min: 0 }, "[]", "Columns whose values name folders: `day=2015-05-17/`."),
-    optional("roll", Kind::Object(&ROLL), "Append batches to one file until it has this size or age (json and csv). Left out: a file per batch."),
+    default(
+        "compression",
+        Kind::Words(&[word("none"), word("gzip"), word("zstd")]),
+        "none",
+        "How files are compressed.",
+    ),
+    default(
+        "partition_by",
+        Kind::OneOrMore { of: &COLUMN, min: 0 },
+        "[]",
+        "Columns whose values name folders: `day=2015-05-17/`.",
+    ),
+    optional(
+        "roll",
+        Kind::Object(&ROLL),
+        "Append batches to one file until it has this size or age (json and csv). Left out: a file per batch.",
+    ),
 ];
 
 static ROLL: Object = Object {
@@ -216,7 +388,12 @@ static ROLL: Object = Object {
 static SQLITE: &[Key] = &[
     required("path", PATH, "The database file, relative to the job's file."),
     required("table", Kind::Scalar(Scalar::Table), "The table. It is made where it is absent."),
-    default("mode", Kind::Words(&[word("append"), word("upsert")]), "append", "`append` inserts; `upsert` replaces rows with the same `key`."),
+    default(
+        "mode",
+        Kind::Words(&[word("append"), word("upsert")]),
+        "append",
+        "`append` inserts; `upsert` replaces rows with the same `key`.",
+    ),
     optional("key", COLUMNS, "The columns of the key, with `mode: upsert`."),
 ];
 
@@ -225,10 +402,23 @@ pub(crate) static STEP: Object = Object {
     noun: "a step",
     exactly_one: &[],
     keys: &[
-        optional("name", NAME, "A name for `from:`, for metrics and for dead letters. Left out: its number and verb, like `3-cast`."),
-        optional("from", Kind::OneOrMore { of: &Kind::Scalar(Scalar::Reference), min: 1 }, "The steps or sources whose rows it takes. Left out: the step before; the first step takes all sources."),
+        optional(
+            "name",
+            NAME,
+            "A name for `from:`, for metrics and for dead letters. Left out: its number and verb, like `3-cast`.",
+        ),
+        optional(
+            "from",
+            Kind::OneOrMore { of: &Kind::Scalar(Scalar::Reference), min: 1 },
+            "The steps or sources whose rows it takes. Left out: the step before; the first step takes all sources.",
+        ),
         optional("when", EXPRESSION, "Rows for which this is not true pass the step unchanged."),
-        default("on_error", Kind::Words(&[word("reject"), word("fail"), word("set_null")]), "reject", "A row that cannot be processed becomes a dead letter, stops the job, or gets null."),
+        default(
+            "on_error",
+            Kind::Words(&[word("reject"), word("fail"), word("set_null")]),
+            "reject",
+            "A row that cannot be processed becomes a dead letter, stops the job, or gets null.",
+        ),
     ],
 };
 
@@ -242,18 +432,53 @@ const fn later_verb(name: &'static str, doc: &'static str) -> Verb {
 pub(crate) static VERBS: &[Verb] = &[
     verb("select", COLUMNS, "Keeps these columns, in this order.", "select: [time, agent]"),
     verb("drop", COLUMNS, "Removes these columns.", "drop: [ident, auth]"),
-    verb("rename", Kind::Map { key: Scalar::Column, value: &NEW_COLUMN, noun: "column" }, "Old name: new name.", "rename: { clientip: client }"),
-    verb("cast", Kind::Map { key: Scalar::Column, value: &TYPE, noun: "column" }, "Changes types. A text that is no such value is an error of its row.", "cast: { response: int32 }"),
+    verb(
+        "rename",
+        Kind::Map { key: Scalar::Column, value: &NEW_COLUMN, noun: "column" },
+        "Old name: new name.",
+        "rename: { clientip: client }",
+    ),
+    verb(
+        "cast",
+        Kind::Map { key: Scalar::Column, value: &TYPE, noun: "column" },
+        "Changes types. A text that is no such value is an error of its row.",
+        "cast: { response: int32 }",
+    ),
     verb("trim", COLUMNS, "Takes white space off both ends.", "trim: [agent]"),
     verb("lowercase", COLUMNS, "Unicode lower case.", "lowercase: [agent]"),
     verb("uppercase", COLUMNS, "Unicode upper case.", "uppercase: [country]"),
-    verb("split", Kind::Object(&SPLIT), "Splits a text into rows, or with `into` into columns.", "split: { column: request, by: \" \", into: [method, path, protocol] }"),
+    verb(
+        "split",
+        Kind::Object(&SPLIT),
+        "Splits a text into rows, or with `into` into columns.",
+        "split: { column: request, by: \" \", into: [method, path, protocol] }",
+    ),
     verb("filter", EXPRESSION, "Keeps rows for which this is true.", "filter: response < 500"),
-    verb("add", Kind::Map { key: Scalar::NewColumn, value: &EXPRESSION, noun: "column" }, "New columns by SQL expressions.", "add: { is_bot: \"agent LIKE '%bot%'\" }"),
-    verb("parse_timestamp", Kind::Object(&PARSE_TIMESTAMP), "Text to timestamp.", "parse_timestamp: { column: time, format: \"%d/%b/%Y:%H:%M:%S %z\" }"),
-    verb("drop_empty", COLUMNS, "Removes rows whose text is empty or null in any of these columns.", "drop_empty: [agent]"),
+    verb(
+        "add",
+        Kind::Map { key: Scalar::NewColumn, value: &EXPRESSION, noun: "column" },
+        "New columns by SQL expressions.",
+        "add: { is_bot: \"agent LIKE '%bot%'\" }",
+    ),
+    verb(
+        "parse_timestamp",
+        Kind::Object(&PARSE_TIMESTAMP),
+        "Text to timestamp.",
+        "parse_timestamp: { column: time, format: \"%d/%b/%Y:%H:%M:%S %z\" }",
+    ),
+    verb(
+        "drop_empty",
+        COLUMNS,
+        "Removes rows whose text is empty or null in any of these columns.",
+        "drop_empty: [agent]",
+    ),
     verb("drop_nulls", COLUMNS, "Removes rows that are null in any of these columns.", "drop_nulls: [response]"),
-    verb("sql", EXPRESSION, "A query over `batch`; several inputs go by their names.", "sql: SELECT agent, count(*) AS hits FROM batch GROUP BY agent"),
+    verb(
+        "sql",
+        EXPRESSION,
+        "A query over `batch`; several inputs go by their names.",
+        "sql: SELECT agent, count(*) AS hits FROM batch GROUP BY agent",
+    ),
     later_verb("replace", "Replaces a pattern in a text."),
     later_verb("fill", "Puts a value where there is null."),
     later_verb("explode", "A list to rows."),
@@ -272,7 +497,11 @@ static SPLIT: Object = Object {
     keys: &[
         required("column", COLUMN, "The column with the text."),
         required("by", TEXT, "The text between the parts."),
-        optional("into", Kind::List { of: &NEW_COLUMN, min: 1 }, "Columns for the parts. Left out: a row for each part."),
+        optional(
+            "into",
+            Kind::List { of: &NEW_COLUMN, min: 1 },
+            "Columns for the parts. Left out: a row for each part.",
+        ),
     ],
 };
 
@@ -281,7 +510,11 @@ static PARSE_TIMESTAMP: Object = Object {
     exactly_one: &[],
     keys: &[
         required("column", COLUMN, "The column with the text."),
-        optional("format", Kind::OneOrMore { of: &TEXT, min: 1 }, "A strftime format, or several that are tried in turn. Left out: RFC 3339."),
+        optional(
+            "format",
+            Kind::OneOrMore { of: &TEXT, min: 1 },
+            "A strftime format, or several that are tried in turn. Left out: RFC 3339.",
+        ),
         optional("zone", TEXT, "The zone of texts that name none (`Europe/Berlin`, `+02:00`). Left out: UTC."),
     ],
 };

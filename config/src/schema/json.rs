@@ -39,8 +39,11 @@ fn mapping(keys: &[Key], exactly_one: &[&str]) -> Value {
         }
         properties.insert(key.name.to_owned(), value);
     }
-    let required: Vec<_> =
-        keys.iter().filter(|key| matches!(key.need, Need::Required) && !exactly_one.contains(&key.name)).map(|key| key.name).collect();
+    let required: Vec<_> = keys
+        .iter()
+        .filter(|key| matches!(key.need, Need::Required) && !exactly_one.contains(&key.name))
+        .map(|key| key.name)
+        .collect();
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }
 
@@ -49,7 +52,9 @@ fn kind(what: &Kind) -> Value {
         Kind::Scalar(scalar) => text(*scalar),
         Kind::Words(all) => words(all),
         Kind::List { of, min } => json!({ "type": "array", "items": kind(of), "minItems": min }),
-        Kind::OneOrMore { of, min } => json!({ "anyOf": [kind(of), { "type": "array", "items": kind(of), "minItems": min }] }),
+        Kind::OneOrMore { of, min } => {
+            json!({ "anyOf": [kind(of), { "type": "array", "items": kind(of), "minItems": min }] })
+        }
         Kind::Map { value, .. } => json!({ "type": "object", "additionalProperties": kind(value), "minProperties": 1 }),
         Kind::Object(keys) => object(keys),
         Kind::Variants(all) => variants(all),
@@ -89,7 +94,8 @@ fn variant(all: &Variants, one: &Variant) -> Value {
     for (name, value) in own["properties"].as_object().into_iter().flatten() {
         schema["properties"][name] = value.clone();
     }
-    let mut required: Vec<Value> = [&schema, &own].iter().flat_map(|part| part["required"].as_array().cloned().unwrap_or_default()).collect();
+    let mut required: Vec<Value> =
+        [&schema, &own].iter().flat_map(|part| part["required"].as_array().cloned().unwrap_or_default()).collect();
     required.push(json!("type"));
     required.dedup();
     schema["required"] = Value::Array(required);

@@ -55,7 +55,8 @@ fn verbs() -> String {
 
 fn describe(kind: &Kind) -> String {
     let words = |all: &[super::Word]| {
-        let names: Vec<_> = all.iter().filter(|word| word.state == State::Now).map(|word| format!("`{}`", word.name)).collect();
+        let names: Vec<_> =
+            all.iter().filter(|word| word.state == State::Now).map(|word| format!("`{}`", word.name)).collect();
         names.join(", ")
     };
     let object = |keys: &Object| {

@@ -30,11 +30,19 @@ pub(crate) enum Scalar {
     Connect,
     /// `host:port`, port 0 to 65535.
     Listen,
-    Duration { min_ms: u64 },
+    Duration {
+        min_ms: u64,
+    },
     /// A duration, or `asap`.
     Trigger,
-    Size { min: u64, max: u64 },
-    Count { min: u64, max: u64 },
+    Size {
+        min: u64,
+        max: u64,
+    },
+    Count {
+        min: u64,
+        max: u64,
+    },
     Flag,
     Type,
     /// One ASCII character.
@@ -48,8 +56,18 @@ pub(crate) enum Scalar {
 
 /// Encodings that people name, for "did you mean".
 const ENCODINGS: [&str; 12] = [
-    "utf-8", "utf-16le", "utf-16be", "iso-8859-1", "iso-8859-2", "iso-8859-15", "windows-1250", "windows-1251", "windows-1252",
-    "shift_jis", "gbk", "euc-kr",
+    "utf-8",
+    "utf-16le",
+    "utf-16be",
+    "iso-8859-1",
+    "iso-8859-2",
+    "iso-8859-15",
+    "windows-1250",
+    "windows-1251",
+    "windows-1252",
+    "shift_jis",
+    "gbk",
+    "euc-kr",
 ];
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -111,7 +129,8 @@ impl Scalar {
         if scalar.text == UNRESOLVED {
             return Ok(Value::Null);
         }
-        self.read(&scalar.text).map_err(|problem| if scalar.substituted { self.hidden() } else { reference_hint(scalar, problem) })
+        self.read(&scalar.text)
+            .map_err(|problem| if scalar.substituted { self.hidden() } else { reference_hint(scalar, problem) })
     }
 
     fn hidden(self) -> Problem {
@@ -181,7 +200,11 @@ fn reference_hint(scalar: &Text, problem: Problem) -> Problem {
 }
 
 fn range(min: u64, max: u64, show: impl Fn(u64) -> String) -> String {
-    if max >= usize::MAX as u64 { format!("from {}", show(min)) } else { format!("from {} to {}", show(min), show(max)) }
+    if max >= usize::MAX as u64 {
+        format!("from {}", show(min))
+    } else {
+        format!("from {} to {}", show(min), show(max))
+    }
 }
 
 fn bytes(size: u64) -> String {
@@ -251,7 +274,9 @@ fn address(text: &str, min_port: u16) -> Result<(), Problem> {
     };
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     if host.is_empty() {
-        return Err(wrong().help(format!("the host is missing: `127.0.0.1:{port}`, or `0.0.0.0:{port}` for all interfaces")));
+        return Err(
+            wrong().help(format!("the host is missing: `127.0.0.1:{port}`, or `0.0.0.0:{port}` for all interfaces"))
+        );
     }
     if bracketed.is_some_and(|host| host.parse::<std::net::Ipv6Addr>().is_err()) {
         return Err(wrong().help("in the brackets stands an IPv6 address: `[::1]:7777`"));
@@ -314,7 +339,8 @@ fn encoding(text: &str) -> Result<(), Problem> {
     if encoding_rs::Encoding::for_label(text.as_bytes()).is_some() {
         return Ok(());
     }
-    let meant = did_you_mean(text, ENCODINGS).unwrap_or_else(|| "labels are those of the web: `utf-8`, `windows-1252`".into());
+    let meant =
+        did_you_mean(text, ENCODINGS).unwrap_or_else(|| "labels are those of the web: `utf-8`, `windows-1252`".into());
     Err(Problem::new(format!("{} is not an encoding that is known", shown(text))).help(meant))
 }
 
@@ -322,7 +348,11 @@ fn level(text: &str) -> Result<(), Problem> {
     if LEVELS.contains(&text) || text.contains(['=', ',']) {
         return Ok(());
     }
-    let meant = if text.eq_ignore_ascii_case("warning") { Some("did you mean `warn`?".into()) } else { did_you_mean(text, LEVELS) };
+    let meant = if text.eq_ignore_ascii_case("warning") {
+        Some("did you mean `warn`?".into())
+    } else {
+        did_you_mean(text, LEVELS)
+    };
     let all = format!("levels are {}", LEVELS.map(|level| format!("`{level}`")).join(", "));
     Err(Problem::new(format!("{} is not a level of logs", shown(text))).help(meant.unwrap_or(all)))
 }

@@ -13,8 +13,8 @@ use std::{
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use tidemill_checkpoint::{
-    Digest, Entry, Generation, Lane, LaneKey, LaneScheme, LogName, Mark, Owner, Permit, Plan, PlanKind, Position, Positions,
-    Receipt, ShardId, SinkId, Span, Timestamp, Touch, plan::LogRange,
+    Digest, Entry, Generation, Lane, LaneKey, LaneScheme, LogName, Mark, Owner, Permit, Plan, PlanKind, Position,
+    Positions, Receipt, ShardId, SinkId, Span, Timestamp, Touch, plan::LogRange,
 };
 use tidemill_config::{Codec, Compression, Files, Mode, Roll, SinkKind};
 use tidemill_connectors::sink::{self, Guarantee, Sink, SinkError, StageContext};
@@ -79,7 +79,9 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
         Kind::Files | Kind::Rolling => {
             let text: Vec<u8> = published(&dir.join("out")).into_values().flatten().collect();
             let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-            lines.map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap()["n"].as_i64().unwrap()).collect()
+            lines
+                .map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap()["n"].as_i64().unwrap())
+                .collect()
         }
         Kind::Sqlite if !dir.join("deep/rows.db").exists() => Vec::new(),
         Kind::Sqlite => {
@@ -98,7 +100,11 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
 
 /// The numbers of batches 1 to `last`.
 pub fn expected(kind: Kind, last: u64) -> Vec<i64> {
-    if kind == Kind::Ledger { Vec::new() } else { (1..=last as i64).flat_map(|seq| (0..ROWS).map(move |row| seq * 10 + row)).collect() }
+    if kind == Kind::Ledger {
+        Vec::new()
+    } else {
+        (1..=last as i64).flat_map(|seq| (0..ROWS).map(move |row| seq * 10 + row)).collect()
+    }
 }
 
 pub fn owner(instance: u128) -> Owner {

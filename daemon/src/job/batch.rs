@@ -15,7 +15,8 @@ use std::{
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use futures::future::join_all;
 use tidemill_checkpoint::{
-    Digest, Entry, Lane, LaneKey, Mark, Permit, Plan, PlanKind, Positions, Receipt, SinkId, Span, Timestamp, Touch, failpoint,
+    Digest, Entry, Lane, LaneKey, Mark, Permit, Plan, PlanKind, Positions, Receipt, SinkId, Span, Timestamp, Touch,
+    failpoint,
     next::{self, Content, Draft, Step, Writer},
 };
 use tidemill_connectors::{
@@ -91,7 +92,15 @@ impl Job {
             start.extend(origin.positions);
             content.entries.extend(origin.entries);
         }
-        let step = next::origin(lane, self.scheme, &self.anchor, owned.keys.keys(), start, content, writer(owned, &self.anchor)?);
+        let step = next::origin(
+            lane,
+            self.scheme,
+            &self.anchor,
+            owned.keys.keys(),
+            start,
+            content,
+            writer(owned, &self.anchor)?,
+        );
         self.commit_marks(&step.map_err(|error| cannot_plan(lane, &error))?, &owned.keys, &[]).await
     }
 
@@ -104,7 +113,8 @@ impl Job {
         to: &SinkId,
         joined: &BTreeMap<SinkId, Option<Digest>>,
     ) -> Result<(), LaneError> {
-        let entries = if self.sink(head.anchor()).is_some() { self.history(lane, head).await?.entries } else { Vec::new() };
+        let entries =
+            if self.sink(head.anchor()).is_some() { self.history(lane, head).await?.entries } else { Vec::new() };
         let whole: u64 = head.logs.values().map(|log| log.next - log.first).sum();
         if entries.len() as u64 != whole {
             return Err(LaneError::Stop(format!(
@@ -114,25 +124,37 @@ impl Job {
             )));
         }
         let content = Content { clock: Timestamp::now(), job: Some(self.digest), ..Content::default() };
-        let step = next::move_anchor(head, to, joined, content, writer(owned, to)?).map_err(|error| cannot_plan(lane, &error))?;
+        let step = next::move_anchor(head, to, joined, content, writer(owned, to)?)
+            .map_err(|error| cannot_plan(lane, &error))?;
         tracing::info!(job = self.name(), lane = %lane, from = %head.anchor(), to = %to, "the anchor's place moves");
         self.commit_marks(&step, &owned.keys, &entries).await
     }
 
     /// Commits a step without rows to the sink that is first, then to every other one that it touches: origins, jumps,
     /// moves. `carried` are entries for a new anchor.
-    pub async fn commit_marks(&self, step: &Step, keys: &BTreeMap<SinkId, LaneKey>, carried: &[Entry]) -> Result<(), LaneError> {
+    pub async fn commit_marks(
+        &self,
+        step: &Step,
+        keys: &BTreeMap<SinkId, LaneKey>,
+        carried: &[Entry],
+    ) -> Result<(), LaneError> {
         let mark = &step.mark;
         let mut receipt = None;
         for id in std::iter::once(&mark.sink).chain(step.followers()) {
             let (Some(key), Some(slot)) = (keys.get(id), self.sink(id)) else {
-                return Err(LaneError::Stop(format!("lane {}: {id} is in the plan, but was not claimed", mark.plan.lane)));
+                return Err(LaneError::Stop(format!(
+                    "lane {}: {id} is in the plan, but was not claimed",
+                    mark.plan.lane
+                )));
             };
             let permit = match &receipt {
                 None => Permit::anchor(key.clone(), step.before(id), mark.clone(), step.entries.clone()),
-                Some(first) => Permit::follow(first, key.clone(), step.before(id), mark.held_by(id, key.generation, &key.owner)),
+                Some(first) => {
+                    Permit::follow(first, key.clone(), step.before(id), mark.held_by(id, key.generation, &key.owner))
+                }
             };
-            let permit = if mark.anchor() == id && !carried.is_empty() { permit.carrying(carried.to_vec()) } else { permit };
+            let permit =
+                if mark.anchor() == id && !carried.is_empty() { permit.carrying(carried.to_vec()) } else { permit };
             let staged = self.stage(slot, key, &mark.plan, &[]).await?;
             pass("mark")?;
             let done = commit_one(slot, permit, staged).await?;
@@ -142,7 +164,13 @@ impl Job {
     }
 
     /// Asks every source what it has, within the budget. `None`: nothing to do.
-    async fn propose(&self, lane: &Lane, from: &Positions, budget: Budget, first: usize) -> Result<Option<Vec<Option<Proposal>>>, LaneError> {
+    async fn propose(
+        &self,
+        lane: &Lane,
+        from: &Positions,
+        budget: Budget,
+        first: usize,
+    ) -> Result<Option<Vec<Option<Proposal>>>, LaneError> {
         let mut proposals: Vec<Option<Proposal>> = self.sources.iter().map(|_| None).collect();
         let count = self.sources.len();
         for turn in 0..count {
@@ -151,14 +179,21 @@ impl Job {
             let source = &self.sources[index];
             let share = Budget { records: (budget.records / count).max(1), bytes: (budget.bytes / count).max(1) };
             let at = self.positions_of(&**source, from);
-            let proposal = source.plan(lane, &at, share).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
+            let proposal =
+                source.plan(lane, &at, share).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
             proposals[index] = proposal.filter(|p| !p.spans.is_empty() || !p.entries.is_empty() || !p.prune.is_empty());
         }
         Ok(proposals.iter().any(Option::is_some).then_some(proposals))
     }
 
     /// The first half of a batch. `None`: nothing to do.
-    pub async fn prepare(&self, lane: &Lane, owned: &Owned, head: &Head, schemas: &Schemas) -> Result<Option<Prepared>, LaneError> {
+    pub async fn prepare(
+        &self,
+        lane: &Lane,
+        owned: &Owned,
+        head: &Head,
+        schemas: &Schemas,
+    ) -> Result<Option<Prepared>, LaneError> {
         let begun = Instant::now();
         let budget = Budget { records: self.config.batch.max_records, bytes: self.config.batch.max_bytes };
         let first = usize::try_from(head.mark.plan.seq).unwrap_or_default();
@@ -187,9 +222,11 @@ impl Job {
         let raw = Arc::new(raw);
         let computed = self.compute(&compiled, &raw, draft.plan()).await?;
         pass("compute")?;
-        let with_rows = self.marked().filter(|slot| !rows_for(slot, &computed).is_empty()).map(|slot| slot.id().clone()).collect();
+        let with_rows =
+            self.marked().filter(|slot| !rows_for(slot, &computed).is_empty()).map(|slot| slot.id().clone()).collect();
         let writer = writer(owned, head.mark.anchor())?;
-        let step = draft.finish(&head.mark, &head.joined, &with_rows, writer).map_err(|error| cannot_plan(lane, &error))?;
+        let step =
+            draft.finish(&head.mark, &head.joined, &with_rows, writer).map_err(|error| cannot_plan(lane, &error))?;
         let Step { mark, entries } = step;
         let staging = Instant::now();
         let (staged, written) = self.stage_all(owned, &mark.plan, &computed, &compiled, schemas).await?;
@@ -208,8 +245,14 @@ impl Job {
             phases,
             duration_seconds: 0.0,
         };
-        let full = 2 * records >= budget.records as u64 || 2 * bytes >= budget.bytes as u64 || new_entries >= FULL_ENTRIES;
-        let received = self.sources.iter().zip(raw.iter()).map(|(source, b)| (source.name().to_owned(), count(b), bytes_of(b))).collect();
+        let full =
+            2 * records >= budget.records as u64 || 2 * bytes >= budget.bytes as u64 || new_entries >= FULL_ENTRIES;
+        let received = self
+            .sources
+            .iter()
+            .zip(raw.iter())
+            .map(|(source, b)| (source.name().to_owned(), count(b), bytes_of(b)))
+            .collect();
         let batch = Batch {
             lane: lane.clone(),
             full,
@@ -226,9 +269,18 @@ impl Job {
     }
 
     /// Runs the computation off the runtime, counted as an attempt: a batch that kills the process is found out.
-    async fn compute(&self, compiled: &Arc<Compiled>, raw: &Arc<Vec<RawBatch>>, plan: &Plan) -> Result<Computed, LaneError> {
+    async fn compute(
+        &self,
+        compiled: &Arc<Compiled>,
+        raw: &Arc<Vec<RawBatch>>,
+        plan: &Plan,
+    ) -> Result<Computed, LaneError> {
         let batch = Digest::of_json(&(&plan.lane, &plan.parent, &plan.spans));
-        let tries = self.around.ledger.attempt(self.name(), &plan.lane, batch).map_err(|error| LaneError::Transient(error.to_string()))?;
+        let tries = self
+            .around
+            .ledger
+            .attempt(self.name(), &plan.lane, batch)
+            .map_err(|error| LaneError::Transient(error.to_string()))?;
         let input = plan.input();
         let context = BatchContext { planned_at: plan.planned_at.0, seed: seed(input) };
         if tries > SUSPICIOUS_DEATHS {
@@ -243,7 +295,9 @@ impl Job {
         let settled = self.around.ledger.settle(self.name(), &plan.lane);
         settled.map_err(|error| LaneError::Transient(error.to_string()))?;
         computed
-            .map_err(|error| LaneError::Stop(format!("lane {}: the steps panicked on {}: {error}", plan.lane, describe_spans(plan))))?
+            .map_err(|error| {
+                LaneError::Stop(format!("lane {}: the steps panicked on {}: {error}", plan.lane, describe_spans(plan)))
+            })?
             .map_err(|error| LaneError::Stop(format!("lane {}: {error}. In {}", plan.lane, describe_spans(plan))))
     }
 
@@ -251,7 +305,9 @@ impl Job {
         let mut raw = Vec::new();
         for (source, proposal) in self.sources.iter().zip(proposals) {
             raw.push(match proposal {
-                Some(proposal) => source.read(lane, proposal).await.map_err(|error| LaneError::of_source(source.name(), &error))?,
+                Some(proposal) => {
+                    source.read(lane, proposal).await.map_err(|error| LaneError::of_source(source.name(), &error))?
+                }
                 None => RawBatch::default(),
             });
         }
@@ -262,11 +318,16 @@ impl Job {
     fn pin(&self, raw: &[RawBatch], pinned: &mut Pinned, content: &mut Content) -> Result<(), LaneError> {
         for (config, batch) in self.config.sources.iter().zip(raw) {
             let name = &config.name.value;
-            if pinned.contains_key(name) || super::compile::given_schema(config).is_some() || batch.slices.iter().all(|s| s.records.is_empty()) {
+            if pinned.contains_key(name)
+                || super::compile::given_schema(config).is_some()
+                || batch.slices.iter().all(|s| s.records.is_empty())
+            {
                 continue;
             }
             let codec = tidemill_connectors::codec::codec(&config.codec);
-            let schema = codec.infer(&batch.slices).map_err(|error| LaneError::Stop(format!("source {name}: its schema cannot be inferred: {error}")))?;
+            let schema = codec
+                .infer(&batch.slices)
+                .map_err(|error| LaneError::Stop(format!("source {name}: its schema cannot be inferred: {error}")))?;
             if schema.fields().is_empty() {
                 continue;
             }
@@ -277,8 +338,15 @@ impl Job {
         Ok(())
     }
 
-    async fn stage(&self, slot: &SinkSlot, key: &LaneKey, plan: &Plan, rows: &[RecordBatch]) -> Result<Staged, LaneError> {
-        let context = StageContext { key: key.clone(), input: plan.input(), plan: plan.clone(), mark_only: rows.is_empty() };
+    async fn stage(
+        &self,
+        slot: &SinkSlot,
+        key: &LaneKey,
+        plan: &Plan,
+        rows: &[RecordBatch],
+    ) -> Result<Staged, LaneError> {
+        let context =
+            StageContext { key: key.clone(), input: plan.input(), plan: plan.clone(), mark_only: rows.is_empty() };
         slot.sink.stage(&context, rows).await.map_err(|error| LaneError::of_sink(slot.id(), &error))
     }
 
@@ -309,9 +377,17 @@ impl Job {
     }
 
     /// Brings the head plan to sinks that lack it: the same records, the job's text and schemas as the plan names them.
-    pub async fn replay(&self, owned: &Owned, head: &Mark, pinned: &Pinned, sinks: &BTreeMap<SinkId, Option<Digest>>, schemas: &Schemas) -> Result<(), LaneError> {
+    pub async fn replay(
+        &self,
+        owned: &Owned,
+        head: &Mark,
+        pinned: &Pinned,
+        sinks: &BTreeMap<SinkId, Option<Digest>>,
+        schemas: &Schemas,
+    ) -> Result<(), LaneError> {
         let plan = &head.plan;
-        let targets: Vec<_> = sinks.iter().filter_map(|(id, before)| Some((self.sink(id)?, owned.keys.get(id)?, *before))).collect();
+        let targets: Vec<_> =
+            sinks.iter().filter_map(|(id, before)| Some((self.sink(id)?, owned.keys.get(id)?, *before))).collect();
         let names: Vec<_> = targets.iter().map(|(slot, ..)| slot.name.clone()).collect();
         tracing::info!(job = self.name(), lane = %plan.lane, batch = plan.seq, sinks = names.join(","), "replaying the head to sinks that lack it");
         let (compiled, computed) = self.compute_again(head, pinned, schemas).await?;
@@ -324,7 +400,14 @@ impl Job {
                     }
                     self.stage(slot, key, plan, rows).await?
                 }
-                _ => return Err(LaneError::Stop(format!("lane {}: batch {} does not touch {}, but is to be replayed to it", plan.lane, plan.seq, slot.id()))),
+                _ => {
+                    return Err(LaneError::Stop(format!(
+                        "lane {}: batch {} does not touch {}, but is to be replayed to it",
+                        plan.lane,
+                        plan.seq,
+                        slot.id()
+                    )));
+                }
             };
             pass("replay")?;
             let permit = Permit::replay(head, key.clone(), before);
@@ -341,7 +424,12 @@ impl Job {
     }
 
     /// The rows of a plan once more, and a check that they touch the same sinks.
-    async fn compute_again(&self, head: &Mark, pinned: &Pinned, schemas: &Schemas) -> Result<(Arc<Compiled>, Computed), LaneError> {
+    async fn compute_again(
+        &self,
+        head: &Mark,
+        pinned: &Pinned,
+        schemas: &Schemas,
+    ) -> Result<(Arc<Compiled>, Computed), LaneError> {
         let plan = &head.plan;
         if !matches!(plan.kind, PlanKind::Batch) {
             let compiled = schemas.compiled(self, self.digest, pinned)?;
@@ -349,7 +437,12 @@ impl Job {
         }
         let mut proposals = Vec::new();
         for source in &self.sources {
-            let spans: BTreeMap<_, _> = plan.spans.iter().filter(|(s, _)| s.source() == source.name()).map(|(s, span)| (s.clone(), span.clone())).collect();
+            let spans: BTreeMap<_, _> = plan
+                .spans
+                .iter()
+                .filter(|(s, _)| s.source() == source.name())
+                .map(|(s, span)| (s.clone(), span.clone()))
+                .collect();
             proposals.push((!spans.is_empty()).then(|| Proposal { spans, ..Proposal::default() }));
         }
         let raw = Arc::new(self.read_all(&plan.lane, &proposals).await?);
@@ -401,7 +494,8 @@ impl Job {
             ..Content::default()
         };
         let writer = writer(owned, sink)?;
-        let step = next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
+        let step =
+            next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
         let compiled = schemas.compiled(self, self.digest, &head.pinned)?;
         let computed = self.compute(&compiled, &raw, step.plan()).await?;
         let rows = rows_for(slot, &computed);
@@ -421,7 +515,10 @@ impl Job {
         let mut work = Vec::new();
         for Prepared { batch, staged } in group {
             lanes.push(batch.lane.clone());
-            work.push((batch, staged.into_iter().map(|(slot, staged)| (slot.id().clone(), staged)).collect::<BTreeMap<_, _>>()));
+            work.push((
+                batch,
+                staged.into_iter().map(|(slot, staged)| (slot.id().clone(), staged)).collect::<BTreeMap<_, _>>(),
+            ));
         }
         self.commit_unmarked(&mut work, &mut failed).await;
         let receipts = self.commit_anchors(&mut work, &mut failed).await;
@@ -433,7 +530,13 @@ impl Job {
                 failed.insert(batch.lane.clone(), error);
             }
         }
-        lanes.into_iter().map(|lane| { let result = failed.remove(&lane).map_or(Ok(()), Err); (lane, result) }).collect()
+        lanes
+            .into_iter()
+            .map(|lane| {
+                let result = failed.remove(&lane).map_or(Ok(()), Err);
+                (lane, result)
+            })
+            .collect()
     }
 
     async fn commit_unmarked(&self, work: &mut Work, failed: &mut BTreeMap<Lane, LaneError>) {
@@ -468,7 +571,10 @@ impl Job {
                 }
                 let (Some(rows), Some(key)) = (staged.remove(&anchor), batch.keys.get(&anchor)) else { continue };
                 let expected = batch.expected.get(&anchor).copied().flatten();
-                group.push((Permit::anchor(key.clone(), expected, batch.mark().clone(), std::mem::take(&mut batch.entries)), rows));
+                group.push((
+                    Permit::anchor(key.clone(), expected, batch.mark().clone(), std::mem::take(&mut batch.entries)),
+                    rows,
+                ));
                 members.push(index);
             }
             let started = Instant::now();
@@ -490,15 +596,24 @@ impl Job {
         receipts
     }
 
-    async fn commit_followers(&self, work: &mut Work, receipts: &BTreeMap<Lane, Receipt>, failed: &mut BTreeMap<Lane, LaneError>) {
+    async fn commit_followers(
+        &self,
+        work: &mut Work,
+        receipts: &BTreeMap<Lane, Receipt>,
+        failed: &mut BTreeMap<Lane, LaneError>,
+    ) {
         let started = Instant::now();
         let mut jobs = Vec::new();
         for slot in self.marked() {
             let mut group = Vec::new();
             let mut members = Vec::new();
             for (index, (batch, staged)) in work.iter_mut().enumerate() {
-                let (Some(receipt), Some(key)) = (receipts.get(&batch.lane), batch.keys.get(slot.id())) else { continue };
-                let Some(rows) = staged.remove(slot.id()).filter(|_| !failed.contains_key(&batch.lane)) else { continue };
+                let (Some(receipt), Some(key)) = (receipts.get(&batch.lane), batch.keys.get(slot.id())) else {
+                    continue;
+                };
+                let Some(rows) = staged.remove(slot.id()).filter(|_| !failed.contains_key(&batch.lane)) else {
+                    continue;
+                };
                 let expected = batch.expected.get(slot.id()).copied().flatten();
                 let mark = batch.mark().held_by(slot.id(), key.generation, &key.owner);
                 group.push((Permit::follow(receipt, key.clone(), expected, mark), rows));
@@ -595,7 +710,11 @@ impl Job {
         #[allow(clippy::cast_precision_loss)] // milliseconds
         self.around.metrics.clock_behind.with_label_values(&[self.name()]).set(behind as f64 / 1000.0);
         if behind > CLOCK_TOLERANCE_MS {
-            tracing::warn!(job = self.name(), behind_ms = behind, "the machine's clock is behind the last batch's; batches go on from that one's time");
+            tracing::warn!(
+                job = self.name(),
+                behind_ms = behind,
+                "the machine's clock is behind the last batch's; batches go on from that one's time"
+            );
         }
     }
 }
@@ -623,7 +742,9 @@ async fn commit_to(slot: &SinkSlot, group: Vec<(Permit, Staged)>) -> Vec<Result<
     let sink = slot.sink.clone();
     let task = tokio::spawn(async move { sink.commit(group).await });
     let failed = |cause: String| -> Vec<Result<Receipt, SinkError>> {
-        (0..count).map(|_| Err(SinkError::Transient { what: format!("committing to {}", slot.name), cause: cause.clone() })).collect()
+        (0..count)
+            .map(|_| Err(SinkError::Transient { what: format!("committing to {}", slot.name), cause: cause.clone() }))
+            .collect()
     };
     match tokio::time::timeout(COMMIT_DEADLINE, task).await {
         Ok(Ok(results)) => results,
@@ -639,7 +760,10 @@ async fn commit_one(slot: &SinkSlot, permit: Permit, staged: Staged) -> Result<R
 }
 
 fn writer<'a>(owned: &'a Owned, sink: &SinkId) -> Result<Writer<'a>, LaneError> {
-    let key = owned.keys.get(sink).ok_or_else(|| LaneError::Stop(format!("{sink} is to commit first, but was not claimed")))?;
+    let key = owned
+        .keys
+        .get(sink)
+        .ok_or_else(|| LaneError::Stop(format!("{sink} is to commit first, but was not claimed")))?;
     Ok(Writer { generation: key.generation, owner: &key.owner })
 }
 
@@ -693,13 +817,19 @@ pub fn schema_log(source: &tidemill_config::Source) -> tidemill_checkpoint::LogN
 }
 
 fn versions(pinned: &Pinned) -> BTreeMap<String, Digest> {
-    pinned.iter().map(|(source, schema)| (format!("schema:{source}"), Digest::of(schema_text(schema).as_bytes()))).collect()
+    pinned
+        .iter()
+        .map(|(source, schema)| (format!("schema:{source}"), Digest::of(schema_text(schema).as_bytes())))
+        .collect()
 }
 
 /// A schema as an entry of its log: names and types as a job would write them.
 pub fn schema_text(schema: &SchemaRef) -> String {
-    let fields: Vec<(String, String)> =
-        schema.fields().iter().map(|f| (f.name().clone(), tidemill_connectors::codec::type_name(f.data_type()))).collect();
+    let fields: Vec<(String, String)> = schema
+        .fields()
+        .iter()
+        .map(|f| (f.name().clone(), tidemill_connectors::codec::type_name(f.data_type())))
+        .collect();
     serde_json::to_string(&fields).expect("texts serialise")
 }
 
@@ -710,14 +840,18 @@ pub fn parse_schema(text: &str) -> Option<SchemaRef> {
         .into_iter()
         .map(|(name, kind)| {
             let kind = tidemill_config::Type::parse(&kind).ok()?;
-            Some(tidemill_config::Field { name, kind: tidemill_config::Located { value: kind, at: tidemill_config::At::default() } })
+            Some(tidemill_config::Field {
+                name,
+                kind: tidemill_config::Located { value: kind, at: tidemill_config::At::default() },
+            })
         })
         .collect();
     Some(tidemill_connectors::codec::to_arrow(&fields?))
 }
 
 fn describe_spans(plan: &Plan) -> String {
-    let parts: Vec<_> = plan.spans.iter().map(|(shard, span)| format!("{shard} [{}, {})", span.from, span.to)).collect();
+    let parts: Vec<_> =
+        plan.spans.iter().map(|(shard, span)| format!("{shard} [{}, {})", span.from, span.to)).collect();
     format!("batch {}: {}", plan.seq, parts.join(", "))
 }
 

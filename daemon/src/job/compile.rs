@@ -94,7 +94,8 @@ impl Compiled {
         let mut schemas = Vec::new();
         for source in &job.sources {
             let name = &source.name.value;
-            let known = given_schema(source).or_else(|| pinned.get(name).cloned()).unwrap_or_else(|| Arc::new(Schema::empty()));
+            let known =
+                given_schema(source).or_else(|| pinned.get(name).cloned()).unwrap_or_else(|| Arc::new(Schema::empty()));
             let full = with_extra(&known, source);
             let mut fields: Vec<_> = full.fields().iter().cloned().collect();
             fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(&item.value))));
@@ -102,7 +103,9 @@ impl Compiled {
         }
         let inputs: Vec<_> = schemas.iter().map(|(name, _, full)| (name.clone(), full.clone())).collect();
         let pipeline = Pipeline::plan(job, &inputs).map_err(|errors| {
-            let render = |error: &tidemill_steps::PlanError| error.at.as_ref().map_or_else(|| error.message.clone(), |at| job.render(at, &error.message));
+            let render = |error: &tidemill_steps::PlanError| {
+                error.at.as_ref().map_or_else(|| error.message.clone(), |at| job.render(at, &error.message))
+            };
             ComputeError::Plan(errors.iter().map(render).collect())
         })?;
         let needed = pipeline.needed();
@@ -114,7 +117,8 @@ impl Compiled {
                 let columns = needed.iter().find(|(source, _)| *source == name).map(|(_, columns)| columns);
                 let used = |field: &Field| columns.is_none_or(|columns| columns.contains(field.name()));
                 let metadata: Vec<_> = source.metadata.iter().map(|item| item.value.clone()).collect();
-                let is_metadata = |field: &Field| metadata.iter().any(|item| field.name().strip_prefix('_') == Some(item));
+                let is_metadata =
+                    |field: &Field| metadata.iter().any(|item| field.name().strip_prefix('_') == Some(item));
                 let kept: Vec<_> = full.fields().iter().filter(|f| used(f) || is_metadata(f)).cloned().collect();
                 let decoded: Vec<_> = kept.iter().filter(|field| !is_metadata(field)).cloned().collect();
                 CompiledSource {
@@ -152,15 +156,19 @@ impl Compiled {
     /// Rows and rejects of a batch. `raw` is by source, in the job's order. Runs on all cores; call it off the runtime.
     pub fn compute(&self, raw: &[RawBatch], context: &BatchContext, input: Digest) -> Result<Computed, ComputeError> {
         let started = Instant::now();
-        let slices: Vec<(usize, &Slice)> =
-            raw.iter().enumerate().flat_map(|(source, batch)| batch.slices.iter().map(move |slice| (source, slice))).collect();
+        let slices: Vec<(usize, &Slice)> = raw
+            .iter()
+            .enumerate()
+            .flat_map(|(source, batch)| batch.slices.iter().map(move |slice| (source, slice)))
+            .collect();
         let numbers = Numbers::new(&slices);
         let decoded: Vec<(Rows, Vec<codec::Undecodable>)> = slices
             .par_iter()
             .enumerate()
             .map(|(index, (source, slice))| self.decode(*source, slice, numbers.first[index]))
             .collect();
-        let mut inputs: Vec<(String, Vec<Rows>)> = self.job.sources.iter().map(|s| (s.name.value.clone(), Vec::new())).collect();
+        let mut inputs: Vec<(String, Vec<Rows>)> =
+            self.job.sources.iter().map(|s| (s.name.value.clone(), Vec::new())).collect();
         let mut rejects = Vec::new();
         for ((index, (source, _)), (rows, undecodable)) in slices.iter().enumerate().zip(decoded) {
             if rows.batch.num_rows() > 0 {
@@ -194,7 +202,8 @@ impl Compiled {
 
     fn decode(&self, source: usize, slice: &Slice, first: u32) -> (Rows, Vec<codec::Undecodable>) {
         let compiled = &self.sources[source];
-        let Decoded { rows, records, rejects } = compiled.codec.decoder(&compiled.decoded, &compiled.known).decode(slice);
+        let Decoded { rows, records, rejects } =
+            compiled.codec.decoder(&compiled.decoded, &compiled.known).decode(slice);
         let batch = if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
         (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
     }
@@ -214,7 +223,14 @@ impl Compiled {
         for (source, batch) in raw.iter().enumerate() {
             for bad in &batch.rejects {
                 let name = &self.job.sources[source].name.value;
-                letters.push(name, Some((&bad.shard, bad.position.clone())), "read", bad.reason, &bad.detail, Some(&bad.record));
+                letters.push(
+                    name,
+                    Some((&bad.shard, bad.position.clone())),
+                    "read",
+                    bad.reason,
+                    &bad.detail,
+                    Some(&bad.record),
+                );
             }
         }
         for reject in &rejects {
@@ -235,7 +251,9 @@ impl Compiled {
         if letters.is_empty() {
             return Ok(());
         }
-        let batch = letters.finish(&self.job.name, context.planned_at, input).map_err(|error| ComputeError::Step(error.to_string()))?;
+        let batch = letters
+            .finish(&self.job.name, context.planned_at, input)
+            .map_err(|error| ComputeError::Step(error.to_string()))?;
         computed.rejects = vec![batch];
         Ok(())
     }
@@ -262,7 +280,8 @@ impl CompiledSource {
             })
             .collect();
         let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-        RecordBatch::try_new_with_options(self.rows.clone(), columns, &options).expect("columns are made from the schema's own fields")
+        RecordBatch::try_new_with_options(self.rows.clone(), columns, &options)
+            .expect("columns are made from the schema's own fields")
     }
 }
 
@@ -329,7 +348,15 @@ struct Letters {
 }
 
 impl Letters {
-    fn push(&mut self, source: &str, at: Option<(&ShardId, Position)>, step: &str, reason: &str, detail: &str, record: Option<&[u8]>) {
+    fn push(
+        &mut self,
+        source: &str,
+        at: Option<(&ShardId, Position)>,
+        step: &str,
+        reason: &str,
+        detail: &str,
+        record: Option<&[u8]>,
+    ) {
         let text = record.map(std::str::from_utf8);
         let base64 = match text {
             Some(Err(_)) => record.map(codec::base64),

@@ -10,10 +10,7 @@ use tidemill_checkpoint::{
     Decision, Digest, Entry, Facts, Generation, Held, Lane, LaneKey, LogName, Mark, Positions, SinkId, Stop, decide,
     decide::SinkFacts,
 };
-use tidemill_connectors::{
-    SinkError, SourceError,
-    source::History,
-};
+use tidemill_connectors::{SinkError, SourceError, source::History};
 
 use super::{Job, describe};
 
@@ -36,7 +33,9 @@ impl LaneError {
     pub fn of_sink(sink: &SinkId, error: &SinkError) -> Self {
         match error {
             SinkError::Fenced { .. } => Self::Fenced(error.to_string()),
-            SinkError::Transient { .. } | SinkError::Conflict { .. } => Self::Transient(format!("sink {}: {error}", sink.name())),
+            SinkError::Transient { .. } | SinkError::Conflict { .. } => {
+                Self::Transient(format!("sink {}: {error}", sink.name()))
+            }
             SinkError::Fatal(text) => Self::Stop(format!("sink {}: {text}", sink.name())),
         }
     }
@@ -95,13 +94,21 @@ impl Job {
     }
 
     /// Whether the lane may be claimed now; else who holds it. `watch` remembers what it saw last.
-    pub fn may_claim(&self, held: &HeldBy, at_once: AtOnce, watch: &mut Option<Watch>, patience: Duration) -> Result<(), String> {
+    pub fn may_claim(
+        &self,
+        held: &HeldBy,
+        at_once: AtOnce,
+        watch: &mut Option<Watch>,
+        patience: Duration,
+    ) -> Result<(), String> {
         let newest = held.values().filter_map(|h| h.claim.as_ref()).max_by_key(|claim| claim.generation);
         let Some(claim) = newest else { return Ok(()) };
         let me = &self.around.owner;
         let mine = match at_once {
             AtOnce::Told => true,
-            AtOnce::Start => claim.owner.is_same_daemon(me) || (self.around.owner_is_explicit && claim.owner.name == me.name),
+            AtOnce::Start => {
+                claim.owner.is_same_daemon(me) || (self.around.owner_is_explicit && claim.owner.name == me.name)
+            }
             AtOnce::Mine => claim.owner.instance == me.instance,
             AtOnce::No => false,
         };
@@ -117,7 +124,10 @@ impl Job {
             }
             _ => *watch = Some(Watch { last: now, since: Instant::now() }),
         }
-        Err(format!("owned by {}; taken over once it has been silent for {patience:?}, or at once with --take-over", claim.owner))
+        Err(format!(
+            "owned by {}; taken over once it has been silent for {patience:?}, or at once with --take-over",
+            claim.owner
+        ))
     }
 
     /// Claims the lane in every marked sink: the anchor first, the others in order of id.
@@ -132,7 +142,8 @@ impl Job {
         slots.sort_by_key(|slot| (*slot.id() != anchor, slot.id().clone()));
         let mut owned = Owned { keys: BTreeMap::new(), marks: BTreeMap::new() };
         for slot in slots {
-            let (sink, lane, owner, id) = (slot.sink.clone(), lane.clone(), self.around.owner.clone(), slot.id().clone());
+            let (sink, lane, owner, id) =
+                (slot.sink.clone(), lane.clone(), self.around.owner.clone(), slot.id().clone());
             // A claim is never dropped half-way: it runs in a task of its own.
             let claimed = tokio::spawn(async move { sink.claim(&lane, generation, &owner).await }).await;
             let (key, mark) = claimed
@@ -146,7 +157,9 @@ impl Job {
 
     /// What `decide()` says of a lane's marks.
     pub fn decide<'a>(&'a self, marks: &'a BTreeMap<SinkId, Option<Mark>>, closed: Option<&'a Mark>) -> Decision<'a> {
-        let facts = |(id, mark): (&SinkId, &'a Option<Mark>)| (id.clone(), SinkFacts { mark: mark.as_ref(), catch_up: self.catch_up.contains(id) });
+        let facts = |(id, mark): (&SinkId, &'a Option<Mark>)| {
+            (id.clone(), SinkFacts { mark: mark.as_ref(), catch_up: self.catch_up.contains(id) })
+        };
         let sinks = marks.iter().map(facts).collect();
         decide(&Facts {
             anchor: &self.anchor,
@@ -167,11 +180,18 @@ impl Job {
     /// The logs of the anchor, as far as its mark says they go.
     pub async fn history(&self, lane: &Lane, head: &Mark) -> Result<History, LaneError> {
         let Some(anchor) = self.sink(head.anchor()) else {
-            return Err(LaneError::Stop(format!("lane {lane}: the anchor {} is not a sink of this job any more", head.anchor())));
+            return Err(LaneError::Stop(format!(
+                "lane {lane}: the anchor {} is not a sink of this job any more",
+                head.anchor()
+            )));
         };
         let mut history = History { states: head.logs.clone(), entries: Vec::new() };
         for (log, state) in &head.logs {
-            let entries = anchor.sink.history(lane, log, state.first).await.map_err(|error| LaneError::of_sink(anchor.id(), &error))?;
+            let entries = anchor
+                .sink
+                .history(lane, log, state.first)
+                .await
+                .map_err(|error| LaneError::of_sink(anchor.id(), &error))?;
             history.entries.extend(checked(lane, log, state.first, state.next, entries)?);
         }
         Ok(history)
@@ -181,7 +201,8 @@ impl Job {
     pub async fn adopt(&self, lane: &Lane, positions: &Positions, history: &History) -> Result<(), LaneError> {
         for source in &self.sources {
             let at = self.positions_of(&**source, positions);
-            let adopted = source.adopt(lane, &at, history).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
+            let adopted =
+                source.adopt(lane, &at, history).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
             for warning in adopted.warnings {
                 tracing::warn!(job = self.name(), lane = %lane, source = source.name(), "{warning}");
             }

@@ -131,13 +131,21 @@ impl Job {
         let mut sources = Vec::new();
         for source in &config.sources {
             let spool = folder.join("spool").join(shard_name(source));
-            let settings = source::Settings { partitioned: scheme == LaneScheme::Partition, spool, owner: around.owner.name.clone() };
+            let settings = source::Settings {
+                partitioned: scheme == LaneScheme::Partition,
+                spool,
+                owner: around.owner.name.clone(),
+            };
             sources.push(source::open(&for_connector(source), &settings)?);
         }
         let mut sinks = Vec::new();
         for sink in &config.sinks {
             let id = SinkId::new(sink.formerly.as_deref().unwrap_or(&sink.name.value));
-            sinks.push(SinkSlot { name: sink.name.value.clone(), role: Role::Rows, sink: sink::open(id, &config.name, &sink.kind)? });
+            sinks.push(SinkSlot {
+                name: sink.name.value.clone(),
+                role: Role::Rows,
+                sink: sink::open(id, &config.name, &sink.kind)?,
+            });
         }
         sinks.push(SinkSlot {
             name: DEAD_LETTERS.into(),
@@ -181,7 +189,11 @@ impl Job {
     }
     /// The part of `positions` that belongs to one source.
     pub fn positions_of(&self, source: &dyn Source, positions: &Positions) -> Positions {
-        positions.iter().filter(|(shard, _)| shard.source() == source.name()).map(|(s, p)| (s.clone(), p.clone())).collect()
+        positions
+            .iter()
+            .filter(|(shard, _)| shard.source() == source.name())
+            .map(|(s, p)| (s.clone(), p.clone()))
+            .collect()
     }
     /// Whether every source can be read again.
     pub fn rereadable(&self) -> bool {

@@ -57,7 +57,12 @@ enum BaseHeader {
 }
 
 /// Computes the batch in a child. [`LaneError::Stop`] where the child dies by a signal.
-pub async fn try_in_a_child(job: &Job, raw: &Arc<Vec<RawBatch>>, plan: &Plan, compiled: &Arc<Compiled>) -> Result<(), LaneError> {
+pub async fn try_in_a_child(
+    job: &Job,
+    raw: &Arc<Vec<RawBatch>>,
+    plan: &Plan,
+    compiled: &Arc<Compiled>,
+) -> Result<(), LaneError> {
     tracing::warn!(job = job.name(), lane = %plan.lane, batch = plan.seq, "the process died three times in this batch: trying it in a process of its own");
     let header = Header {
         text: compiled.job().text.clone(),
@@ -65,14 +70,20 @@ pub async fn try_in_a_child(job: &Job, raw: &Arc<Vec<RawBatch>>, plan: &Plan, co
         schemas: compiled.pinned().iter().map(|(source, schema)| (source.clone(), schema_text(schema))).collect(),
         planned_at: plan.planned_at.0,
         input: plan.input(),
-        slices: raw.iter().enumerate().flat_map(|(source, batch)| batch.slices.iter().map(move |slice| describe(source, slice))).collect(),
+        slices: raw
+            .iter()
+            .enumerate()
+            .flat_map(|(source, batch)| batch.slices.iter().map(move |slice| describe(source, slice)))
+            .collect(),
     };
     let raw = raw.clone();
     let status = tokio::task::spawn_blocking(move || run_child(&header, &raw)).await;
     match status {
         Ok(Ok(status)) if status.signal().is_some() => Err(LaneError::Stop(poison_text(plan))),
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(LaneError::Transient(format!("trying batch {} in a process of its own: {error}", plan.seq))),
+        Ok(Err(error)) => {
+            Err(LaneError::Transient(format!("trying batch {} in a process of its own: {error}", plan.seq)))
+        }
         Err(error) => Err(LaneError::Transient(format!("trying batch {} in a process of its own: {error}", plan.seq))),
     }
 }
@@ -93,7 +104,8 @@ fn describe(source: usize, slice: &Slice) -> SliceHeader {
 }
 
 fn run_child(header: &Header, raw: &[RawBatch]) -> std::io::Result<std::process::ExitStatus> {
-    let mut child = Command::new(std::env::current_exe()?).arg(COMMAND).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let mut child =
+        Command::new(std::env::current_exe()?).arg(COMMAND).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
     let sent = match child.stdin.take() {
         Some(stdin) => send(stdin, header, raw),
         None => Ok(()),
@@ -127,7 +139,10 @@ pub fn child() -> anyhow::Result<()> {
     let mut text = vec![0; usize::try_from(u64::from_le_bytes(length))?];
     input.read_exact(&mut text)?;
     let header: Header = serde_json::from_slice(&text)?;
-    let job = Arc::new(config::Job::parse(&header.text, &header.file, &config::ProcessEnvironment).map_err(|errors| anyhow::anyhow!("{errors}"))?);
+    let job = Arc::new(
+        config::Job::parse(&header.text, &header.file, &config::ProcessEnvironment)
+            .map_err(|errors| anyhow::anyhow!("{errors}"))?,
+    );
     let mut raw: Vec<RawBatch> = job.sources.iter().map(|_| RawBatch::default()).collect();
     for slice in header.slices {
         let mut take = |length: usize| -> std::io::Result<Bytes> {
@@ -142,9 +157,17 @@ pub fn child() -> anyhow::Result<()> {
         };
         let (bytes, first) = (take(slice.bytes)?, slice.header.map(&mut take).transpose()?);
         let batch = raw.get_mut(slice.source).ok_or_else(|| anyhow::anyhow!("a slice of an unknown source"))?;
-        batch.slices.push(Slice { shard: slice.shard, bytes, records: slice.records, base, header: first, metadata: Vec::new() });
+        batch.slices.push(Slice {
+            shard: slice.shard,
+            bytes,
+            records: slice.records,
+            base,
+            header: first,
+            metadata: Vec::new(),
+        });
     }
-    let pinned: Pinned = header.schemas.into_iter().filter_map(|(source, text)| Some((source, parse_schema(&text)?))).collect();
+    let pinned: Pinned =
+        header.schemas.into_iter().filter_map(|(source, text)| Some((source, parse_schema(&text)?))).collect();
     let compiled = Compiled::new(&job, &pinned)?;
     failpoint::pass("computing")?;
     compiled.compute(&raw, &BatchContext { planned_at: header.planned_at, seed: 0 }, header.input)?;

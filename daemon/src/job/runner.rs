@@ -63,7 +63,8 @@ impl Schemas {
             return Ok(compiled.clone());
         }
         let config = if digest == job.digest { job.config.clone() } else { Arc::new(older(job, digest)?) };
-        let compiled = Compiled::new(&config, pinned).map_err(|error: ComputeError| LaneError::Stop(error.to_string()))?;
+        let compiled =
+            Compiled::new(&config, pinned).map_err(|error: ComputeError| LaneError::Stop(error.to_string()))?;
         let compiled = Arc::new(compiled);
         if kept.len() >= COMPILED_KEPT {
             kept.remove(0);
@@ -259,7 +260,9 @@ impl Runner {
         if !self.job.around.once || committing {
             return None;
         }
-        if let Some(reason) = self.lanes.values().find_map(|phase| if let Phase::Stopped(reason) = phase { Some(reason) } else { None }) {
+        if let Some(reason) =
+            self.lanes.values().find_map(|phase| if let Phase::Stopped(reason) = phase { Some(reason) } else { None })
+        {
             return Some(Ended::Failed(reason.clone()));
         }
         let running = self.lanes.values().all(|phase| matches!(phase, Phase::Running(_)));
@@ -277,7 +280,11 @@ impl Runner {
             }
             // `--once` never waits for a trigger: what is there is worked off.
             let hurry = self.job.around.once && owns && self.ended.iter().all(|ended| *ended);
-            let lane_due = self.lanes.values().filter_map(|phase| if let Phase::Wanted { at, .. } = phase { Some(*at) } else { None }).min();
+            let lane_due = self
+                .lanes
+                .values()
+                .filter_map(|phase| if let Phase::Wanted { at, .. } = phase { Some(*at) } else { None })
+                .min();
             let wake_at = if owns && !hurry { due } else { lane_due.unwrap_or(due) };
             let earliest = lane_due.map_or(wake_at, |at| at.min(wake_at));
             let mut events: FuturesUnordered<_> = self
@@ -340,7 +347,10 @@ impl Runner {
         if let Some(running) = commit.take() {
             match tokio::time::timeout(limit, running).await {
                 Ok(results) => self.settle(results),
-                Err(_) => tracing::warn!(job = self.job.name(), "a revoked lane's batch is abandoned: its commit took longer than {limit:?}"),
+                Err(_) => tracing::warn!(
+                    job = self.job.name(),
+                    "a revoked lane's batch is abandoned: its commit took longer than {limit:?}"
+                ),
             }
         }
         for lane in lanes {
@@ -366,7 +376,10 @@ impl Runner {
         if let Some(running) = commit {
             match tokio::time::timeout(STOP_LIMIT, running).await {
                 Ok(results) => self.settle(results),
-                Err(_) => tracing::warn!(job = self.job.name(), "the open batch is abandoned: its commit took longer than {STOP_LIMIT:?}; it is replayed at the next start"),
+                Err(_) => tracing::warn!(
+                    job = self.job.name(),
+                    "the open batch is abandoned: its commit took longer than {STOP_LIMIT:?}; it is replayed at the next start"
+                ),
             }
         }
         for (lane, phase) in std::mem::take(&mut self.lanes) {
@@ -402,7 +415,10 @@ impl Runner {
 
     /// Drops what was prepared on a head that did not become true: its lane is not running any more.
     fn still_valid(&self, prepared: Vec<Prepared>) -> Vec<Prepared> {
-        prepared.into_iter().filter(|prepared| matches!(self.lanes.get(&prepared.batch.lane), Some(Phase::Running(_)))).collect()
+        prepared
+            .into_iter()
+            .filter(|prepared| matches!(self.lanes.get(&prepared.batch.lane), Some(Phase::Running(_))))
+            .collect()
     }
 
     fn settle(&mut self, results: Vec<(Lane, Result<(), LaneError>)>) {
@@ -442,11 +458,22 @@ impl Runner {
                 let wait = backoff(failures);
                 tracing::warn!(job, lane = %lane, failures = failures + 1, wait_ms = wait.as_millis(), "{reason}; tried again");
                 let at = Instant::now() + wait;
-                (Phase::Wanted { at, how: AtOnce::Mine, watch: None, failures: failures + 1 }, LaneState::Retrying { reason, failures: failures + 1 })
+                (
+                    Phase::Wanted { at, how: AtOnce::Mine, watch: None, failures: failures + 1 },
+                    LaneState::Retrying { reason, failures: failures + 1 },
+                )
             }
             LaneError::Fenced(reason) => {
                 tracing::warn!(job, lane = %lane, "fenced: {reason}");
-                (Phase::Wanted { at: Instant::now() + self.peek_interval(), how: AtOnce::No, watch: None, failures: 0 }, LaneState::Waiting { reason })
+                (
+                    Phase::Wanted {
+                        at: Instant::now() + self.peek_interval(),
+                        how: AtOnce::No,
+                        watch: None,
+                        failures: 0,
+                    },
+                    LaneState::Waiting { reason },
+                )
             }
             LaneError::Stop(reason) => {
                 tracing::error!(job, lane = %lane, "stopped: {reason}");
@@ -467,8 +494,12 @@ impl Runner {
     /// Tries every lane that is wanted and due.
     async fn acquire_due(&mut self) {
         let now = Instant::now();
-        let due: Vec<Lane> =
-            self.lanes.iter().filter(|(_, phase)| matches!(phase, Phase::Wanted { at, .. } if *at <= now)).map(|(lane, _)| lane.clone()).collect();
+        let due: Vec<Lane> = self
+            .lanes
+            .iter()
+            .filter(|(_, phase)| matches!(phase, Phase::Wanted { at, .. } if *at <= now))
+            .map(|(lane, _)| lane.clone())
+            .collect();
         for lane in due {
             let Some(Phase::Wanted { how, mut watch, failures, .. }) = self.lanes.remove(&lane) else { continue };
             match self.acquire(&lane, how, &mut watch).await {
@@ -488,7 +519,10 @@ impl Runner {
                     }
                     // The event that allowed a claim at once is spent.
                     let how = if how == AtOnce::Mine { AtOnce::Mine } else { AtOnce::No };
-                    self.lanes.insert(lane, Phase::Wanted { at: Instant::now() + self.peek_interval(), how, watch, failures });
+                    self.lanes.insert(
+                        lane,
+                        Phase::Wanted { at: Instant::now() + self.peek_interval(), how, watch, failures },
+                    );
                 }
                 Err(error) => {
                     self.lanes.insert(lane.clone(), Phase::Wanted { at: now, how, watch, failures });
@@ -507,7 +541,12 @@ impl Runner {
     }
 
     /// Peeks, claims, and does what `decide()` says until the lane is at its head. `Ok(Err(reason))`: another owner has it.
-    async fn acquire(&self, lane: &Lane, how: AtOnce, watch: &mut Option<Watch>) -> Result<Result<Running, String>, LaneError> {
+    async fn acquire(
+        &self,
+        lane: &Lane,
+        how: AtOnce,
+        watch: &mut Option<Watch>,
+    ) -> Result<Result<Running, String>, LaneError> {
         let held = self.job.peek(lane).await?;
         let jitter = rand::rng().random_range(0.0..0.25);
         let patience = self.job.config.takeover_after.mul_f64(1.0 + jitter);
@@ -517,7 +556,12 @@ impl Runner {
         let mut owned = self.job.claim(lane, &held).await?;
         let mut adopted: Option<(Digest, History)> = None;
         loop {
-            let closed = self.job.around.ledger.closed(self.job.name(), lane).map_err(|error| LaneError::Transient(error.to_string()))?;
+            let closed = self
+                .job
+                .around
+                .ledger
+                .closed(self.job.name(), lane)
+                .map_err(|error| LaneError::Transient(error.to_string()))?;
             let marks = owned.marks.clone();
             match self.job.decide(&marks, closed.as_ref()) {
                 Decision::Origin => {
@@ -560,7 +604,12 @@ impl Runner {
         }
     }
 
-    async fn adopted<'h>(&self, lane: &Lane, head: &Mark, kept: &'h mut Option<(Digest, History)>) -> Result<&'h History, LaneError> {
+    async fn adopted<'h>(
+        &self,
+        lane: &Lane,
+        head: &Mark,
+        kept: &'h mut Option<(Digest, History)>,
+    ) -> Result<&'h History, LaneError> {
         if kept.as_ref().is_none_or(|(digest, _)| *digest != head.digest) {
             let history = self.job.history(lane, head).await?;
             self.job.adopt(lane, &head.positions, &history).await?;
@@ -575,7 +624,9 @@ impl Runner {
         for (id, now) in held {
             let mine = owned.keys.get(&id).map(|key| key.generation);
             if mine.is_some_and(|generation| now.generation() != generation) {
-                return Err(LaneError::Fenced(format!("lane {lane}: sink {id} was claimed by another owner meanwhile")));
+                return Err(LaneError::Fenced(format!(
+                    "lane {lane}: sink {id} was claimed by another owner meanwhile"
+                )));
             }
             owned.marks.insert(id, now.mark);
         }
@@ -586,12 +637,18 @@ impl Runner {
     fn pinned(&self, history: &History) -> Pinned {
         let logs: BTreeMap<LogName, &str> =
             self.job.config.sources.iter().map(|source| (schema_log(source), source.name.value.as_str())).collect();
-        let entries = history.entries.iter().filter_map(|entry| Some(((*logs.get(&entry.log)?).to_owned(), parse_schema(&entry.text)?)));
+        let entries = history
+            .entries
+            .iter()
+            .filter_map(|entry| Some(((*logs.get(&entry.log)?).to_owned(), parse_schema(&entry.text)?)));
         entries.collect()
     }
 
     fn share_keys(&self) {
-        let keys = self.lanes.values().filter_map(|phase| if let Phase::Running(running) = phase { Some(&running.owned) } else { None });
+        let keys = self
+            .lanes
+            .values()
+            .filter_map(|phase| if let Phase::Running(running) = phase { Some(&running.owned) } else { None });
         // A beat is a record in the anchor alone.
         let anchors = keys.flat_map(|owned| {
             let anchor = owned.marks.values().flatten().next().map(|mark| mark.anchor().clone());
@@ -623,7 +680,11 @@ impl Runner {
             if let Some(bytes) = lag.spool_bytes {
                 metrics.spool_bytes.with_label_values(&labels).set(whole(bytes));
             }
-            let shown = crate::status::Lag { records: lag.records, bytes: lag.bytes, seconds: lag.oldest.map(|age| age.as_secs_f64()) };
+            let shown = crate::status::Lag {
+                records: lag.records,
+                bytes: lag.bytes,
+                seconds: lag.oldest.map(|age| age.as_secs_f64()),
+            };
             self.job.status.lock().lag.insert(source.name().to_owned(), shown);
         }
     }
@@ -635,7 +696,9 @@ fn backoff(failures: u32) -> Duration {
     full.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
-async fn flatten(task: tokio::task::JoinHandle<Vec<(Lane, Result<(), LaneError>)>>) -> Vec<(Lane, Result<(), LaneError>)> {
+async fn flatten(
+    task: tokio::task::JoinHandle<Vec<(Lane, Result<(), LaneError>)>>,
+) -> Vec<(Lane, Result<(), LaneError>)> {
     task.await.unwrap_or_else(|error| {
         tracing::error!(%error, "the commit panicked");
         Vec::new()

@@ -4,12 +4,7 @@
 //! seeds: without ORDER BY, groups come in the order in which they first appear. A query that fails is run on ever smaller
 //! parts of its inputs until the rows to blame are found.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    ops::Range,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, fmt, ops::Range, sync::Arc};
 
 use arrow::{
     array::RecordBatch,
@@ -24,12 +19,8 @@ use datafusion::{
     execution::{SessionStateBuilder, TaskContext, config::SessionConfig, runtime_env::RuntimeEnv},
     logical_expr::LogicalPlan,
     physical_plan::{
-        ExecutionPlan, ExecutionPlanProperties,
-        coalesce_partitions::CoalescePartitionsExec,
-        collect,
-        execution_plan::reset_plan_states,
-        limit::GlobalLimitExec,
-        repartition::RepartitionExec,
+        ExecutionPlan, ExecutionPlanProperties, coalesce_partitions::CoalescePartitionsExec, collect,
+        execution_plan::reset_plan_states, limit::GlobalLimitExec, repartition::RepartitionExec,
     },
 };
 
@@ -122,7 +113,12 @@ impl Query {
     }
 
     /// One run over these rows of the inputs.
-    fn run(&self, context: &BatchContext, inputs: &[RecordBatch], kept: &[Vec<Range<usize>>]) -> Result<Vec<RecordBatch>, String> {
+    fn run(
+        &self,
+        context: &BatchContext,
+        inputs: &[RecordBatch],
+        kept: &[Vec<Range<usize>>],
+    ) -> Result<Vec<RecordBatch>, String> {
         let inputs = inputs.iter().zip(kept).map(|(batch, ranges)| slices(batch, ranges)).collect();
         let config = self.config.clone().with_extension(Arc::new(Inputs(inputs)));
         let task = TaskContext::default().with_session_config(config).with_runtime(Arc::clone(&self.environment));
@@ -139,7 +135,9 @@ impl Query {
             }
             cast_with_options(values, field.data_type(), &options)
         });
-        let batch = arrays.collect::<Result<_, _>>().and_then(|arrays| columns::batch_of(&self.schema, arrays, batch.num_rows()));
+        let batch = arrays
+            .collect::<Result<_, _>>()
+            .and_then(|arrays| columns::batch_of(&self.schema, arrays, batch.num_rows()));
         batch.map_err(|error| expression::arrow_sentence(&error))
     }
 }
@@ -156,12 +154,21 @@ struct Search<'a> {
 impl Search<'_> {
     /// Runs the query with the rows `part` of one input and all kept rows of the others; goes on with the halves of what
     /// fails, down to single rows.
-    fn halve(&mut self, kept: &[Vec<Range<usize>>], table: usize, part: Range<usize>, bad: &mut Vec<Bad>) -> Result<(), String> {
+    fn halve(
+        &mut self,
+        kept: &[Vec<Range<usize>>],
+        table: usize,
+        part: Range<usize>,
+        bad: &mut Vec<Bad>,
+    ) -> Result<(), String> {
         if part.is_empty() {
             return Ok(());
         }
         self.left = self.left.checked_sub(1).ok_or_else(|| {
-            format!("so many rows fail that {MAX_RUNS} runs of the query did not find them all, the first: {}", first(bad))
+            format!(
+                "so many rows fail that {MAX_RUNS} runs of the query did not find them all, the first: {}",
+                first(bad)
+            )
         })?;
         let mut tried = kept.to_vec();
         tried[table] = vec![part.clone()];

@@ -99,7 +99,8 @@ fn check(logical: &LogicalPlan) -> Result<BTreeSet<String>, String> {
     match wrong {
         Some(wrong) => Err(wrong),
         None => {
-            let names = expressions.iter().flat_map(|part| part.column_refs().into_iter().map(|column| column.name.clone()));
+            let names =
+                expressions.iter().flat_map(|part| part.column_refs().into_iter().map(|column| column.name.clone()));
             Ok(names.collect())
         }
     }

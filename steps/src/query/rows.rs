@@ -147,9 +147,14 @@ fn stages(logical: &LogicalPlan, text: &str, calls: &mut u64, planned: &mut Vec<
         }
         LogicalPlan::Filter(part) => {
             stages(&part.input, text, calls, planned)?;
-            let condition = Expression::compile(part.predicate.clone(), part.input.schema(), &shown(&part.predicate), calls)?;
+            let condition =
+                Expression::compile(part.predicate.clone(), part.input.schema(), &shown(&part.predicate), calls)?;
             if condition.kind() != &arrow::datatypes::DataType::Boolean {
-                return Err(format!("WHERE takes a condition, and `{}` gives {}", shown(&part.predicate), columns::type_name(condition.kind())));
+                return Err(format!(
+                    "WHERE takes a condition, and `{}` gives {}",
+                    shown(&part.predicate),
+                    columns::type_name(condition.kind())
+                ));
             }
             planned.push(Stage::Filter(condition));
             Ok(())

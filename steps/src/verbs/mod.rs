@@ -22,7 +22,10 @@ use arrow::{
 };
 use tidemill_config::{At, Located, Verb as Model};
 
-use crate::{PlanError, columns, expression::{Bad, Expression}};
+use crate::{
+    PlanError, columns,
+    expression::{Bad, Expression},
+};
 
 pub use filter::Filter;
 
@@ -82,13 +85,22 @@ impl Notes<'_> {
     pub fn column(&mut self, name: &Located<String>, schema: &SchemaRef) -> Option<usize> {
         let found = schema.index_of(&name.value).ok();
         if found.is_none() {
-            self.error(&name.at, format!("no column `{}`{}", name.value, columns::hint(&name.value, columns::names(schema))));
+            self.error(
+                &name.at,
+                format!("no column `{}`{}", name.value, columns::hint(&name.value, columns::names(schema))),
+            );
         }
         found
     }
 
     /// The index of a text column.
-    pub fn text_column(&mut self, name: &Located<String>, schema: &SchemaRef, verb: &str, instead: &str) -> Option<usize> {
+    pub fn text_column(
+        &mut self,
+        name: &Located<String>,
+        schema: &SchemaRef,
+        verb: &str,
+        instead: &str,
+    ) -> Option<usize> {
         let index = self.column(name, schema)?;
         match schema.field(index).data_type() {
             DataType::Utf8 => Some(index),
@@ -118,7 +130,10 @@ impl Notes<'_> {
             return Some(expression);
         }
         let kind = columns::type_name(expression.kind());
-        self.error(&text.at, format!("`{}` gives {kind}, a condition gives boolean. Compare it with something", text.value));
+        self.error(
+            &text.at,
+            format!("`{}` gives {kind}, a condition gives boolean. Compare it with something", text.value),
+        );
         None
     }
 

@@ -104,10 +104,7 @@ fn column(name: &Located<String>, by: &str, at: &At, schema: &SchemaRef, notes: 
 
 pub fn rows(name: &Located<String>, by: &str, at: &At, schema: &SchemaRef, notes: &mut Notes<'_>) -> Planned {
     let column = column(name, by, at, schema, notes);
-    Planned {
-        verb: Box::new(Rows { column, name: name.value.clone(), by: by.to_owned() }),
-        schema: Arc::clone(schema),
-    }
+    Planned { verb: Box::new(Rows { column, name: name.value.clone(), by: by.to_owned() }), schema: Arc::clone(schema) }
 }
 
 pub fn columns(

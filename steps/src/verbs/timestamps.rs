@@ -37,7 +37,9 @@ impl Format {
         let sample = DateTime::<Utc>::from_timestamp(1_431_857_103, 0).unwrap_or_default();
         let written = sample.format_with_items(items.iter()).to_string();
         if read_items(&written, &items, Tz::UTC).is_none() {
-            return Err(format!("`{text}` gives no instant: it needs year, month and day (or `%s`), and hours with minutes"));
+            return Err(format!(
+                "`{text}` gives no instant: it needs year, month and day (or `%s`), and hours with minutes"
+            ));
         }
         Ok(if text == COMMON_LOG { Self::CommonLog(items) } else { Self::Other(items) })
     }
@@ -81,7 +83,12 @@ fn local(time: NaiveDateTime, zone: Tz) -> Option<i64> {
 /// `17/May/2015:10:05:03 +0000`, exactly this shape.
 fn common_log(text: &[u8]) -> Option<i64> {
     let text: &[u8; 26] = text.try_into().ok()?;
-    let is_shape = text[2] == b'/' && text[6] == b'/' && text[11] == b':' && text[14] == b':' && text[17] == b':' && text[20] == b' ';
+    let is_shape = text[2] == b'/'
+        && text[6] == b'/'
+        && text[11] == b':'
+        && text[14] == b':'
+        && text[17] == b':'
+        && text[20] == b' ';
     if !is_shape {
         return None;
     }
@@ -107,7 +114,11 @@ fn common_log(text: &[u8]) -> Option<i64> {
 
 fn rfc3339(text: &[u8], zone: Tz) -> Option<i64> {
     let (head, mut rest) = text.split_at_checked(19)?;
-    let is_shape = head[4] == b'-' && head[7] == b'-' && matches!(head[10], b'T' | b't' | b' ') && head[13] == b':' && head[16] == b':';
+    let is_shape = head[4] == b'-'
+        && head[7] == b'-'
+        && matches!(head[10], b'T' | b't' | b' ')
+        && head[13] == b':'
+        && head[16] == b':';
     if !is_shape {
         return None;
     }
@@ -121,7 +132,9 @@ fn rfc3339(text: &[u8], zone: Tz) -> Option<i64> {
             return None;
         }
         // Digits beyond microseconds are cut off.
-        micros = (0..6).fold(0, |value, place| value * 10 + fraction[..length].get(place).map_or(0, |digit| i64::from(digit - b'0')));
+        micros = (0..6).fold(0, |value, place| {
+            value * 10 + fraction[..length].get(place).map_or(0, |digit| i64::from(digit - b'0'))
+        });
         rest = &fraction[length..];
     }
     let instant = match rest {
@@ -161,7 +174,8 @@ fn seconds((year, month, day): (i64, i64, i64), (hour, minute, second): (i64, i6
         1..=12 => 31,
         _ => return None,
     };
-    (is_time && (1..=length).contains(&day)).then(|| days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
+    (is_time && (1..=length).contains(&day))
+        .then(|| days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
 /// Days since the epoch: Howard Hinnant, `chrono`-Compatible Low-Level Date Algorithms, `days_from_civil`.
@@ -217,11 +231,14 @@ mod tests {
             let expected = DateTime::parse_from_rfc3339(text).unwrap().timestamp_micros();
             assert_eq!(rfc3339(text.as_bytes(), Tz::UTC), Some(expected), "{text}");
         }
-        for text in ["29/Feb/2015:10:05:03 +0000", "32/May/2015:10:05:03 +0000", "17/May/2015:24:05:03 +0000", "-", ""] {
+        for text in ["29/Feb/2015:10:05:03 +0000", "32/May/2015:10:05:03 +0000", "17/May/2015:24:05:03 +0000", "-", ""]
+        {
             assert_eq!(common_log(text.as_bytes()), None, "{text}");
             assert_eq!(read_items(text, &items, Tz::UTC), None, "{text}");
         }
-        for text in ["2015-02-29T10:05:03Z", "2015-05-17", "2015-05-17T10:05:03.Z", "2015-05-17T10:05:03+2:00", "17/May"] {
+        for text in
+            ["2015-02-29T10:05:03Z", "2015-05-17", "2015-05-17T10:05:03.Z", "2015-05-17T10:05:03+2:00", "17/May"]
+        {
             assert_eq!(rfc3339(text.as_bytes(), Tz::UTC), None, "{text}");
         }
     }

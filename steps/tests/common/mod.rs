@@ -80,7 +80,10 @@ fn read_step(index: usize, step: &serde_yaml::Mapping) -> Step {
 }
 
 fn scalar(value: &serde_yaml::Value, path: &str) -> Located<String> {
-    located(value.as_str().map(str::to_owned).unwrap_or_else(|| serde_yaml::to_string(value).unwrap().trim().into()), path)
+    located(
+        value.as_str().map(str::to_owned).unwrap_or_else(|| serde_yaml::to_string(value).unwrap().trim().into()),
+        path,
+    )
 }
 
 fn texts(value: &serde_yaml::Value, path: &str) -> Vec<Located<String>> {
@@ -162,7 +165,10 @@ pub fn batch(schema: &SchemaRef, rows: &[Vec<Value>]) -> RecordBatch {
     let arrays = schema.fields().iter().enumerate().map(|(index, field)| {
         let values = || rows.iter().map(|row| &row[index]);
         match field.data_type() {
-            DataType::Int32 => Arc::new(Int32Array::from_iter(values().map(|value| value.as_i64().map(|value| value as i32)))) as ArrayRef,
+            DataType::Int32 => {
+                Arc::new(Int32Array::from_iter(values().map(|value| value.as_i64().map(|value| value as i32))))
+                    as ArrayRef
+            }
             DataType::Int64 => Arc::new(Int64Array::from_iter(values().map(Value::as_i64))),
             DataType::Float64 => Arc::new(Float64Array::from_iter(values().map(Value::as_f64))),
             DataType::Boolean => Arc::new(BooleanArray::from_iter(values().map(Value::as_bool))),
@@ -194,7 +200,8 @@ pub fn values(batches: &[RecordBatch]) -> Vec<Vec<Value>> {
 
 /// `a: string, b: int32` of a schema.
 pub fn columns_of(schema: &Schema) -> String {
-    let columns = schema.fields().iter().map(|field| format!("{}: {}", field.name(), columns::type_name(field.data_type())));
+    let columns =
+        schema.fields().iter().map(|field| format!("{}: {}", field.name(), columns::type_name(field.data_type())));
     columns.collect::<Vec<_>>().join(", ")
 }
 
