@@ -54,7 +54,7 @@ impl Sink {
     fn yaml(self) -> &'static str {
         match self {
             Self::Files => "  files: { type: files, path: files, codec: json }\n",
-            Self::Rolling => "  rolling: { type: files, path: rolling, codec: json, roll: { size: 4KiB } }\n",
+            Self::Rolling => "  rolling: { type: files, path: rolling, codec: json, roll: { bytes: 4KiB } }\n",
             Self::Sqlite => "  db: { type: sqlite, path: rows.db, table: rows }\n",
         }
     }

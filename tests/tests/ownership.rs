@@ -13,7 +13,7 @@ fn job(takeover: &str) -> String {
     format!(
         "job: owned\ntrigger: asap\ntakeover_after: {takeover}\nbatch: {{ max_records: 10 }}\nsources:\n  in: {{ type: directory, path: in, settle: 10ms, codec: json, \
          schema: {{ n: int64 }} }}\nsinks:\n  files: {{ type: files, path: files, codec: json }}\n  db: {{ type: sqlite, path: rows.db, table: rows }}\n  \
-         rolling: {{ type: files, path: rolling, codec: json, roll: {{ size: 1KiB }} }}\n"
+         rolling: {{ type: files, path: rolling, codec: json, roll: {{ bytes: 1KiB }} }}\n"
     )
 }
 

@@ -59,7 +59,7 @@ struct Case {
 const SQLITE: (&str, &str) = ("rows.db", "  db: { type: sqlite, path: rows.db, table: rows }\n");
 const FILES: (&str, &str) = ("files", "  files: { type: files, path: files, codec: json }\n");
 const ROLLING: (&str, &str) =
-    ("rolling", "  rolling: { type: files, path: rolling, codec: json, roll: { size: 1KiB } }\n");
+    ("rolling", "  rolling: { type: files, path: rolling, codec: json, roll: { bytes: 1KiB } }\n");
 
 const FILE_SINKS: Case =
     Case { name: "directory -> files + rolling files", source: Source::Directory, sinks: &[FILES, ROLLING] };
