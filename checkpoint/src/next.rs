@@ -225,6 +225,7 @@ pub enum Place {
 /// An operator's jump (`resolve`, `rewind`): from the mark `base`, which becomes the head's parent, to the positions
 /// `to`. `base` is the head's mark, or with `resolve --anchor S` that of S. `newest` is the highest seq of any sink, so
 /// that no older mark passes for a newer one.
+#[expect(clippy::too_many_arguments, reason = "a jump is all that an operator may set, and is made in one place")]
 pub fn jump(
     base: &Mark,
     newest: u64,

@@ -2,11 +2,14 @@
 //!
 //! A position is a boundary between two records of a shard, opaque to everybody but its source. It is kept as text that
 //! a person can read (`1042`, `3:1024`), and ordered by its components: numbers by value at any length (a Kinesis
-//! sequence number exceeds 64 bits), everything else by bytes.
+//! sequence number exceeds 64 bits) and before text, text by bytes.
 
 use std::{cmp::Ordering, collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+mod tests;
 
 /// The unit of order inside a source, with its incarnation: `posts/6f9e…` (a spool), `access` (a watched directory).
 /// It begins with the source's name; what follows the first `/` belongs to the source.
@@ -79,12 +82,16 @@ impl Position {
 
 fn compare_component(a: &str, b: &str) -> Ordering {
     let numeric = |s: &str| !s.is_empty() && s.bytes().all(|c| c.is_ascii_digit());
-    if numeric(a) && numeric(b) {
-        let (x, y) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
-        // Leading zeros do not change the value, but two texts are equal only where their bytes are.
-        x.len().cmp(&y.len()).then_with(|| x.cmp(y)).then_with(|| a.cmp(b))
-    } else {
-        a.cmp(b)
+    match (numeric(a), numeric(b)) {
+        (true, true) => {
+            let (x, y) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
+            // Leading zeros do not change the value, but two texts are equal only where their bytes are.
+            x.len().cmp(&y.len()).then_with(|| x.cmp(y)).then_with(|| a.cmp(b))
+        }
+        // Numbers before text: compared by bytes, 9 < 10 < 1a < 9 would go round in a circle.
+        (true, false) => Ordering::Less,
+        (false, true) => Ordering::Greater,
+        (false, false) => a.cmp(b),
     }
 }
 

@@ -154,6 +154,35 @@ async fn parquet_is_a_file_per_batch_and_cannot_roll() {
 }
 
 #[tokio::test]
+async fn every_csv_file_begins_with_its_header_and_has_it_once() {
+    let csv = || tidemill_config::Csv {
+        delimiter: b',',
+        header: true,
+        quote: b'"',
+        escape: None,
+        nulls: Vec::new(),
+        encoding: "utf-8".into(),
+    };
+    for roll in [None, Some(Roll { bytes: 40, after: Duration::from_secs(3600) })] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Files { codec: Codec::Csv(csv()), compression: Compression::Gzip, ..files(dir.path(), roll) };
+        let mut runner = claim(config, 1).await;
+        let mut rows = 0;
+        for _ in 0..3 {
+            write(&mut runner, &[days(&[Some("a,b")]), days(&[Some("c"), None])]).await.unwrap();
+        }
+        for (name, bytes) in out(dir.path()) {
+            let text = gunzip(&bytes);
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!((lines[0], lines[1], lines[2]), ("n,day", "0,\"a,b\"", "0,c"), "{name}");
+            assert_eq!(lines.iter().filter(|line| **line == "n,day").count(), 1, "{name}");
+            rows += lines.len() - 1;
+        }
+        assert_eq!(rows, 9);
+    }
+}
+
+#[tokio::test]
 async fn files_roll_by_size_and_by_the_plans_clock() {
     let dir = tempfile::tempdir().unwrap();
     // Plans are a second apart: a file is full after three.

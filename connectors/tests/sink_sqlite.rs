@@ -101,7 +101,7 @@ async fn every_type_has_a_form_that_sqlite_itself_understands() {
         r#"Text("a\0\"é") Text("a view that is longer than twelve") Integer(-1) Integer(9223372036854775807) Real(0.1)"#,
         r#"Integer(1) Text("2015-05-17T10:05:03Z") Text("2015-05-17") Text("-1.05") Blob([0, 255]) Text("[1,null]")"#,
     ];
-    assert_eq!(rows, [first.join(" "), vec!["Null"; 11].join(" ")]);
+    assert_eq!(rows, [first.join(" "), ["Null"; 11].join(" ")]);
     let sql = "SELECT strftime('%Y', at), julianday(day) IS NOT NULL FROM \"a \"\"b\"\"\" LIMIT 1";
     assert_eq!(read(&path, sql), [r#"Text("2015") Integer(1)"#]);
 }

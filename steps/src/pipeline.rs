@@ -137,26 +137,19 @@ fn prune(job: &Job, full: Graph, needed: Vec<BTreeSet<String>>) -> (Graph, Vec<(
             (name.clone(), columns::schema_of(kept.map(|field| (field.name().as_str(), field.data_type().clone()))))
         })
         .collect();
-    let (mut errors, mut graph) = (Vec::new(), None);
-    if pruned != full.sources {
-        graph = Builder::new(job, &pruned, true, &mut errors).build().filter(|_| errors.is_empty());
-    }
-    let all = |graph: &Graph| {
-        graph
-            .sources
-            .iter()
-            .map(|(name, schema)| (name.clone(), columns::names(schema).into_iter().map(str::to_owned).collect()))
-            .collect()
-    };
+    let whole = |schema: &SchemaRef| columns::names(schema).into_iter().map(str::to_owned).collect();
+    let mut errors = Vec::new();
+    let graph = if pruned == full.sources { None } else { Builder::new(job, &pruned, true, &mut errors).build() };
+    let sinks = |graph: &Graph| graph.sinks.iter().map(|(_, input)| Arc::clone(&input.schema)).collect::<Vec<_>>();
     match graph {
-        Some(graph) => {
+        Some(graph) if errors.is_empty() && sinks(&graph) == sinks(&full) => {
             let needed =
                 full.sources.iter().zip(&needed).map(|((name, schema), needed)| (name.clone(), used(schema, needed)));
             let needed = needed.collect();
             (graph, needed)
         }
-        None => {
-            let needed = all(&full);
+        _ => {
+            let needed = full.sources.iter().map(|(name, schema)| (name.clone(), whole(schema))).collect();
             (full, needed)
         }
     }

@@ -34,7 +34,7 @@ enum Change {
         node: Node,
         length: usize,
     },
-    /// Entries of folders: set to a node, or removed. `renamed` for messages only.
+    /// Entries of folders: set to a node, or removed.
     Entries {
         slots: Vec<(Node, String, Option<Node>)>,
     },
@@ -293,7 +293,7 @@ impl Crash {
                 if content.len() < at + bytes.len() {
                     content.resize(at + bytes.len(), 0);
                 }
-                let tear = torn.filter(|chance| chance.random_bool(0.3));
+                let tear = torn.and_then(|chance| chance.random_bool(0.3).then_some(chance));
                 match tear {
                     None => content[*at..at + bytes.len()].copy_from_slice(bytes),
                     Some(chance) => {

@@ -12,7 +12,7 @@ mod world;
 
 use book::{A, B, Job, LEDGER};
 use tidemill_checkpoint::{Stop, decide::Misfit};
-use world::{Fencing, Found, Scenario, World};
+use world::{Fencing, Scenario, World};
 
 const fn job(sinks: &[usize], anchor: usize) -> Job {
     let (mut bits, mut n) = (0, 0);
@@ -27,7 +27,16 @@ const ONLY_A: Job = job(&[A], A);
 const ONLY_B: Job = job(&[B], B);
 const LATE_B: u8 = 1 << B;
 
-/// The designs that must hold, with the states that each has at least: a model that shrinks is noticed.
+/// Where the design says stop, the model must have seen one.
+const WITH_STOPS: [&str; 5] = [
+    "backup of the anchor restored, 1 runner",
+    "backup of B restored, 1 runner",
+    "backups of both restored, 1 runner",
+    "anchor removed, the ledger may be lost",
+    "anchor removed, added again",
+];
+
+/// The designs that must hold.
 fn good() -> Vec<(&'static str, Scenario)> {
     let catching_up = Job { catch_up: true, ..BOTH };
     let restored = |stop: &Stop| {
@@ -79,7 +88,9 @@ fn good() -> Vec<(&'static str, Scenario)> {
         }),
         ("anchor removed, added again", {
             let jobs = vec![vec![BOTH, ONLY_B, job(&[A, B], B)]];
-            Scenario { jobs, crashes: 4, ledger: true, operator: true, ..Scenario::new(&[BOTH]) }
+            // What the old anchor alone had, the operator gave up: two stories, told by their marks.
+            let wanted = |stop: &Stop| matches!(stop, Stop::Gap { .. });
+            Scenario { jobs, crashes: 3, ledger: true, operator: true, late: 1 << A, wanted, ..Scenario::new(&[BOTH]) }
         }),
         ("ledger as the anchor", Scenario { crashes: 4, unmarked: true, ..Scenario::new(&[job(&[LEDGER], LEDGER)]) }),
         ("ledger as the anchor, then A, then A alone", {
@@ -105,15 +116,11 @@ fn good_designs_hold() {
     let mut states = 0;
     let mut failed = Vec::new();
     for (name, scenario) in good() {
-        if let Ok(only) = std::env::var("ONLY")
-            && !name.contains(&only)
-        {
-            continue;
-        }
         let found = World::explore(&scenario);
         println!("{name:44} {found:?}");
         states += found.states;
-        if (found.violations, found.stops, found.dead_ends) != (0, 0, 0) || found.finished == 0 {
+        let stops_as_wanted = found.wanted_stops > 0 || !WITH_STOPS.contains(&name);
+        if (found.violations, found.stops, found.dead_ends) != (0, 0, 0) || found.finished == 0 || !stops_as_wanted {
             failed.push((name, found));
         }
     }
@@ -129,14 +136,4 @@ fn bad_designs_fail() {
         println!("{name:44} {found:?}");
         assert_ne!((found.violations, found.stops, found.dead_ends), (0, 0, 0), "{name}: the model does not see it");
     }
-}
-
-#[test]
-fn the_design_stops_where_it_says_so() {
-    let stops: Vec<(_, Found)> = good()
-        .into_iter()
-        .filter(|(name, _)| name.contains("the ledger may be lost"))
-        .map(|(name, s)| (name, World::explore(&s)))
-        .collect();
-    assert!(stops.iter().all(|(_, found)| found.wanted_stops > 0), "{stops:?}");
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array, ListArray,
-        NullBufferBuilder, StringArray, StructArray, TimestampMicrosecondArray, new_null_array,
+        ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array,
+        ListArray, NullBufferBuilder, StringArray, StructArray, TimestampMicrosecondArray, new_null_array,
     },
     buffer::{BooleanBuffer, Buffer, OffsetBuffer, ScalarBuffer},
     datatypes::{DataType, FieldRef, Fields, TimeUnit},
@@ -33,8 +33,16 @@ pub(super) enum Data {
     Timestamp(Vec<i64>, Option<Arc<str>>),
     Date(Vec<i32>),
     Decimal(Vec<i128>, u8, i8),
-    List { offsets: Vec<i32>, item: Box<Column>, field: FieldRef },
-    Struct { keys: Keys, columns: Vec<Column>, fields: Fields },
+    List {
+        offsets: Vec<i32>,
+        item: Box<Column>,
+        field: FieldRef,
+    },
+    Struct {
+        keys: Keys,
+        columns: Vec<Column>,
+        fields: Fields,
+    },
     /// A type that no job can name: only nulls fit.
     Other(DataType),
 }
@@ -75,9 +83,11 @@ impl Column {
             DataType::Timestamp(TimeUnit::Microsecond, zone) => Data::Timestamp(Vec::with_capacity(rows), zone.clone()),
             DataType::Date32 => Data::Date(Vec::with_capacity(rows)),
             DataType::Decimal128(precision, scale) => Data::Decimal(Vec::with_capacity(rows), *precision, *scale),
-            DataType::List(field) => {
-                Data::List { offsets: vec![0], item: Box::new(Self::new(field.data_type(), rows)), field: field.clone() }
-            }
+            DataType::List(field) => Data::List {
+                offsets: vec![0],
+                item: Box::new(Self::new(field.data_type(), rows)),
+                field: field.clone(),
+            },
             DataType::Struct(fields) => Data::Struct {
                 keys: Keys::of_columns(fields),
                 columns: fields.iter().map(|field| Self::new(field.data_type(), rows)).collect(),
@@ -159,9 +169,13 @@ impl Column {
                 }
                 Some(()).filter(|()| done)
             }
-            Data::Int32(values) => integer(trimmed).and_then(|value| i32::try_from(value).ok()).map(|value| values.push(value)),
+            Data::Int32(values) => {
+                integer(trimmed).and_then(|value| i32::try_from(value).ok()).map(|value| values.push(value))
+            }
             Data::Int64(values) => integer(trimmed).map(|value| values.push(value)),
-            Data::Float64(values) => lexical_core::parse(trimmed).ok().filter(|value| fits(*value, trimmed)).map(|value| values.push(value)),
+            Data::Float64(values) => {
+                lexical_core::parse(trimmed).ok().filter(|value| fits(*value, trimmed)).map(|value| values.push(value))
+            }
             Data::Boolean(values) => boolean(trimmed).map(|value| values.push(value)),
             Data::Timestamp(values, _) => time::parse_timestamp(trimmed).map(|value| values.push(value)),
             Data::Date(values) => time::parse_date(trimmed).map(|value| values.push(value)),
@@ -180,7 +194,9 @@ impl Column {
     #[inline]
     pub(super) fn number(&mut self, text: &[u8]) -> bool {
         if let Data::Timestamp(values, _) = &mut self.data {
-            let Some(micros) = number::exact(text, 3).and_then(|micros| i64::try_from(micros).ok()) else { return false };
+            let Some(micros) = number::exact(text, 3).and_then(|micros| i64::try_from(micros).ok()) else {
+                return false;
+            };
             values.push(micros);
             self.valid.append_non_null();
             return true;
@@ -218,21 +234,26 @@ impl Column {
         let rows = self.len();
         let nulls = self.valid.finish();
         Ok(match self.data {
-            Data::Text(text) => Arc::new(StringArray::try_new(offsets(text.ends), Buffer::from_vec(text.bytes), nulls)?),
-            Data::Binary(text) => Arc::new(BinaryArray::try_new(offsets(text.ends), Buffer::from_vec(text.bytes), nulls)?),
+            Data::Text(text) => {
+                Arc::new(StringArray::try_new(offsets(text.ends), Buffer::from_vec(text.bytes), nulls)?)
+            }
+            Data::Binary(text) => {
+                Arc::new(BinaryArray::try_new(offsets(text.ends), Buffer::from_vec(text.bytes), nulls)?)
+            }
             Data::Int32(values) => Arc::new(Int32Array::try_new(ScalarBuffer::from(values), nulls)?),
             Data::Int64(values) => Arc::new(Int64Array::try_new(ScalarBuffer::from(values), nulls)?),
             Data::Float64(values) => Arc::new(Float64Array::try_new(ScalarBuffer::from(values), nulls)?),
             Data::Boolean(values) => Arc::new(BooleanArray::new(BooleanBuffer::from(values), nulls)),
-            Data::Timestamp(values, zone) => Arc::new(
-                TimestampMicrosecondArray::try_new(ScalarBuffer::from(values), nulls)?.with_timezone_opt(zone),
-            ),
+            Data::Timestamp(values, zone) => {
+                Arc::new(TimestampMicrosecondArray::try_new(ScalarBuffer::from(values), nulls)?.with_timezone_opt(zone))
+            }
             Data::Date(values) => Arc::new(Date32Array::try_new(ScalarBuffer::from(values), nulls)?),
             Data::Decimal(values, precision, scale) => Arc::new(
-                Decimal128Array::try_new(ScalarBuffer::from(values), nulls)?.with_precision_and_scale(precision, scale)?,
+                Decimal128Array::try_new(ScalarBuffer::from(values), nulls)?
+                    .with_precision_and_scale(precision, scale)?,
             ),
             Data::List { offsets: ends, item, field } => {
-                Arc::new(ListArray::try_new(field, offsets(ends), item.finish()?, nulls)?)
+                Arc::new(ListArray::try_new(field, self::offsets(ends), item.finish()?, nulls)?)
             }
             Data::Struct { columns, fields, .. } => {
                 let arrays = columns.into_iter().map(Self::finish).collect::<Result<_, _>>()?;
@@ -240,6 +261,15 @@ impl Column {
             }
             Data::Other(kind) => new_null_array(&kind, rows),
         })
+    }
+}
+
+/// Null in each column that has no value of the row `row` yet.
+pub(super) fn complete(columns: &mut [Column], row: usize) {
+    for column in columns {
+        if column.len() == row {
+            column.null();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Codecs: bytes to rows and back. Framing (where a record ends) is separate from decoding (what it says).
 //!
-//! [`framer`] cuts a file into records, [`codec()`] decodes records into Arrow rows with a fixed schema, [`Encoder`]
+//! [`framer`] cuts a file into records, [`codec()`] decodes records into Arrow rows with a fixed schema, [`encoder`]
 //! writes rows. What each format accepts, rejects and chooses is in `docs/codecs.md`; every rule there is a test here.
 //!
 //! Invariants: the same bytes and schema always give the same rows and rejects; each record gives one row or one reject;
@@ -17,13 +17,17 @@ pub mod frame;
 mod json;
 mod names;
 mod number;
+mod parquet;
 mod rows;
 pub mod schema;
+#[cfg(test)]
+mod tests;
 mod text;
 mod time;
+mod values;
 
-pub use names::{base64, type_name};
 pub use frame::{FrameError, Framed, Framer, framer};
+pub use names::{base64, type_name};
 pub use schema::to_arrow;
 
 /// The column that keeps, as the text of a JSON object, the fields which the pinned schema does not have.
@@ -72,16 +76,6 @@ pub trait Codec: Send + Sync {
     fn decoder(&self, schema: &SchemaRef, known: &SchemaRef) -> Box<dyn Decoder>;
 }
 
-/// The codec that decodes records of this format. Columnar files have no records: they are for sinks only, and are refused
-/// as a source's codec when the job is checked.
-pub fn codec(config: &model::Codec) -> Box<dyn Codec> {
-    match config {
-        model::Codec::Json => Box::new(json::Json),
-        model::Codec::Csv(options) => Box::new(csv::Csv(options.clone())),
-        model::Codec::Text | model::Codec::Parquet => Box::new(text::Text),
-    }
-}
-
 /// Writes rows as bytes.
 pub trait Encoder: Send {
     /// What a file begins with, before its first rows: CSV's header line. `None` where a format has no such thing.
@@ -91,4 +85,28 @@ pub trait Encoder: Send {
     /// Appends the rows of `batch`, which has the encoder's schema, to `out`. For `parquet` each call appends one
     /// complete file: call it once per file.
     fn encode(&mut self, batch: &RecordBatch, out: &mut Vec<u8>) -> Result<(), CodecError>;
+}
+
+/// The codec that a job names. One that cannot read (`parquet`, or an encoding whose letters have no borders) refuses every
+/// record, with the reason.
+pub fn codec(config: &model::Codec) -> Box<dyn Codec> {
+    match config {
+        model::Codec::Json => Box::new(json::Json),
+        model::Codec::Csv(options) => match csv::refusal(options) {
+            None => Box::new(csv::Csv(options.clone())),
+            Some(why) => Box::new(text::Refused(why)),
+        },
+        model::Codec::Text => Box::new(text::Text),
+        model::Codec::Parquet => Box::new(text::Refused("sources cannot read parquet".into())),
+    }
+}
+
+/// The encoder of a codec for rows of `schema`; an error names the column that the codec cannot write.
+pub fn encoder(config: &model::Codec, schema: &SchemaRef) -> Result<Box<dyn Encoder>, CodecError> {
+    Ok(match config {
+        model::Codec::Json => Box::new(json::encode::JsonEncoder::new(schema)?),
+        model::Codec::Csv(options) => Box::new(csv::encode::CsvEncoder::new(schema, options)?),
+        model::Codec::Text => Box::new(text::TextEncoder::new(schema)?),
+        model::Codec::Parquet => Box::new(parquet::ParquetEncoder::new(schema)),
+    })
 }

@@ -12,7 +12,9 @@ pub(super) fn exact(text: &[u8], scale: i64) -> Option<i128> {
         _ => (false, text),
     };
     let (mantissa, exponent) = match digits.iter().position(|byte| matches!(byte, b'e' | b'E')) {
-        Some(at) => (&digits[..at], lexical_core::parse::<i64>(&digits[at + 1..]).ok()?.clamp(-1_000_000_000, 1_000_000_000)),
+        Some(at) => {
+            (&digits[..at], lexical_core::parse::<i64>(&digits[at + 1..]).ok()?.clamp(-1_000_000_000, 1_000_000_000))
+        }
         None => (digits, 0),
     };
     // Zeros at the end count only once another digit follows, so that `1.000…0` is as good as `1`.

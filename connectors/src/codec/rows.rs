@@ -61,12 +61,14 @@ pub(super) fn shown(text: &[u8]) -> String {
     short
 }
 
-/// Decodes the records that lie at `records` in `bytes`. `record` appends one row to every column, or fails.
+/// Decodes the records that lie at `records` in `bytes`, which came from `encoding`. `record` appends one row to every
+/// column, or fails.
 pub(super) fn decode(
     schema: &SchemaRef,
     slice: &Slice,
     bytes: &[u8],
     records: &[(u32, u32)],
+    encoding: &'static str,
     mut record: impl FnMut(&str, &mut [Column], usize) -> Result<(), Bad>,
 ) -> Decoded {
     let mut columns: Vec<Column> =
@@ -84,7 +86,7 @@ pub(super) fn decode(
             None => bytes.get(range.clone()).and_then(|text| std::str::from_utf8(text).ok()),
         };
         let result = match text {
-            None => Err(not_utf8(bytes.get(range).unwrap_or_default())),
+            None => Err(broken(bytes.get(range).unwrap_or_default(), encoding)),
             Some(_) if taken > MAX_TEXT_BYTES => {
                 Err(Bad::Other("too_large", "the slice holds more than 2 GiB: make `batch: max_bytes` smaller".into()))
             }
@@ -98,14 +100,17 @@ pub(super) fn decode(
             }
         }
     }
-    debug_assert!(columns.iter().all(|column| column.len() == good.len()), "every record gives one value of each column");
+    debug_assert!(
+        columns.iter().all(|column| column.len() == good.len()),
+        "every record gives one value of each column"
+    );
     finish(schema, slice, columns, good, rejects)
 }
 
 #[cold]
-pub(super) fn not_utf8(bytes: &[u8]) -> Bad {
-    let at = std::str::from_utf8(bytes).err().map_or(0, |error| error.valid_up_to());
-    Bad::Other("utf8", format!("at byte {at}: the bytes are not UTF-8"))
+fn broken(bytes: &[u8], encoding: &str) -> Bad {
+    let at = std::str::from_utf8(bytes).err().map(|error| format!("at byte {}: ", error.valid_up_to()));
+    Bad::Other("utf8", format!("{}the bytes are not {encoding}", at.unwrap_or_default()))
 }
 
 fn finish(

@@ -18,14 +18,15 @@ pub fn data_type(kind: &Type) -> DataType {
         Type::Decimal(precision, scale) => DataType::Decimal128(*precision, *scale),
         Type::Binary => DataType::Binary,
         Type::List(item) => DataType::List(Arc::new(Field::new_list_field(data_type(item), true))),
-        Type::Struct(fields) => {
-            DataType::Struct(fields.iter().map(|(name, kind)| Field::new(name, data_type(kind), true)).collect::<Fields>())
-        }
+        Type::Struct(fields) => DataType::Struct(
+            fields.iter().map(|(name, kind)| Field::new(name, data_type(kind), true)).collect::<Fields>(),
+        ),
     }
 }
 
 /// The Arrow schema of a job's columns: every column may be null.
 pub fn to_arrow(fields: &[model::Field]) -> SchemaRef {
-    let fields: Fields = fields.iter().map(|field| Field::new(&field.name, data_type(&field.kind.value), true)).collect();
+    let fields: Fields =
+        fields.iter().map(|field| Field::new(&field.name, data_type(&field.kind.value), true)).collect();
     Arc::new(Schema::new(fields))
 }

@@ -239,7 +239,7 @@ mod tests {
         let batch = table(vec![("name", names), ("n", counts)]);
         assert_eq!(
             body(std::slice::from_ref(&batch), usize::MAX),
-            "name               n\n日本               5\na⏎b\\u{1b}[31m  1042\n                   7\n"
+            "name              n\n日本              5\na⏎b\\u{1b}[31m  1042\n                  7\n"
         );
         assert_eq!(body(&[batch], 1), "name  n\n日本  5\n");
     }

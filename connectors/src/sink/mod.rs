@@ -16,7 +16,9 @@ use std::{any::Any, collections::BTreeMap, sync::Arc};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use async_trait::async_trait;
-use tidemill_checkpoint::{Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Plan, Receipt, SinkId};
+use tidemill_checkpoint::{
+    Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Plan, Receipt, SinkId,
+};
 
 /// What a job may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +145,12 @@ pub trait Sink: Send + Sync {
 
     /// Takes the lane where the stored generation is lower than `generation`, else [`SinkError::Fenced`]. Returns the key
     /// and the mark as it is once every older generation is shut out.
-    async fn claim(&self, lane: &Lane, generation: Generation, owner: &Owner) -> Result<(LaneKey, Option<Mark>), SinkError>;
+    async fn claim(
+        &self,
+        lane: &Lane,
+        generation: Generation,
+        owner: &Owner,
+    ) -> Result<(LaneKey, Option<Mark>), SinkError>;
 
     /// Entries of a log, from number `from` on. Asked of the anchor only.
     async fn history(&self, lane: &Lane, log: &LogName, from: u64) -> Result<Vec<Entry>, SinkError>;
@@ -188,5 +195,7 @@ pub fn open(id: SinkId, job: &str, kind: &tidemill_config::SinkKind) -> Result<A
 
 /// Runs blocking work off the runtime. A task that panicked is reported, not passed on: other lanes go on.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SinkError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| SinkError::Fatal(format!("a task of the sink ended: {error}")))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| SinkError::Fatal(format!("a task of the sink ended: {error}")))
 }

@@ -90,7 +90,10 @@ impl Slice {
     }
     /// The bytes of record `index`.
     pub fn record(&self, index: usize) -> &[u8] {
-        self.records.get(index).and_then(|(start, end)| self.bytes.get(*start as usize..*end as usize)).unwrap_or_default()
+        self.records
+            .get(index)
+            .and_then(|(start, end)| self.bytes.get(*start as usize..*end as usize))
+            .unwrap_or_default()
     }
 }
 

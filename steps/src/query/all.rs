@@ -24,7 +24,10 @@ use datafusion::{
     },
 };
 
-use super::leaf::{InOrder, Inputs};
+use super::{
+    checked,
+    leaf::{InOrder, Inputs},
+};
 use crate::{
     BatchContext, SLICE_ROWS, columns,
     expression::{self, Bad, sentence},
@@ -33,6 +36,12 @@ use crate::{
 
 /// At most this many runs to find the rows to blame in one batch.
 const MAX_RUNS: usize = 4_000;
+
+/// The rows of an input that a run takes.
+type Kept = Vec<Range<usize>>;
+
+/// What a query gives, and the rows that it was run without, each with the number of its input.
+pub type Given = (Vec<RecordBatch>, Vec<(usize, Bad)>);
 
 /// A planned query over all rows.
 pub struct Query {
@@ -62,8 +71,11 @@ impl Query {
             .with_aggregate_functions(registry.aggregate.values().cloned().collect())
             .with_window_functions(registry.window.values().cloned().collect())
             .build();
-        let physical = apart(|| async { state.create_physical_plan(logical).await })
-            .and_then(|plan| in_order(plan).map_err(|error| sentence(&error)))?;
+        let physical = apart(|| async {
+            let logical = checked::arithmetic(state.optimize(logical)?)?;
+            state.query_planner().create_physical_plan(&logical, &state).await
+        })
+        .and_then(|plan| in_order(plan).map_err(|error| sentence(&error)))?;
         Ok(Self { physical, config, environment, schema, reads })
     }
 
@@ -78,12 +90,8 @@ impl Query {
     }
 
     /// Runs the query. Rows that make it fail are left out and told, as long as they can be found.
-    pub fn apply(
-        &self,
-        context: &BatchContext,
-        inputs: &[RecordBatch],
-    ) -> Result<(Vec<RecordBatch>, Vec<(usize, Bad)>), String> {
-        let all: Vec<Vec<Range<usize>>> = inputs.iter().map(|batch| vec![0..batch.num_rows()]).collect();
+    pub fn apply(&self, context: &BatchContext, inputs: &[RecordBatch]) -> Result<Given, String> {
+        let all: Vec<Kept> = inputs.iter().map(|batch| without(batch.num_rows(), &[])).collect();
         match self.run(context, inputs, &all) {
             Ok(rows) => Ok((rows, Vec::new())),
             Err(cause) => self.without_bad(context, inputs, all, cause),
@@ -95,9 +103,9 @@ impl Query {
         &self,
         context: &BatchContext,
         inputs: &[RecordBatch],
-        mut kept: Vec<Vec<Range<usize>>>,
+        mut kept: Vec<Kept>,
         mut cause: String,
-    ) -> Result<(Vec<RecordBatch>, Vec<(usize, Bad)>), String> {
+    ) -> Result<Given, String> {
         let (mut all, mut search) = (Vec::new(), Search { query: self, context, inputs, left: MAX_RUNS });
         for table in 0..inputs.len() {
             let mut bad = Vec::new();
@@ -113,12 +121,7 @@ impl Query {
     }
 
     /// One run over these rows of the inputs.
-    fn run(
-        &self,
-        context: &BatchContext,
-        inputs: &[RecordBatch],
-        kept: &[Vec<Range<usize>>],
-    ) -> Result<Vec<RecordBatch>, String> {
+    fn run(&self, context: &BatchContext, inputs: &[RecordBatch], kept: &[Kept]) -> Result<Vec<RecordBatch>, String> {
         let inputs = inputs.iter().zip(kept).map(|(batch, ranges)| slices(batch, ranges)).collect();
         let config = self.config.clone().with_extension(Arc::new(Inputs(inputs)));
         let task = TaskContext::default().with_session_config(config).with_runtime(Arc::clone(&self.environment));
@@ -154,13 +157,7 @@ struct Search<'a> {
 impl Search<'_> {
     /// Runs the query with the rows `part` of one input and all kept rows of the others; goes on with the halves of what
     /// fails, down to single rows.
-    fn halve(
-        &mut self,
-        kept: &[Vec<Range<usize>>],
-        table: usize,
-        part: Range<usize>,
-        bad: &mut Vec<Bad>,
-    ) -> Result<(), String> {
+    fn halve(&mut self, kept: &[Kept], table: usize, part: Range<usize>, bad: &mut Vec<Bad>) -> Result<(), String> {
         if part.is_empty() {
             return Ok(());
         }

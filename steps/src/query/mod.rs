@@ -2,6 +2,7 @@
 //! origins, runs over slices and in parallel, and needs no session. Every other query sees all rows ([`all`]).
 
 mod all;
+mod checked;
 mod leaf;
 mod rows;
 
@@ -46,7 +47,7 @@ pub fn plan(text: &str, tables: Vec<Table>, calls: &mut u64) -> Result<Planned, 
     let schema = columns::plain(logical.schema().as_arrow());
     unique(&schema)?;
     if let [(_, input)] = tables.as_slice()
-        && let Some(planned) = rows::plan(&logical, input, &reads, text, calls)?
+        && let Some(planned) = rows::plan(&logical, input, &reads, calls)?
     {
         return Ok(Planned::Rows(planned));
     }

@@ -86,14 +86,13 @@ pub fn plan(
     logical: &LogicalPlan,
     input: &SchemaRef,
     reads: &BTreeSet<String>,
-    text: &str,
     calls: &mut u64,
 ) -> Result<Option<Planned>, String> {
     if !goes_row_by_row(logical) {
         return Ok(None);
     }
     let mut planned = Vec::new();
-    stages(logical, text, calls, &mut planned)?;
+    stages(logical, calls, &mut planned)?;
     let last = planned.iter().rev().find_map(|stage| match stage {
         Stage::Project(_, schema) => Some(Arc::clone(schema)),
         Stage::Filter(_) => None,
@@ -130,11 +129,11 @@ fn needs_more(part: &Expr) -> bool {
     found.unwrap_or(true)
 }
 
-fn stages(logical: &LogicalPlan, text: &str, calls: &mut u64, planned: &mut Vec<Stage>) -> Result<(), String> {
+fn stages(logical: &LogicalPlan, calls: &mut u64, planned: &mut Vec<Stage>) -> Result<(), String> {
     match logical {
-        LogicalPlan::SubqueryAlias(alias) => stages(&alias.input, text, calls, planned),
+        LogicalPlan::SubqueryAlias(alias) => stages(&alias.input, calls, planned),
         LogicalPlan::Projection(part) => {
-            stages(&part.input, text, calls, planned)?;
+            stages(&part.input, calls, planned)?;
             let expressions: Vec<Expression> = part
                 .expr
                 .iter()
@@ -146,7 +145,7 @@ fn stages(logical: &LogicalPlan, text: &str, calls: &mut u64, planned: &mut Vec<
             Ok(())
         }
         LogicalPlan::Filter(part) => {
-            stages(&part.input, text, calls, planned)?;
+            stages(&part.input, calls, planned)?;
             let condition =
                 Expression::compile(part.predicate.clone(), part.input.schema(), &shown(&part.predicate), calls)?;
             if condition.kind() != &arrow::datatypes::DataType::Boolean {

@@ -33,8 +33,8 @@ impl Verb for Add {
         Ok(Output { batch, from: None, bad })
     }
     fn needs(&self, mut wanted: BTreeSet<String>) -> BTreeSet<String> {
-        for (name, expression, _) in self.columns.iter().rev() {
-            wanted.remove(name);
+        // A column that is replaced is needed too: it gives the new one its place.
+        for (_, expression, _) in &self.columns {
             wanted.extend(expression.columns().iter().cloned());
         }
         wanted

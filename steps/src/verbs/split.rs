@@ -88,7 +88,7 @@ impl Verb for Columns {
         Ok(Output { batch: schemas::batch_of(&self.schema, arrays, batch.num_rows())?, from: None, bad: Vec::new() })
     }
     fn needs(&self, mut wanted: BTreeSet<String>) -> BTreeSet<String> {
-        wanted.retain(|name| !self.into.contains(name));
+        // A column that is replaced is needed too: it gives the new one its place.
         wanted.insert(self.name.clone());
         wanted
     }

@@ -38,6 +38,8 @@ const CACHE_BYTES: u64 = 16 << 20;
 /// Lazy records are on their way to the disk after this long.
 const FLUSH_EVERY_MS: u64 = 500;
 
+type KeyAndValue = (Vec<u8>, Vec<u8>);
+
 /// One change of a write.
 pub(super) enum Change {
     Put(Vec<u8>, Vec<u8>),
@@ -81,7 +83,7 @@ impl Store {
     }
 
     /// All keys that begin with `prefix`, with their values, in order.
-    pub(super) fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    pub(super) fn scan(&self, prefix: &[u8]) -> Result<Vec<KeyAndValue>, Error> {
         self.with("read", |open| scan(&open.db, prefix))
     }
 
@@ -122,10 +124,10 @@ impl Store {
     fn with<T>(&self, doing: &str, call: impl FnOnce(&Open) -> Result<T, Fault>) -> Result<T, Error> {
         let open = self.opened()?;
         match catch_unwind(AssertUnwindSafe(|| call(&open))) {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(Fault::Record(what))) => return Err(self.corrupt(&what)),
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(Fault::Record(what))) => Err(self.corrupt(&what)),
             Ok(Err(Fault::TooLong(key))) => {
-                return Err(self.failed(doing, &io::Error::other(format!("a name in it is too long ({key} bytes)"))));
+                Err(self.failed(doing, &io::Error::other(format!("a name in it is too long ({key} bytes)"))))
             }
             Ok(Err(Fault::Sled(error))) => {
                 *lock(&self.open) = None;
@@ -339,7 +341,7 @@ fn read(db: &sled::Db, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
     if value.len() == length { Ok(Some(value)) } else { Err(bad(key, "has another length than it says")) }
 }
 
-fn scan(db: &sled::Db, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Fault> {
+fn scan(db: &sled::Db, prefix: &[u8]) -> Result<Vec<KeyAndValue>, Fault> {
     let mut found: Vec<(Vec<u8>, usize, usize, Vec<u8>)> = Vec::new();
     for record in db.scan_prefix(prefix) {
         let (record_key, record) = record?;

@@ -1,171 +1,172 @@
-//! CSV as of RFC 4180, with the usual liberties.
+//! CSV as of RFC 4180, with the usual liberties: any delimiter, lone `\r` as a line end, a BOM, any encoding that browsers
+//! know.
 
-pub(super) mod frame;
+use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
-use std::{borrow::Cow, sync::Arc};
-
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use tidemill_config::Csv as Options;
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use encoding_rs::{Encoding, UTF_8};
+use tidemill_config::model;
 
 use super::{
-    Codec, CodecError, Decoded, Decoder,
-    column::Column,
-    rows::{self, Bad},
+    Codec, CodecError, Decoder,
+    json::{cursor::Cursor, infer::Kind},
+    number::looks_like_integer,
 };
 use crate::source::Slice;
 
+pub(super) mod decode;
+pub(super) mod encode;
+mod fields;
+pub(super) mod frame;
+
+use fields::Fields;
+
 /// The codec `csv`.
-pub(super) struct Csv(pub(super) Options);
+pub(super) struct Csv(pub model::Csv);
 
-struct CsvDecoder {
-    options: Options,
-    schema: SchemaRef,
-    known: SchemaRef,
+/// A slice's records as UTF-8.
+pub(super) struct Transcoded<'a> {
+    bytes: Cow<'a, [u8]>,
+    records: Cow<'a, [(u32, u32)]>,
+    header: Option<String>,
+    encoding: &'static str,
 }
 
-/// The fields of one record; whether each was quoted. `None`: a quote that does not close, or text after one.
-fn split<'a>(record: &'a str, options: &Options) -> Option<Vec<(Cow<'a, str>, bool)>> {
-    let bytes = record.as_bytes();
-    let mut fields = Vec::new();
-    let mut at = 0;
-    loop {
-        if bytes.get(at) == Some(&options.quote) {
-            let (field, end) = quoted(record, at + 1, options)?;
-            fields.push((field, true));
-            at = end;
-        } else {
-            let end = memchr::memchr(options.delimiter, &bytes[at..]).map_or(bytes.len(), |n| at + n);
-            fields.push((Cow::Borrowed(&record[at..end]), false));
-            at = end;
+/// The range of a record whose bytes its encoding does not have: outside of every text.
+const NOWHERE: (u32, u32) = (u32::MAX, u32::MAX);
+
+impl<'a> Transcoded<'a> {
+    fn of(slice: &'a Slice, label: &str) -> Self {
+        let encoding = Encoding::for_label(label.as_bytes()).unwrap_or(UTF_8);
+        let header = slice.header.as_ref().map(|header| encoding.decode_without_bom_handling(header).0.into_owned());
+        if encoding == UTF_8 {
+            let (bytes, records) = (Cow::Borrowed(&slice.bytes[..]), Cow::Borrowed(&slice.records[..]));
+            return Self { bytes, records, header, encoding: UTF_8.name() };
         }
-        match bytes.get(at) {
-            None => return Some(fields),
-            Some(byte) if *byte == options.delimiter => at += 1,
-            Some(_) => return None,
-        }
+        let mut text = String::with_capacity(slice.bytes.len());
+        let records = (0..slice.records.len())
+            .map(|index| {
+                let Some(record) = encoding.decode_without_bom_handling_and_without_replacement(slice.record(index))
+                else {
+                    return NOWHERE;
+                };
+                let start = text.len();
+                text.push_str(&record);
+                match (u32::try_from(start), u32::try_from(text.len())) {
+                    (Ok(start), Ok(end)) => (start, end),
+                    _ => NOWHERE,
+                }
+            })
+            .collect();
+        Self { bytes: Cow::Owned(text.into_bytes()), records: Cow::Owned(records), header, encoding: encoding.name() }
+    }
+
+    fn record(&self, index: usize) -> Option<&[u8]> {
+        let (start, end) = *self.records.get(index)?;
+        self.bytes.get(start as usize..end as usize).filter(|text| std::str::from_utf8(text).is_ok())
     }
 }
 
-/// A quoted field whose opening quote is taken, and where it ends.
-fn quoted<'a>(record: &'a str, start: usize, options: &Options) -> Option<(Cow<'a, str>, usize)> {
-    let bytes = record.as_bytes();
-    let mut text = String::new();
-    let mut from = start;
-    let mut at = start;
-    loop {
-        let byte = *bytes.get(at)?;
-        let is_escape = options.escape == Some(byte) && options.escape != Some(options.quote);
-        if is_escape && at + 1 < bytes.len() {
-            text.push_str(&record[from..at]);
-            from = at + 1;
-            at += 2;
-        } else if byte == options.quote && bytes.get(at + 1) == Some(&options.quote) {
-            text.push_str(&record[from..=at]);
-            at += 2;
-            from = at;
-        } else if byte == options.quote {
-            let field = if text.is_empty() { Cow::Borrowed(&record[from..at]) } else { Cow::Owned(text + &record[from..at]) };
-            return Some((field, at + 1));
-        } else {
-            at += 1;
+/// Why files in this encoding cannot be read; `None` where they can.
+pub(super) fn refusal(options: &model::Csv) -> Option<String> {
+    let label = &options.encoding;
+    match Encoding::for_label(label.as_bytes()) {
+        None => Some(format!("csv: `{label}` is no encoding")),
+        // Its bytes mean something else after an escape: a quote or line end cannot be told from a part of a letter.
+        Some(encoding) if encoding == encoding_rs::ISO_2022_JP || encoding == encoding_rs::REPLACEMENT => {
+            Some(format!("csv: files in {label} cannot be cut into records; turn them into utf-8 first"))
         }
+        Some(_) => None,
     }
 }
 
-/// The columns' names: of the header, of the given schema, or `column_1` and so on.
-fn names(options: &Options, header: Option<&[u8]>, known: &SchemaRef, fields: usize) -> Vec<String> {
-    let header = header.filter(|_| options.header).and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| split(text, options));
-    match header {
-        Some(header) => header.into_iter().map(|(name, _)| name.trim().to_owned()).collect(),
-        None if !known.fields().is_empty() => known.fields().iter().map(|field| field.name().clone()).collect(),
-        None => (1..=fields).map(|n| format!("column_{n}")).collect(),
+/// The column names of a header, without the white space around them: an empty one is `column_N`, one that was there before gets `_2`, `_3`, and so on.
+pub(super) fn column_names(header: &str, options: &model::Csv) -> Vec<String> {
+    let (mut names, mut scratch) = (Vec::new(), Vec::new());
+    let mut taken = HashSet::new();
+    let mut fields = Fields::new(header.as_bytes(), options);
+    while let Ok(Some(field)) = fields.next(&mut scratch) {
+        let text = String::from_utf8_lossy(field.text);
+        let text = if field.quoted { text.into_owned() } else { text.trim().to_owned() };
+        let base = if text.is_empty() { format!("column_{}", names.len() + 1) } else { text };
+        let mut name = base.clone();
+        let mut count = 1;
+        while !taken.insert(name.clone()) {
+            count += 1;
+            name = format!("{base}_{count}");
+        }
+        names.push(name);
+    }
+    names
+}
+
+/// What a field's text suggests.
+fn kind_of(text: &[u8]) -> Kind {
+    let mut cursor = Cursor::new(text);
+    if looks_like_integer(text) {
+        Kind::Integer
+    } else if text.eq_ignore_ascii_case(b"true") || text.eq_ignore_ascii_case(b"false") {
+        Kind::Boolean
+    } else if cursor.number().is_ok_and(|number| !number.integer || text == b"-0")
+        && cursor.at == text.len()
+        && lexical_core::parse::<f64>(text).is_ok_and(f64::is_finite)
+    {
+        Kind::Float
+    } else {
+        Kind::Text
+    }
+}
+
+impl Csv {
+    /// Adds the kinds of a record's fields, where it has as many as there are columns.
+    fn look_at(&self, record: &[u8], kinds: &mut [Kind]) {
+        let mut scratch = Vec::new();
+        let mut fields = Fields::new(record, &self.0);
+        let mut found = Vec::with_capacity(kinds.len());
+        while let Ok(Some(field)) = fields.next(&mut scratch) {
+            let is_null =
+                field.text.is_empty() || !field.quoted && self.0.nulls.iter().any(|null| null.as_bytes() == field.text);
+            found.push(if is_null { Kind::Null } else { kind_of(field.text) });
+        }
+        if found.len() == kinds.len() {
+            kinds.iter_mut().zip(found).for_each(|(kind, other)| kind.merge(other));
+        }
+    }
+
+    fn width(&self, record: &[u8]) -> usize {
+        let (mut fields, mut scratch, mut count) = (Fields::new(record, &self.0), Vec::new(), 0);
+        while let Ok(Some(_)) = fields.next(&mut scratch) {
+            count += 1;
+        }
+        count
     }
 }
 
 impl Codec for Csv {
     fn infer(&self, slices: &[Slice]) -> Result<SchemaRef, CodecError> {
-        let mut columns: Vec<(String, Option<DataType>)> = Vec::new();
-        for slice in slices {
-            for index in 0..slice.records.len() {
-                let Ok(text) = std::str::from_utf8(slice.record(index)) else { continue };
-                let Some(fields) = split(text, &self.0) else { continue };
-                if columns.is_empty() {
-                    let names = names(&self.0, slice.header.as_deref(), &Arc::new(Schema::empty()), fields.len());
-                    columns = names.into_iter().map(|name| (name, None)).collect();
+        let mut columns: Vec<(String, Kind)> = Vec::new();
+        for slice in slices.iter().filter(|slice| !slice.records.is_empty()) {
+            let transcoded = Transcoded::of(slice, &self.0.encoding);
+            let records = || (0..slice.records.len()).filter_map(|index| transcoded.record(index));
+            let names = match &transcoded.header {
+                Some(header) => column_names(header, &self.0),
+                None if !columns.is_empty() => columns.iter().map(|(name, _)| name.clone()).collect(),
+                None => {
+                    (1..=records().next().map_or(0, |first| self.width(first))).map(|n| format!("column_{n}")).collect()
                 }
-                for ((_, kind), (field, is_quoted)) in columns.iter_mut().zip(&fields) {
-                    if !is_null(&self.0, field, *is_quoted) {
-                        *kind = Some(widen(kind.take(), field));
-                    }
-                }
-            }
+            };
+            let mut kinds = vec![Kind::Null; names.len()];
+            records().for_each(|record| self.look_at(record, &mut kinds));
+            super::json::infer::merge_fields(&mut columns, names.into_iter().zip(kinds).collect());
         }
-        let fields: Vec<_> = columns.into_iter().map(|(name, kind)| Field::new(name, kind.unwrap_or(DataType::Utf8), true)).collect();
+        if columns.len() > super::json::MAX_COLUMNS {
+            return Err(CodecError(format!("the files have more than {} columns", super::json::MAX_COLUMNS)));
+        }
+        let fields: Vec<Field> = columns.iter().map(|(name, kind)| Field::new(name, kind.data_type(1), true)).collect();
         Ok(Arc::new(Schema::new(fields)))
     }
+
     fn decoder(&self, schema: &SchemaRef, known: &SchemaRef) -> Box<dyn Decoder> {
-        Box::new(CsvDecoder { options: self.0.clone(), schema: schema.clone(), known: known.clone() })
+        Box::new(decode::CsvDecoder::new(schema, known, &self.0))
     }
-}
-
-/// Leading zeros are not a number's: `007` stays a text.
-fn widen(seen: Option<DataType>, field: &str) -> DataType {
-    let digits = field.strip_prefix('-').unwrap_or(field);
-    let padded = digits.len() > 1 && digits.starts_with('0') && !digits.starts_with("0.");
-    let now = if padded {
-        DataType::Utf8
-    } else if field.parse::<i64>().is_ok() {
-        DataType::Int64
-    } else if digits.starts_with(|c: char| c.is_ascii_digit()) && field.parse::<f64>().is_ok() {
-        DataType::Float64
-    } else if field.eq_ignore_ascii_case("true") || field.eq_ignore_ascii_case("false") {
-        DataType::Boolean
-    } else {
-        DataType::Utf8
-    };
-    match seen {
-        None => now,
-        Some(before) if before == now => now,
-        Some(DataType::Int64 | DataType::Float64) if matches!(now, DataType::Int64 | DataType::Float64) => DataType::Float64,
-        Some(_) => DataType::Utf8,
-    }
-}
-
-fn is_null(options: &Options, field: &str, quoted: bool) -> bool {
-    !quoted && (field.is_empty() || options.nulls.iter().any(|null| null == field))
-}
-
-impl Decoder for CsvDecoder {
-    fn decode(&mut self, slice: &Slice) -> Decoded {
-        let mut places: Option<Vec<Option<usize>>> = None;
-        let mut wanted = 0;
-        rows::decode(&self.schema, slice, &slice.bytes, &slice.records, |record, columns, row| {
-            let fields = split(record, &self.options).ok_or_else(|| Bad::Other("csv", "a quote is not closed, or text follows one".into()))?;
-            let places = places.get_or_insert_with(|| {
-                let names = names(&self.options, slice.header.as_deref(), &self.known, fields.len());
-                wanted = names.len();
-                names.iter().map(|name| self.schema.index_of(name).ok()).collect()
-            });
-            if fields.len() != wanted {
-                return Err(Bad::Other("csv", format!("the record has {} fields, not {wanted}", fields.len())));
-            }
-            for ((field, quoted), place) in fields.iter().zip(places.iter()) {
-                let Some(column) = place.and_then(|at| columns.get_mut(at)) else { continue };
-                fill(&self.options, column, field, *quoted).map_err(|bad| bad.inside(place.map_or("", |at| self.schema.field(at).name())))?;
-            }
-            for column in columns.iter_mut().filter(|column| column.len() == row) {
-                column.null();
-            }
-            Ok(())
-        })
-    }
-}
-
-fn fill(options: &Options, column: &mut Column, field: &str, quoted: bool) -> Result<(), Bad> {
-    if is_null(options, field, quoted) {
-        column.null();
-    } else if !column.parse(field.as_bytes()) {
-        return Err(Bad::Type { column: String::new(), value: rows::shown(field.as_bytes()), expected: column.expected() });
-    }
-    Ok(())
 }

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     codec::{
-        Decoded, Decoder, EXTRA, Undecodable,
-        column::{Column, Data},
+        Decoded, Decoder, EXTRA,
+        column::{Column, Data, complete},
         rows::{self, Bad},
     },
     source::Slice,
@@ -87,7 +87,10 @@ impl JsonDecoder {
         if cursor.peek() != b'{' {
             cursor.skip()?;
             cursor.end()?;
-            return Err(Bad::Other("not_an_object", format!("the record is valid JSON but no object: {}", rows::shown(record))));
+            return Err(Bad::Other(
+                "not_an_object",
+                format!("the record is valid JSON but no object: {}", rows::shown(record)),
+            ));
         }
         self.extras.fields.clear();
         object(&mut cursor, &mut self.keys, columns, row, Some(&mut self.extras))?;
@@ -103,7 +106,7 @@ impl JsonDecoder {
 impl Decoder for JsonDecoder {
     fn decode(&mut self, slice: &Slice) -> Decoded {
         let schema = self.schema.clone();
-        rows::decode(&schema, slice, &slice.bytes, &slice.records, |record, columns, row| {
+        rows::decode(&schema, slice, &slice.bytes, &slice.records, "UTF-8", |record, columns, row| {
             self.record(record.as_bytes(), columns, row).map_err(|bad| match bad {
                 // Text after a wrong value may be no JSON at all: that comes first.
                 Bad::Type { .. } => match whole(record.as_bytes()) {
@@ -121,15 +124,6 @@ pub(super) fn whole(text: &[u8]) -> Result<(), Fault> {
     let mut cursor = Cursor::new(text);
     cursor.skip()?;
     cursor.end()
-}
-
-/// Null in each column that the row `row` has no value of.
-fn complete(columns: &mut [Column], row: usize) {
-    for column in columns {
-        if column.len() == row {
-            column.null();
-        }
-    }
 }
 
 /// One object into columns, of which each has `row` values before; those that get none are left for [`complete`].
@@ -164,7 +158,9 @@ fn object(
                     return Err(bad.inside(keys.name(at)));
                 }
             }
-            Target::Skip => drop(cursor.skip()?),
+            Target::Skip => {
+                cursor.skip()?;
+            }
             Target::Extra(number) => {
                 cursor.skip()?;
                 if let Some(extras) = &mut extras {

@@ -14,7 +14,9 @@ enum Mode {
     Unknown,
     Lines,
     /// Elements; the first one is looked for from this offset on.
-    Array { first: u64 },
+    Array {
+        first: u64,
+    },
     Objects,
 }
 
@@ -163,11 +165,11 @@ impl JsonFramer {
         first: u64,
     ) -> Framed {
         let error = |start, detail: &str| Some(FrameError { start, reason: "json", detail: detail.to_owned() });
-        for _ in 0..=max_records {
+        for taken in 0..=max_records {
             let next = skip_space(bytes, border);
             let is_first = at + border as u64 == first;
             let start = match bytes.get(next) {
-                None if at_end && border < bytes.len() || at_end && is_first => {
+                None if at_end && (is_first || border < bytes.len()) => {
                     return Framed { consumed: border, header: None, error: error(border, "the array is not closed") };
                 }
                 None => break,
@@ -181,12 +183,16 @@ impl JsonFramer {
                     break;
                 }
                 Some(b',') if !is_first => skip_space(bytes, next + 1),
-                Some(_) if is_first => next,
+                Some(byte) if is_first && *byte != b',' => next,
                 Some(_) => {
-                    return Framed { consumed: border, header: None, error: error(next, "a comma or ] is expected") };
+                    return Framed {
+                        consumed: border,
+                        header: None,
+                        error: error(next, "a value, a comma or ] is expected"),
+                    };
                 }
             };
-            if out.len() == usize::MAX || max_records == 0 {
+            if taken == max_records {
                 break;
             }
             match self.value_end(at, bytes, border, start, true) {

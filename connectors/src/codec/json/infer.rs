@@ -49,7 +49,10 @@ impl Kind {
                 DataType::List(Arc::new(Field::new_list_field(item.data_type(nesting + 1), true)))
             }
             Self::Object(fields) if nesting < MAX_NESTING && can_be_struct(fields) => DataType::Struct(
-                fields.iter().map(|(name, kind)| Field::new(name, kind.data_type(nesting + 1), true)).collect::<Fields>(),
+                fields
+                    .iter()
+                    .map(|(name, kind)| Field::new(name, kind.data_type(nesting + 1), true))
+                    .collect::<Fields>(),
             ),
             Self::List(_) | Self::Object(_) => DataType::Utf8,
         }
@@ -58,7 +61,8 @@ impl Kind {
 
 /// Names in a struct's type are written without quotes: those that could not be read again make it a text.
 fn can_be_struct(fields: &[(String, Kind)]) -> bool {
-    let is_plain = |name: &str| !name.is_empty() && name.trim() == name && !name.contains(['<', '>', '(', ')', ',', ':']);
+    let is_plain =
+        |name: &str| !name.is_empty() && name.trim() == name && !name.contains(['<', '>', '(', ')', ',', ':']);
     (1..=MAX_STRUCT_FIELDS).contains(&fields.len()) && fields.iter().all(|(name, _)| is_plain(name))
 }
 

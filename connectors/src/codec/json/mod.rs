@@ -12,6 +12,7 @@ use crate::source::Slice;
 
 pub(super) mod cursor;
 pub(super) mod decode;
+pub(super) mod encode;
 pub(super) mod frame;
 pub(super) mod infer;
 pub(super) mod keys;

@@ -10,9 +10,8 @@ use arrow::{
 use rayon::prelude::*;
 use tidemill_config::{Codec, Compression, Files};
 
-use super::encoder::encoder;
 use crate::{
-    codec::{CodecError, Encoder},
+    codec::{CodecError, Encoder, encoder},
     sink::{SinkError, cell, durable},
 };
 

@@ -107,6 +107,9 @@ fn parse(bytes: &[u8]) -> Option<(&str, &[u8], usize)> {
     let space = rest.iter().take(16).position(|byte| *byte == b' ')?;
     let kind = std::str::from_utf8(&rest[..space]).ok()?;
     let number = |at: usize| u32::from_str_radix(std::str::from_utf8(rest.get(at..at + 8)?).ok()?, 16).ok();
+    if rest.get(space + 9) != Some(&b' ') || rest.get(space + 18) != Some(&b' ') {
+        return None;
+    }
     let (length, crc) = (number(space + 1)? as usize, number(space + 10)?);
     let json = rest.get(space + 19..)?.get(..length)?;
     let mut hasher = crc32fast::Hasher::new();

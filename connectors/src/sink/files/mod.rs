@@ -31,7 +31,6 @@
 //! `files.after-mark`, `files.after-log-sync`, `files.before-rename` (each file), `files.after-renames`.
 
 mod encode;
-mod encoder;
 mod folder;
 mod lane;
 mod log;

@@ -39,7 +39,7 @@ pub(super) struct Scope {
 impl Scope {
     fn has(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
         let sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1";
-        Ok(connection.query_row(sql, [table], |_| Ok(())).optional()?.is_some())
+        Ok(connection.prepare_cached(sql)?.query_row([table], |_| Ok(())).optional()?.is_some())
     }
 
     /// What is held for a lane; nothing where there are no tables.
@@ -97,6 +97,9 @@ impl Scope {
         let doing = "committing a batch to";
         let key = permit.key();
         let mark = permit.mark();
+        if !Self::has(connection, "tidemill_marks").doing(doing)? {
+            return Err(self.fenced(&key.lane, Generation::default(), key.generation).into());
+        }
         let [job, sink, lane] = self.keys(&key.lane);
         let text = serde_json::to_string(mark).map_err(|error| SinkError::Fatal(format!("a mark as JSON: {error}")))?;
         let sql = "UPDATE tidemill_marks SET digest = ?4, mark = ?5
@@ -108,11 +111,7 @@ impl Scope {
         if connection.prepare_cached(sql).doing(doing)?.execute(values).doing(doing)? == 1 {
             return Ok(true);
         }
-        let held = if Self::has(connection, "tidemill_marks").doing(doing)? {
-            self.held(connection, &key.lane).doing(doing)?
-        } else {
-            Held::default()
-        };
+        let held = self.held(connection, &key.lane).doing(doing)?;
         if !held.claim.as_ref().is_some_and(|claim| owns(claim, key)) {
             return Err(self.fenced(&key.lane, held.generation(), key.generation).into());
         }

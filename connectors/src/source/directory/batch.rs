@@ -324,7 +324,7 @@ impl State {
                             return Ok(false);
                         }
                         if draft.at.0 == number {
-                            self.keep_open(content);
+                            self.keep_open(*content);
                         }
                     }
                     Ok(None) => self.look_again(&path),

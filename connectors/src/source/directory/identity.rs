@@ -18,7 +18,7 @@ use crate::source::SourceError;
 /// What taking a file from the pending ones gave.
 pub(super) enum Taken {
     /// A new file.
-    New(FileEntry, Content),
+    New(FileEntry, Box<Content>),
     /// Nothing to read: it is known, gone, or not ready after all.
     Settled,
     /// It grew after it was taken: `listed` bytes were.
@@ -169,7 +169,7 @@ impl State {
             Some(bytes) => Content::of_bytes(listing, stamp, bytes, &self.codec, &self.buffers),
             None => Content::open(listing, file, stamp, &self.codec, &self.buffers),
         };
-        Ok(Taken::New(entry, content.map_err(|error| self.io(&format!("read {path}"), &error))?))
+        Ok(Taken::New(entry, Box::new(content.map_err(|error| self.io(&format!("read {path}"), &error))?)))
     }
 
     /// Opens a file and hashes it. A small one is read for good on the way. `None`: it is not what was seen.

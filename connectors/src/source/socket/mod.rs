@@ -116,7 +116,8 @@ impl SocketSource {
             return Err(SourceError::Fatal(format!("source {name}: `max_record_bytes` is at most 1GiB")));
         }
         let segment_bytes = (socket.max_spool_bytes / 4).clamp(4096, SEGMENT_BYTES);
-        let spool = Spool::open(spool_dir, segment_bytes).map_err(|error| to_source(error, &ShardId::new(&name, "")))?;
+        let spool =
+            Spool::open(spool_dir, segment_bytes).map_err(|error| to_source(error, &ShardId::new(&name, "")))?;
         let told = fs::read_to_string(spool_dir.join("retired")).unwrap_or_default();
         let planned = AtomicU64::new(spool.end());
         let shard = ShardId::new(&name, &spool.id.to_string());
@@ -184,13 +185,16 @@ impl SocketSource {
     fn renew(&self, mark: u64, warnings: &mut Vec<String>) -> Result<(), SourceError> {
         let (old, shard) = self.spool();
         let (dir, end) = (old.dir.display().to_string(), old.end());
-        let what = format!("the sinks have its records up to position {mark}, but the spool in {dir} ends at {end}: it is \
-                            an older copy, or was damaged, and records that came after the mark may be lost with it");
+        let what = format!(
+            "the sinks have its records up to position {mark}, but the spool in {dir} ends at {end}: it is \
+                            an older copy, or was damaged, and records that came after the mark may be lost with it"
+        );
         if self.stops_when_lost() || self.state().running.is_some() {
             return Err(lost(&shard, what));
         }
         let spool = old.set_aside().map_err(|error| to_source(error, &shard))?;
-        warnings.push(format!("shard {shard}: {what}. It is put aside in its folder; a new spool begins ({})", spool.id));
+        warnings
+            .push(format!("shard {shard}: {what}. It is put aside in its folder; a new spool begins ({})", spool.id));
         let mut state = self.state();
         state.shard = ShardId::new(&self.name, &spool.id.to_string());
         state.intake = Arc::new(Intake::new(Arc::new(spool), self.config.max_spool_bytes));
@@ -243,7 +247,8 @@ impl SocketSource {
 }
 
 fn lost(shard: &ShardId, what: String) -> SourceError {
-    let way_out = format!("Bring its spool folder back, or `tidemill checkpoint resolve --shard {shard} --accept-loss`");
+    let way_out =
+        format!("Bring its spool folder back, or `tidemill checkpoint resolve --shard {shard} --accept-loss`");
     SourceError::Lost { shard: shard.to_string(), what, way_out }
 }
 
@@ -329,7 +334,9 @@ impl Source for SocketSource {
             let (spool, mark) = (self.spool().0, number(shard, mark)?);
             if mark < spool.first() {
                 let (dir, first) = (spool.dir.display(), spool.first());
-                let what = format!("the sinks have its records up to position {mark} only, the spool in {dir} begins at {first}");
+                let what = format!(
+                    "the sinks have its records up to position {mark} only, the spool in {dir} begins at {first}"
+                );
                 return Err(lost(shard, format!("{what}: what lies between was released, then a sink was set back")));
             }
             if mark > spool.end() {
@@ -386,10 +393,14 @@ impl Source for SocketSource {
         let mut batch = RawBatch::default();
         for (shard, span) in proposal.spans.iter().filter(|(shard, _)| self.is_mine(shard)) {
             if *shard != mine {
-                return Err(lost(shard, format!("a plan reads it from {} to {}, and its spool is not here", span.from, span.to)));
+                return Err(lost(
+                    shard,
+                    format!("a plan reads it from {} to {}, and its spool is not here", span.from, span.to),
+                ));
             }
             let (from, to) = (number(shard, &span.from)?, number(shard, &span.to)?);
-            let stretch = self.reading(to.saturating_sub(from), move |spool, shard| spool.read_span(shard, from, to)).await?;
+            let stretch =
+                self.reading(to.saturating_sub(from), move |spool, shard| spool.read_span(shard, from, to)).await?;
             batch.slices.extend(stretch.batch.slices);
             batch.rejects.extend(stretch.batch.rejects);
         }

@@ -149,7 +149,7 @@ async fn a_file_that_cannot_be_read_is_set_aside_and_the_others_go_on() {
     let mut rig = Rig::new().await;
     rig.put("a", "a", 60);
     rig.put("b", "b", 30);
-    fs::set_permissions(rig.path("a"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(rig.path("a"), fs::Permissions::from_mode(0o0)).unwrap();
     if fs::File::open(rig.path("a")).is_ok() {
         eprintln!("skipped: this user may read everything");
         return;

@@ -34,7 +34,9 @@ fn group(records: &[&[u8]]) -> Vec<u8> {
 fn records(spool: &Spool, from: u64) -> Result<Vec<(String, Vec<u8>)>, Error> {
     let stretch = spool.read_ahead(&shard(), from, ALL)?;
     let slices = stretch.batch.slices.iter();
-    Ok(slices.flat_map(|slice| (0..slice.records.len()).map(|n| (slice.position(n).to_string(), slice.record(n).to_vec()))).collect())
+    Ok(slices
+        .flat_map(|slice| (0..slice.records.len()).map(|n| (slice.position(n).to_string(), slice.record(n).to_vec())))
+        .collect())
 }
 
 fn texts(spool: &Spool) -> Vec<String> {
