@@ -166,7 +166,7 @@ impl<'a> Reader<'a> {
 
     /// The longest run of characters that have no meaning of their own.
     fn word(&mut self) -> &'a str {
-        let end = self.rest.find(|c: char| matches!(c, '<' | '>' | '(' | ')' | ',' | ':')).unwrap_or(self.rest.len());
+        let end = self.rest.find(['<', '>', '(', ')', ',', ':']).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest;
         word.trim()
