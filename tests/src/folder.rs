@@ -60,9 +60,12 @@ fn copy_tree(from: &Path, to: &Path) {
         return;
     }
     fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap_or_else(|e| panic!("cannot list {}: {e}", from.display())) {
-        let entry = entry.unwrap();
-        copy_tree(&entry.path(), &to.join(entry.file_name()));
+    let entries = fs::read_dir(from).unwrap_or_else(|e| panic!("cannot list {}: {e}", from.display()));
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    // In order of name, so that the copies' times are too: a directory source takes the oldest file first.
+    names.sort();
+    for name in names {
+        copy_tree(&from.join(&name), &to.join(&name));
     }
 }
 
