@@ -3,7 +3,7 @@
 # CARGO_FLAGS goes to every build (`make test CARGO_FLAGS=--offline`). Tools that make fetches lie in target/tools.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint fmt bench torture dist build-needs
+.PHONY: help demo test lint fmt bench torture dist build-needs
 
 CARGO ?= cargo
 CARGO_FLAGS ?=
@@ -19,11 +19,7 @@ demo: build-needs ## run the whole thing once, with nothing set up: feed, clean,
 		$(CARGO) build $(CARGO_FLAGS) -p tidemill; }
 	@$(CARGO) run -q $(CARGO_FLAGS) -p tidemill -- demo
 
-test: build-needs ## the protocol's unit tests, then the real binary: demo, kills at each step, counted by other tools
-	$(CARGO) test $(CARGO_FLAGS) -p tidemill-checkpoint --lib
-	@tests/smoke.sh
-
-test-all: build-needs ## every test of the workspace; not all of them pass yet
+test: build-needs ## all tests: unit, conformance, golden, end to end, crash, power cuts
 	@tests/tools.sh
 	@tests/run.sh $(CARGO_FLAGS)
 
@@ -31,7 +27,7 @@ lint: build-needs ## formatting, clippy, licences and sources of dependencies, d
 	@tests/tools.sh --lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items
 	$(CARGO) deny --locked --log-level error check bans licenses sources
 	@! command -v shellcheck >/dev/null || shellcheck tests/*.sh .ci/run
 
@@ -42,9 +38,9 @@ bench: build-needs ## job W (1 GB of web log) beside DuckDB, per CPU-second; SIZ
 	@tests/tools.sh --bench
 	@tests/bench/run.sh $(CARGO_FLAGS)
 
-torture: build-needs ## the long runs: thousands of power cuts, kills in every phase (TIDEMILL_TORTURE=1)
+torture: build-needs ## the long runs: 2,100 power cuts, 200 kills in every phase of each pair
 	@tests/tools.sh
-	@TIDEMILL_TORTURE=1 tests/run.sh $(CARGO_FLAGS)
+	@STATES=700 KILLS=200 tests/run.sh $(CARGO_FLAGS)
 
 dist: build-needs ## the fastest and smallest binary: target/dist/tidemill
 	$(CARGO) build $(CARGO_FLAGS) --profile dist -p tidemill

@@ -9,7 +9,7 @@
 //! - No sink gets a new plan before the job's anchor has it ([`Permit::follow`] asks for the anchor's [`Receipt`]).
 //! - [`decide()`] reads values and returns a value; nothing in it reads a clock, a disk or the network.
 //!
-//! Start with [`plan`](crate::plan), then [`mark`](crate::mark), then [`decide`](mod@crate::decide).
+//! Start with [`plan`](mod@crate::plan), then [`mark`], then [`decide`](mod@crate::decide).
 
 pub mod decide;
 pub mod failpoint;
