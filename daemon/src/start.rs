@@ -103,23 +103,8 @@ impl JobSources {
 
     /// All jobs, or the errors of all that are wrong.
     fn load(&self) -> anyhow::Result<Vec<config::Job>> {
-        let mut jobs: Vec<config::Job> = Vec::new();
-        let mut wrong = String::new();
-        for path in self.paths()? {
-            match config::Job::load(&path, &ProcessEnvironment) {
-                Ok(job) => match jobs.iter().find(|other| other.name == job.name) {
-                    Some(other) => wrong.push_str(&format!(
-                        "error: {} and {} both have the job {}\n",
-                        other.file.display(),
-                        path.display(),
-                        job.name
-                    )),
-                    None => jobs.push(job),
-                },
-                Err(errors) => wrong.push_str(&format!("{errors}\n")),
-            }
-        }
-        if wrong.is_empty() { Ok(jobs) } else { Err(ConfigError(wrong.trim_end().to_owned()).into()) }
+        config::Job::load_all(&self.paths()?, &ProcessEnvironment)
+            .map_err(|errors| ConfigError(errors.to_string()).into())
     }
 
     /// For a reload: the jobs that are right, and the files that are not. `None`: the list of jobs itself cannot be had.

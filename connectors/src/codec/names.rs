@@ -1,8 +1,9 @@
 //! Types by the names that jobs use, and bytes as text.
 
-use arrow::datatypes::{DataType, TimeUnit};
+use arrow::datatypes::DataType;
 
-/// The name of a type as a job would write it; Arrow's own where a job has none for it.
+/// The name of a type as a job would write it, for messages and pinned schemas; Arrow's own, in lower case, where a job has
+/// none for it.
 pub fn type_name(kind: &DataType) -> String {
     match kind {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "string".into(),
@@ -10,17 +11,17 @@ pub fn type_name(kind: &DataType) -> String {
         DataType::Int64 => "int64".into(),
         DataType::Float64 => "float64".into(),
         DataType::Boolean => "boolean".into(),
-        DataType::Timestamp(TimeUnit::Microsecond, _) => "timestamp".into(),
+        DataType::Timestamp(..) => "timestamp".into(),
         DataType::Date32 => "date".into(),
         DataType::Decimal128(precision, scale) => format!("decimal({precision},{scale})"),
-        DataType::Binary => "binary".into(),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "binary".into(),
         DataType::List(item) => format!("list<{}>", type_name(item.data_type())),
         DataType::Struct(fields) => {
             let fields: Vec<_> =
                 fields.iter().map(|field| format!("{}: {}", field.name(), type_name(field.data_type()))).collect();
             format!("struct<{}>", fields.join(", "))
         }
-        other => other.to_string(),
+        other => other.to_string().to_lowercase(),
     }
 }
 

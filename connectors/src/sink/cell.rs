@@ -12,23 +12,6 @@ use arrow::{
 use chrono::{DateTime, Days, NaiveDate, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 
-/// The type as jobs write it, for messages.
-pub(crate) fn type_name(kind: &DataType) -> String {
-    match kind {
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "string".into(),
-        DataType::Boolean => "boolean".into(),
-        DataType::Int32 => "int32".into(),
-        DataType::Int64 => "int64".into(),
-        DataType::Float64 => "float64".into(),
-        DataType::Timestamp(..) => "timestamp".into(),
-        DataType::Date32 => "date".into(),
-        DataType::Decimal128(precision, scale) => format!("decimal({precision},{scale})"),
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "binary".into(),
-        DataType::List(item) => format!("list<{}>", type_name(item.data_type())),
-        other => other.to_string().to_lowercase(),
-    }
-}
-
 fn rfc3339(at: Option<DateTime<Utc>>) -> Option<String> {
     Some(at?.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }

@@ -1,26 +1,20 @@
 //! One batch of a lane, from proposal to close. This is the order of the protocol, and the only place that has it:
 //!
-//! propose, read, decode, steps, stage; then unmarked sinks, the anchor, the other marked sinks in parallel, the ledger's
-//! close, and the sources' release.
+//! propose, read, decode, steps, stage; then (in [`super::commit`]) unmarked sinks, the anchor, the other marked sinks in
+//! parallel, the ledger's close, and the sources' release.
 //!
 //! [`Job::prepare`] does the first half, tentatively and in memory, while the batch before it commits; dropping a
-//! [`Prepared`] withdraws it. [`Job::commit`] does the second half for a group of lanes.
+//! [`Prepared`] withdraws it. [`Job::commit`] does the second half for a group of lanes. Here too: what follows a
+//! decision that is no batch (origins, replays, catch-up, moves of the anchor).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
-use futures::future::join_all;
 use tidemill_checkpoint::{
-    Digest, Entry, Lane, LaneKey, Mark, Permit, Plan, PlanKind, Positions, Receipt, SinkId, Span, Timestamp, Touch,
-    failpoint,
+    Digest, Entry, Lane, LaneKey, Mark, Permit, Plan, PlanKind, Positions, SinkId, Span, Timestamp, Touch, failpoint,
     next::{self, Content, Draft, Step, Writer},
 };
 use tidemill_connectors::{
-    SinkError,
     sink::{StageContext, Staged},
     source::{Budget, Proposal, RawBatch},
 };
@@ -28,15 +22,14 @@ use tidemill_steps::BatchContext;
 
 use super::{
     Job, Role, SinkSlot,
+    commit::{any_key, commit_one},
     compile::{Compiled, Computed, Pinned, dead_letters_schema},
     lane::{LaneError, Owned, joined_after},
     probe,
-    runner::Schemas,
+    schemas::{Schemas, schema_log, schema_text, versions},
 };
 use crate::status::LastBatch;
 
-/// A commit that takes longer is given up: only a claim follows.
-const COMMIT_DEADLINE: Duration = Duration::from_secs(300);
 /// So many deaths of the process in the same batch, and the batch is tried in a process of its own.
 const SUSPICIOUS_DEATHS: u32 = 3;
 
@@ -55,7 +48,7 @@ pub struct Head {
 pub struct Prepared {
     /// The batch.
     pub batch: Batch,
-    staged: Vec<(SinkSlot, Staged)>,
+    pub(super) staged: Vec<(SinkSlot, Staged)>,
 }
 
 /// A batch without its rows.
@@ -66,18 +59,18 @@ pub struct Batch {
     pub next: Head,
     /// It used its budget up: more waits.
     pub full: bool,
-    entries: Vec<Entry>,
-    expected: BTreeMap<SinkId, Option<Digest>>,
-    keys: BTreeMap<SinkId, LaneKey>,
-    begun: Instant,
-    report: LastBatch,
-    rejected: BTreeMap<(String, String), u64>,
-    received: Vec<(String, u64, u64)>,
+    pub(super) entries: Vec<Entry>,
+    pub(super) expected: BTreeMap<SinkId, Option<Digest>>,
+    pub(super) keys: BTreeMap<SinkId, LaneKey>,
+    pub(super) begun: Instant,
+    pub(super) report: LastBatch,
+    pub(super) rejected: BTreeMap<(String, String), u64>,
+    pub(super) received: Vec<(String, u64, u64)>,
 }
 
 impl Batch {
     /// The anchor's mark after it.
-    fn mark(&self) -> &Mark {
+    pub(super) fn mark(&self) -> &Mark {
         &self.next.mark
     }
 }
@@ -508,203 +501,6 @@ impl Job {
         commit_one(slot, permit, staged).await.map(|_| ())
     }
 
-    /// The second half: commits a group of lanes in the protocol's order. One result per lane.
-    pub async fn commit(&self, group: Vec<Prepared>) -> Vec<(Lane, Result<(), LaneError>)> {
-        let mut failed: BTreeMap<Lane, LaneError> = BTreeMap::new();
-        let mut lanes = Vec::new();
-        let mut work = Vec::new();
-        for Prepared { batch, staged } in group {
-            lanes.push(batch.lane.clone());
-            work.push((
-                batch,
-                staged.into_iter().map(|(slot, staged)| (slot.id().clone(), staged)).collect::<BTreeMap<_, _>>(),
-            ));
-        }
-        self.commit_unmarked(&mut work, &mut failed).await;
-        let receipts = self.commit_anchors(&mut work, &mut failed).await;
-        self.commit_followers(&mut work, &receipts, &mut failed).await;
-        for (batch, _) in work {
-            if !failed.contains_key(&batch.lane)
-                && let Err(error) = self.close(&batch).await
-            {
-                failed.insert(batch.lane.clone(), error);
-            }
-        }
-        lanes
-            .into_iter()
-            .map(|lane| {
-                let result = failed.remove(&lane).map_or(Ok(()), Err);
-                (lane, result)
-            })
-            .collect()
-    }
-
-    async fn commit_unmarked(&self, work: &mut Work, failed: &mut BTreeMap<Lane, LaneError>) {
-        for (batch, staged) in work.iter_mut() {
-            for slot in self.sinks.iter().filter(|slot| !slot.is_marked()) {
-                let Some(rows) = staged.remove(slot.id()) else { continue };
-                let key = LaneKey { sink: slot.id().clone(), ..any_key(&batch.keys) };
-                let started = Instant::now();
-                let result = commit_to(slot, vec![(Permit::unmarked(key, batch.mark().clone()), rows)]).await.pop();
-                batch.report.phases.insert("unmarked", started.elapsed().as_secs_f64());
-                if let Some(Err(error)) = result {
-                    self.failed(batch, slot, &error, failed);
-                    break;
-                }
-            }
-        }
-    }
-
-    async fn commit_anchors(&self, work: &mut Work, failed: &mut BTreeMap<Lane, LaneError>) -> BTreeMap<Lane, Receipt> {
-        let mut receipts = BTreeMap::new();
-        if let Err(error) = pass("before-anchor") {
-            failed.extend(work.iter().map(|(p, _)| (p.lane.clone(), LaneError::Transient(error.to_string()))));
-        }
-        let anchors: BTreeSet<SinkId> = work.iter().map(|(p, _)| p.mark().plan.anchor.clone()).collect();
-        for anchor in anchors {
-            let Some(slot) = self.sink(&anchor) else { continue };
-            let mut group = Vec::new();
-            let mut members = Vec::new();
-            for (index, (batch, staged)) in work.iter_mut().enumerate() {
-                if batch.mark().plan.anchor != anchor || failed.contains_key(&batch.lane) {
-                    continue;
-                }
-                let (Some(rows), Some(key)) = (staged.remove(&anchor), batch.keys.get(&anchor)) else { continue };
-                let expected = batch.expected.get(&anchor).copied().flatten();
-                group.push((
-                    Permit::anchor(key.clone(), expected, batch.mark().clone(), std::mem::take(&mut batch.entries)),
-                    rows,
-                ));
-                members.push(index);
-            }
-            let started = Instant::now();
-            let results = commit_to(slot, group).await;
-            for (index, result) in members.into_iter().zip(results) {
-                let (batch, _) = &mut work[index];
-                batch.report.phases.insert("anchor", started.elapsed().as_secs_f64());
-                match result {
-                    Ok(receipt) => {
-                        receipts.insert(batch.lane.clone(), receipt);
-                    }
-                    Err(error) => self.failed(batch, slot, &error, failed),
-                }
-            }
-        }
-        if let Err(error) = pass("after-anchor") {
-            failed.extend(work.iter().map(|(p, _)| (p.lane.clone(), LaneError::Transient(error.to_string()))));
-        }
-        receipts
-    }
-
-    async fn commit_followers(
-        &self,
-        work: &mut Work,
-        receipts: &BTreeMap<Lane, Receipt>,
-        failed: &mut BTreeMap<Lane, LaneError>,
-    ) {
-        let started = Instant::now();
-        let mut jobs = Vec::new();
-        for slot in self.marked() {
-            let mut group = Vec::new();
-            let mut members = Vec::new();
-            for (index, (batch, staged)) in work.iter_mut().enumerate() {
-                let (Some(receipt), Some(key)) = (receipts.get(&batch.lane), batch.keys.get(slot.id())) else {
-                    continue;
-                };
-                let Some(rows) = staged.remove(slot.id()).filter(|_| !failed.contains_key(&batch.lane)) else {
-                    continue;
-                };
-                let expected = batch.expected.get(slot.id()).copied().flatten();
-                let mark = batch.mark().held_by(slot.id(), key.generation, &key.owner);
-                group.push((Permit::follow(receipt, key.clone(), expected, mark), rows));
-                members.push(index);
-            }
-            if !group.is_empty() {
-                jobs.push(async move { (slot, members, commit_to(slot, group).await) });
-            }
-        }
-        let any = !jobs.is_empty();
-        for (slot, members, results) in join_all(jobs).await {
-            for (index, result) in members.into_iter().zip(results) {
-                let (batch, _) = &work[index];
-                if let Err(error) = result {
-                    self.failed(batch, slot, &error, failed);
-                }
-            }
-        }
-        if any {
-            for (batch, _) in work.iter_mut() {
-                batch.report.phases.insert("sinks", started.elapsed().as_secs_f64());
-            }
-        }
-        if let Err(error) = pass("after-sinks") {
-            failed.extend(work.iter().map(|(p, _)| (p.lane.clone(), LaneError::Transient(error.to_string()))));
-        }
-    }
-
-    fn failed(&self, batch: &Batch, slot: &SinkSlot, error: &SinkError, failed: &mut BTreeMap<Lane, LaneError>) {
-        self.around.metrics.sink_retries.with_label_values(&[self.name(), &slot.name]).inc();
-        tracing::warn!(job = self.name(), lane = %batch.lane, batch = batch.mark().plan.seq, sink = slot.name, %error, "commit failed");
-        failed.entry(batch.lane.clone()).or_insert_with(|| LaneError::of_sink(slot.id(), error));
-    }
-
-    /// Every sink has the batch: the ledger says so, and the sources may forget it.
-    async fn close(&self, batch: &Batch) -> Result<(), LaneError> {
-        let closing = Instant::now();
-        let (ledger, job, mark) = (self.around.ledger.clone(), self.name().to_owned(), batch.mark().clone());
-        let closed = tokio::task::spawn_blocking(move || ledger.close(&job, &mark)).await;
-        match closed {
-            // The sinks hold the truth: a ledger that cannot be written costs its own account, not the batch.
-            Ok(Err(error)) => tracing::warn!(job = self.name(), %error, "the ledger cannot record the close"),
-            Err(error) => tracing::warn!(job = self.name(), %error, "the ledger panicked"),
-            Ok(Ok(())) => {}
-        }
-        let metrics = &self.around.metrics;
-        metrics.checkpoint_duration.with_label_values(&[self.name()]).observe(closing.elapsed().as_secs_f64());
-        pass("after-close")?;
-        for source in &self.sources {
-            let reached = self.positions_of(&**source, &batch.mark().positions);
-            source.release(&batch.lane, &reached).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
-        }
-        pass("after-release")?;
-        self.account(batch);
-        Ok(())
-    }
-
-    fn account(&self, batch: &Batch) {
-        let (metrics, job) = (&self.around.metrics, self.name());
-        let mut report = batch.report.clone();
-        report.duration_seconds = batch.begun.elapsed().as_secs_f64();
-        for (source, records, bytes) in &batch.received {
-            metrics.records_received.with_label_values(&[job, source]).inc_by(*records);
-            metrics.bytes_received.with_label_values(&[job, source]).inc_by(*bytes);
-        }
-        for (sink, rows) in &report.written {
-            metrics.records_written.with_label_values(&[job, sink]).inc_by(*rows);
-        }
-        for ((step, reason), count) in &batch.rejected {
-            metrics.records_rejected.with_label_values(&[job, step, reason]).inc_by(*count);
-        }
-        for (phase, seconds) in &report.phases {
-            metrics.phase(job, phase, Duration::from_secs_f64(*seconds));
-        }
-        metrics.batches.with_label_values(&[job]).inc();
-        metrics.batch_duration.with_label_values(&[job]).observe(report.duration_seconds);
-        #[allow(clippy::cast_precision_loss)] // milliseconds since the epoch fit a double
-        metrics.last_batch.with_label_values(&[job]).set(Timestamp::now().0 as f64 / 1000.0);
-        tracing::info!(
-            job,
-            lane = %batch.lane,
-            batch = report.seq,
-            records = report.records,
-            rejected = report.rejected,
-            ms = format!("{:.1}", report.duration_seconds * 1000.0),
-            "closed"
-        );
-        self.status.lock().positions.insert(batch.lane.to_string(), batch.mark().positions.clone());
-        self.status.closed(report);
-    }
-
     fn watch_clock(&self, clock: Timestamp, head: &Head) {
         let behind = (head.mark.plan.planned_at.0 - clock.0).max(0);
         #[allow(clippy::cast_precision_loss)] // milliseconds
@@ -719,8 +515,6 @@ impl Job {
     }
 }
 
-type Work = Vec<(Batch, BTreeMap<SinkId, Staged>)>;
-
 /// A clock may be so far behind the last plan's without a warning.
 const CLOCK_TOLERANCE_MS: i64 = 1_000;
 /// New files of a batch that mean that more wait.
@@ -728,35 +522,8 @@ const FULL_ENTRIES: usize = 1_000;
 
 /// Passes a failpoint of the batch loop: `plan`, `read`, `computing`, `compute`, `before-anchor`, `after-anchor`,
 /// `after-sinks`, `after-close`, `after-release`, `replay`, `catch-up`, `mark`.
-fn pass(name: &str) -> Result<(), LaneError> {
+pub(super) fn pass(name: &str) -> Result<(), LaneError> {
     failpoint::pass(name).map_err(|error| LaneError::Transient(error.to_string()))
-}
-
-fn no_answer(sink: &SinkId) -> SinkError {
-    SinkError::Fatal(format!("sink {sink} gave no answer to a commit"))
-}
-
-/// Commits in a task of its own, which is never dropped; past the deadline the keys are poisoned: only a claim follows.
-async fn commit_to(slot: &SinkSlot, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
-    let count = group.len();
-    let sink = slot.sink.clone();
-    let task = tokio::spawn(async move { sink.commit(group).await });
-    let failed = |cause: String| -> Vec<Result<Receipt, SinkError>> {
-        (0..count)
-            .map(|_| Err(SinkError::Transient { what: format!("committing to {}", slot.name), cause: cause.clone() }))
-            .collect()
-    };
-    match tokio::time::timeout(COMMIT_DEADLINE, task).await {
-        Ok(Ok(results)) => results,
-        Ok(Err(error)) => failed(format!("it panicked: {error}")),
-        Err(_) => failed(format!("no answer in {COMMIT_DEADLINE:?}")),
-    }
-}
-
-/// One permit, as the lane sees its outcome.
-async fn commit_one(slot: &SinkSlot, permit: Permit, staged: Staged) -> Result<Receipt, LaneError> {
-    let result = commit_to(slot, vec![(permit, staged)]).await.pop();
-    result.unwrap_or_else(|| Err(no_answer(slot.id()))).map_err(|error| LaneError::of_sink(slot.id(), &error))
 }
 
 fn writer<'a>(owned: &'a Owned, sink: &SinkId) -> Result<Writer<'a>, LaneError> {
@@ -769,10 +536,6 @@ fn writer<'a>(owned: &'a Owned, sink: &SinkId) -> Result<Writer<'a>, LaneError> 
 
 fn cannot_plan(lane: &Lane, error: &next::Error) -> LaneError {
     LaneError::Stop(format!("lane {lane}: the next batch cannot be planned: {error}"))
-}
-
-fn any_key(keys: &BTreeMap<SinkId, LaneKey>) -> LaneKey {
-    keys.values().next().expect("a job always has a marked sink: the ledger at least").clone()
 }
 
 fn unmarked_key(slot: &SinkSlot, plan: &Plan, owned: &Owned) -> LaneKey {
@@ -809,44 +572,6 @@ fn cut_to(head: &Positions, proposals: &mut [Option<Proposal>]) {
             })
             .collect();
     }
-}
-
-/// The log that holds the pinned schema of a source.
-pub fn schema_log(source: &tidemill_config::Source) -> tidemill_checkpoint::LogName {
-    tidemill_checkpoint::LogName::new(&format!("schema:{}", source.name.value))
-}
-
-fn versions(pinned: &Pinned) -> BTreeMap<String, Digest> {
-    pinned
-        .iter()
-        .map(|(source, schema)| (format!("schema:{source}"), Digest::of(schema_text(schema).as_bytes())))
-        .collect()
-}
-
-/// A schema as an entry of its log: names and types as a job would write them.
-pub fn schema_text(schema: &SchemaRef) -> String {
-    let fields: Vec<(String, String)> = schema
-        .fields()
-        .iter()
-        .map(|f| (f.name().clone(), tidemill_connectors::codec::type_name(f.data_type())))
-        .collect();
-    serde_json::to_string(&fields).expect("texts serialise")
-}
-
-/// The schema of an entry of its log.
-pub fn parse_schema(text: &str) -> Option<SchemaRef> {
-    let fields: Vec<(String, String)> = serde_json::from_str(text).ok()?;
-    let fields: Option<Vec<_>> = fields
-        .into_iter()
-        .map(|(name, kind)| {
-            let kind = tidemill_config::Type::parse(&kind).ok()?;
-            Some(tidemill_config::Field {
-                name,
-                kind: tidemill_config::Located { value: kind, at: tidemill_config::At::default() },
-            })
-        })
-        .collect();
-    Some(tidemill_connectors::codec::to_arrow(&fields?))
 }
 
 fn describe_spans(plan: &Plan) -> String {

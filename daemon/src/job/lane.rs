@@ -15,7 +15,7 @@ use tidemill_connectors::{SinkError, SourceError, source::History};
 use super::{Job, describe};
 
 /// Why a lane does not go on.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum LaneError {
     /// Tried again with backoff.
     #[error("{0}")]

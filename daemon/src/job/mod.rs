@@ -3,14 +3,17 @@
 //! - [`Job`] is what stays the same while the job runs.
 //! - `compile`: codecs and pipeline for one text of the job and one set of pinned schemas; raw records to rows, purely.
 //! - `lane`: who owns a lane, claims, and what `decide()` says.
-//! - `batch`: one batch of each lane, from the proposal to the close. The order of the protocol is here and nowhere else.
+//! - `batch` and `commit`: one batch of each lane, from the proposal to the close. The order of the protocol is there and
+//!   nowhere else. `schemas`: the compiled versions that batches use.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown.
 
 pub mod batch;
+pub mod commit;
 pub mod compile;
 pub mod lane;
 pub mod probe;
 pub mod runner;
+pub mod schemas;
 
 use std::{
     collections::BTreeSet,

@@ -21,9 +21,10 @@ use tidemill_steps::BatchContext;
 
 use super::{
     Job,
-    batch::{parse_schema, poison_text, schema_text},
+    batch::poison_text,
     compile::{Compiled, Pinned},
     lane::LaneError,
+    schemas::{parse_schema, schema_text},
 };
 
 /// The hidden subcommand of the child.

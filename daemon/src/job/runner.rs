@@ -12,19 +12,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow::datatypes::SchemaRef;
 use futures::{StreamExt, stream::FuturesUnordered};
 use rand::RngExt;
-use tidemill_checkpoint::{Decision, Digest, Lane, LaneKey, LaneScheme, LogName, Mark, SinkId};
+use tidemill_checkpoint::{Decision, Digest, Lane, LaneKey, LaneScheme, LogName, Mark};
 use tidemill_config as config;
 use tidemill_connectors::source::{History, SourceEvent};
 use tokio::sync::watch;
 
 use super::{
-    Job, SinkSlot,
-    batch::{Head, Prepared, parse_schema, schema_log},
-    compile::{Compiled, ComputeError, Pinned},
+    Job,
+    batch::{Head, Prepared},
+    compile::Pinned,
     lane::{AtOnce, LaneError, Owned, Watch, describe_head, joined_after, stop_text},
+    schemas::{Schemas, parse_schema, schema_log},
 };
 use crate::status::LaneState;
 
@@ -34,8 +34,6 @@ const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// How long a stop waits for the batch that is being committed.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
-/// More compiled versions of one job are not kept: its own, and the one of an open plan before an edit.
-const COMPILED_KEPT: usize = 4;
 /// With `asap`, sources are asked again after this time even if none spoke up.
 const ASAP_LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -46,57 +44,6 @@ pub enum Ended {
     Done,
     /// With `--once`: a lane stopped or could not be had.
     Failed(String),
-}
-
-/// Compiled versions of a job, and which sinks are prepared for which schema.
-#[derive(Default)]
-pub struct Schemas {
-    compiled: Mutex<Vec<(Digest, Pinned, Arc<Compiled>)>>,
-    prepared: tokio::sync::Mutex<BTreeMap<SinkId, SchemaRef>>,
-}
-
-impl Schemas {
-    /// The steps of the job's text `digest` over these schemas: made once, kept for the next batch.
-    pub fn compiled(&self, job: &Job, digest: Digest, pinned: &Pinned) -> Result<Arc<Compiled>, LaneError> {
-        let mut kept = self.compiled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((.., compiled)) = kept.iter().find(|(d, p, _)| *d == digest && p == pinned) {
-            return Ok(compiled.clone());
-        }
-        let config = if digest == job.digest { job.config.clone() } else { Arc::new(older(job, digest)?) };
-        let compiled =
-            Compiled::new(&config, pinned).map_err(|error: ComputeError| LaneError::Stop(error.to_string()))?;
-        let compiled = Arc::new(compiled);
-        if kept.len() >= COMPILED_KEPT {
-            kept.remove(0);
-        }
-        kept.push((digest, pinned.clone(), compiled.clone()));
-        Ok(compiled)
-    }
-
-    /// Creates or checks a sink's target, once per schema.
-    pub async fn prepared(&self, slot: &SinkSlot, schema: &SchemaRef) -> Result<(), LaneError> {
-        let mut prepared = self.prepared.lock().await;
-        if prepared.get(slot.id()) == Some(schema) {
-            return Ok(());
-        }
-        slot.sink.prepare(schema).await.map_err(|error| LaneError::of_sink(slot.id(), &error))?;
-        prepared.insert(slot.id().clone(), schema.clone());
-        Ok(())
-    }
-}
-
-/// The job as it was when an open plan was made.
-fn older(job: &Job, digest: Digest) -> Result<config::Job, LaneError> {
-    let text = job.kept_text(&digest).ok_or_else(|| {
-        LaneError::Stop(format!(
-            "the open batch was planned by another text of this job (digest {digest}), the text now is {}; the older one is not in {}. \
-             Way out: put the older text back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`",
-            job.digest,
-            job.folder().join("texts").display()
-        ))
-    })?;
-    config::Job::parse(&text, &job.config.file, &config::ProcessEnvironment)
-        .map_err(|errors| LaneError::Stop(format!("the job's older text {digest} cannot be read: {errors}")))
 }
 
 enum Phase {
@@ -213,7 +160,7 @@ impl Runner {
         let mut next_tick = Instant::now();
         let mut at_once = false;
         loop {
-            self.tick();
+            moved(&self.progress, self.begun);
             self.acquire_due().await;
             if let Some(ended) = self.finished(commit.is_some()) {
                 return ended;
@@ -405,7 +352,7 @@ impl Runner {
                 Ok(None) => {}
                 Err(error) => failures.push((lane.clone(), error)),
             }
-            self.progress.store(self.begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+            moved(&self.progress, self.begun);
         }
         for (lane, error) in failures {
             self.fail(&lane, error);
@@ -432,17 +379,12 @@ impl Runner {
                 Err(error) => self.fail(&lane, error),
             }
         }
-        self.progress.store(self.begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+        moved(&self.progress, self.begun);
     }
 
     fn fail_all(&mut self, error: &LaneError) {
-        let again = |error: &LaneError| match error {
-            LaneError::Transient(text) => LaneError::Transient(text.clone()),
-            LaneError::Fenced(text) => LaneError::Fenced(text.clone()),
-            LaneError::Stop(text) => LaneError::Stop(text.clone()),
-        };
         for lane in self.lanes.keys().cloned().collect::<Vec<_>>() {
-            self.fail(&lane, again(error));
+            self.fail(&lane, error.clone());
         }
     }
 
@@ -657,11 +599,6 @@ impl Runner {
         *self.beating.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = anchors.collect();
     }
 
-    fn tick(&self) {
-        self.progress.store(self.begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
-        crate::supervise::alive();
-    }
-
     fn report_lag(&self) {
         for source in &self.job.sources {
             let mut at = tidemill_checkpoint::Positions::new();
@@ -688,6 +625,12 @@ impl Runner {
             self.job.status.lock().lag.insert(source.name().to_owned(), shown);
         }
     }
+}
+
+/// The loop got on: its beats and the watchdog go on.
+fn moved(progress: &AtomicU64, begun: Instant) {
+    progress.store(begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    crate::supervise::alive();
 }
 
 /// Exponential, with half of it random.

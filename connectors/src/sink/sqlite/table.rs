@@ -4,7 +4,7 @@ use arrow::datatypes::{DataType, Schema};
 use rusqlite::Connection;
 
 use super::database::{Doing, Failure};
-use crate::sink::{SinkError, cell::type_name};
+use crate::{codec::type_name, sink::SinkError};
 
 /// The table, and how rows get into it.
 #[derive(Clone, Debug)]

@@ -1,0 +1,104 @@
+//! Versions of a job: its steps planned over pinned schemas, its sinks prepared for what they get, and the schemas' own
+//! text in the anchor's logs.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use arrow::datatypes::SchemaRef;
+use tidemill_checkpoint::{Digest, LogName, SinkId};
+use tidemill_config as config;
+use tidemill_connectors::codec;
+
+use super::{
+    Job, SinkSlot,
+    compile::{Compiled, ComputeError, Pinned},
+    lane::LaneError,
+};
+
+/// More compiled versions of one job are not kept: its own, and the one of an open plan before an edit.
+const COMPILED_KEPT: usize = 4;
+/// Compiled versions of a job, and which sinks are prepared for which schema.
+#[derive(Default)]
+pub struct Schemas {
+    compiled: Mutex<Vec<(Digest, Pinned, Arc<Compiled>)>>,
+    prepared: tokio::sync::Mutex<BTreeMap<SinkId, SchemaRef>>,
+}
+
+impl Schemas {
+    /// The steps of the job's text `digest` over these schemas: made once, kept for the next batch.
+    pub fn compiled(&self, job: &Job, digest: Digest, pinned: &Pinned) -> Result<Arc<Compiled>, LaneError> {
+        let mut kept = self.compiled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((.., compiled)) = kept.iter().find(|(d, p, _)| *d == digest && p == pinned) {
+            return Ok(compiled.clone());
+        }
+        let config = if digest == job.digest { job.config.clone() } else { Arc::new(older(job, digest)?) };
+        let compiled =
+            Compiled::new(&config, pinned).map_err(|error: ComputeError| LaneError::Stop(error.to_string()))?;
+        let compiled = Arc::new(compiled);
+        if kept.len() >= COMPILED_KEPT {
+            kept.remove(0);
+        }
+        kept.push((digest, pinned.clone(), compiled.clone()));
+        Ok(compiled)
+    }
+
+    /// Creates or checks a sink's target, once per schema.
+    pub async fn prepared(&self, slot: &SinkSlot, schema: &SchemaRef) -> Result<(), LaneError> {
+        let mut prepared = self.prepared.lock().await;
+        if prepared.get(slot.id()) == Some(schema) {
+            return Ok(());
+        }
+        slot.sink.prepare(schema).await.map_err(|error| LaneError::of_sink(slot.id(), &error))?;
+        prepared.insert(slot.id().clone(), schema.clone());
+        Ok(())
+    }
+}
+
+/// The job as it was when an open plan was made.
+fn older(job: &Job, digest: Digest) -> Result<config::Job, LaneError> {
+    let text = job.kept_text(&digest).ok_or_else(|| {
+        LaneError::Stop(format!(
+            "the open batch was planned by another text of this job (digest {digest}), the text now is {}; the older one is not in {}. \
+             Way out: put the older text back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`",
+            job.digest,
+            job.folder().join("texts").display()
+        ))
+    })?;
+    config::Job::parse(&text, &job.config.file, &config::ProcessEnvironment)
+        .map_err(|errors| LaneError::Stop(format!("the job's older text {digest} cannot be read: {errors}")))
+}
+
+/// The log that holds the pinned schema of a source.
+pub fn schema_log(source: &config::Source) -> LogName {
+    LogName::new(&format!("schema:{}", source.name.value))
+}
+
+/// The digests of pinned schemas, as plans name them.
+pub fn versions(pinned: &Pinned) -> BTreeMap<String, Digest> {
+    pinned
+        .iter()
+        .map(|(source, schema)| (format!("schema:{source}"), Digest::of(schema_text(schema).as_bytes())))
+        .collect()
+}
+
+/// A schema as an entry of its log: names and types as a job would write them.
+pub fn schema_text(schema: &SchemaRef) -> String {
+    let fields: Vec<(String, String)> =
+        schema.fields().iter().map(|f| (f.name().clone(), codec::type_name(f.data_type()))).collect();
+    serde_json::to_string(&fields).expect("texts serialise")
+}
+
+/// The schema of an entry of its log.
+pub fn parse_schema(text: &str) -> Option<SchemaRef> {
+    let fields: Vec<(String, String)> = serde_json::from_str(text).ok()?;
+    let fields: Option<Vec<_>> = fields
+        .into_iter()
+        .map(|(name, kind)| {
+            let kind = config::Type::parse(&kind).ok()?;
+            Some(config::Field { name, kind: config::Located { value: kind, at: config::At::default() } })
+        })
+        .collect();
+    Some(codec::to_arrow(&fields?))
+}
