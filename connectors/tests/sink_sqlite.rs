@@ -244,3 +244,31 @@ async fn a_trigger_that_rolls_back_the_batch_fails_it_whole() {
     write(&sink, &[table(vec![numbers("n", &[Some(4)])])]).await.unwrap();
     assert_eq!(read(&path, "SELECT * FROM t"), ["Integer(4)"]);
 }
+
+/// A process that died in a transaction leaves a half-written file and the journal that undoes it.
+#[tokio::test]
+async fn what_a_dead_process_left_in_a_rollback_journal_is_undone_before_the_first_look() {
+    let folder = tempfile::tempdir().unwrap();
+    let (alive, path) = (folder.path().join("alive.db"), folder.path().join("rows.db"));
+    let writer = Connection::open(&alive).unwrap();
+    writer
+        .execute_batch("PRAGMA journal_mode = DELETE; PRAGMA cache_size = 1; CREATE TABLE old (text TEXT); BEGIN")
+        .unwrap();
+    let mut rows = 0;
+    // A full cache spills pages into the file before the commit.
+    while std::fs::metadata(&alive).unwrap().len() < 20 * 4096 {
+        writer.execute("INSERT INTO old VALUES (hex(randomblob(500)))", []).unwrap();
+        rows += 1;
+        assert!(rows < 10_000, "the cache does not spill");
+    }
+    std::fs::copy(&alive, &path).unwrap();
+    std::fs::copy(folder.path().join("alive.db-journal"), folder.path().join("rows.db-journal")).unwrap();
+
+    let sink = open(&path, "rows", &[]);
+    write(&sink, &[table(vec![numbers("n", &[Some(1)])])]).await.unwrap();
+    let reader = Connection::open(&path).unwrap();
+    let count = |table: &str| -> i64 {
+        reader.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!((count("old"), count("rows")), (0, 1));
+}

@@ -10,6 +10,7 @@ mod explain;
 mod feed;
 mod http;
 mod job;
+mod memory;
 mod metrics;
 mod start;
 mod status;

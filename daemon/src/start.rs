@@ -17,42 +17,42 @@ use crate::{
     cli::RunArguments,
     control, explain, http,
     job::{JOB_FILE, Surroundings},
+    memory::Memory,
     metrics::Metrics,
     supervise::{self, Supervisor},
 };
 
 /// The data dir where nobody says otherwise.
 pub const DATA_DIR: &str = "tidemill-data";
-/// Where HTTP listens where nobody says otherwise.
-pub const HTTP: &str = "127.0.0.1:9720";
+
+/// The daemon's own file; all defaults where there is none.
+fn load(file: Option<&Path>) -> Result<config::Daemon, ConfigError> {
+    match file {
+        Some(file) => config::Daemon::load(file, &ProcessEnvironment),
+        None => config::Daemon::parse("", Path::new("tidemill.yaml"), &ProcessEnvironment),
+    }
+    .map_err(|errors| ConfigError(errors.to_string()))
+}
 
 /// `tidemill run`.
 pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
-    let daemon = match &arguments.config {
-        Some(file) => {
-            Some(config::Daemon::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?)
-        }
-        None => None,
-    };
-    let log = daemon.as_ref().map(|daemon| daemon.log.clone());
-    init_logs(log.as_ref().is_some_and(|log| log.json), log.as_ref().map_or("info", |log| &log.level))?;
+    let daemon = load(arguments.config.as_deref())?;
+    init_logs(daemon.log.json, &daemon.log.level)?;
     let sources = JobSources { files: arguments.jobs.clone(), config: arguments.config.clone() };
     let jobs = sources.load()?;
     for job in &jobs {
         explain::check(job)?;
     }
-    let data_dir = arguments
-        .data_dir
-        .clone()
-        .or_else(|| daemon.as_ref().map(|d| d.data_dir.clone()))
-        .unwrap_or_else(|| DATA_DIR.into());
-    let owner_name = daemon.as_ref().and_then(|d| d.owner.clone());
-    let around = open(&data_dir, owner_name, arguments.take_over, arguments.once)?;
+    let around = open(Settings {
+        data_dir: arguments.data_dir.clone().unwrap_or(daemon.data_dir),
+        owner: daemon.owner,
+        memory: daemon.memory,
+        take_over: arguments.take_over,
+        once: arguments.once,
+    })?;
+    let data_dir = around.data_dir.clone();
     let supervisor = Supervisor::new(around);
-    let address = arguments
-        .http
-        .clone()
-        .or_else(|| (!arguments.once).then(|| daemon.as_ref().map_or_else(|| HTTP.to_owned(), |d| d.http.clone())));
+    let address = arguments.http.clone().or_else(|| (!arguments.once).then_some(daemon.http));
     if let Some(address) = address {
         serve_http(&supervisor, &address).await?;
     }
@@ -96,9 +96,7 @@ impl JobSources {
         let Some(file) = &self.config else {
             bail!("no job: name one (`tidemill run JOB.yaml`), or a daemon's file with --config")
         };
-        let daemon =
-            config::Daemon::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
-        daemon.job_files().map_err(|errors| ConfigError(errors.to_string()).into())
+        load(Some(file))?.job_files().map_err(|errors| ConfigError(errors.to_string()).into())
     }
 
     /// All jobs, or the errors of all that are wrong.
@@ -132,9 +130,24 @@ impl JobSources {
     }
 }
 
+/// What a daemon is told beside its jobs.
+pub struct Settings {
+    /// Ledger, spools and dead letters.
+    pub data_dir: PathBuf,
+    /// The owner's name, where it was set by hand.
+    pub owner: Option<String>,
+    /// The byte budget of all jobs.
+    pub memory: u64,
+    /// `--take-over`.
+    pub take_over: bool,
+    /// `--once`.
+    pub once: bool,
+}
+
 /// Opens the data dir: its UUID, its ledger.
-pub fn open(data_dir: &Path, owner: Option<String>, take_over: bool, once: bool) -> anyhow::Result<Surroundings> {
-    let opened = SledLedger::open(data_dir)?;
+pub fn open(settings: Settings) -> anyhow::Result<Surroundings> {
+    let Settings { data_dir, owner, memory, take_over, once } = settings;
+    let opened = SledLedger::open(&data_dir)?;
     for warning in &opened.warnings {
         tracing::warn!("{warning}");
     }
@@ -145,11 +158,12 @@ pub fn open(data_dir: &Path, owner: Option<String>, take_over: bool, once: bool)
     Ok(Surroundings {
         owner_is_explicit,
         ledger,
-        data_dir: data_dir.to_owned(),
+        data_dir,
         owner,
         take_over,
         once,
         metrics: Metrics::new()?,
+        memory: Memory::new(memory),
     })
 }
 
@@ -188,7 +202,13 @@ pub fn job_files(data_dir: &Path, job: Option<&str>) -> anyhow::Result<Vec<(Stri
 /// An operation where no daemon has the data dir.
 pub async fn execute_here(data_dir: &Path, request: &Request, file: &Path) -> anyhow::Result<serde_json::Value> {
     let job = config::Job::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
-    let around = open(data_dir, None, request.take_over, false)?;
+    let around = open(Settings {
+        data_dir: data_dir.to_owned(),
+        owner: None,
+        memory: load(None)?.memory,
+        take_over: request.take_over,
+        once: false,
+    })?;
     checkpoint::execute(request, Arc::new(job), &around).await
 }
 

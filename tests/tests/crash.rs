@@ -9,13 +9,12 @@
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
-    net::TcpStream,
     thread,
     time::Duration,
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tidemill_tests::{Folder, Rows, Run, eventually, free_address};
+use tidemill_tests::{Folder, Rows, Run, eventually, feed, free_address};
 
 /// Records of a job. With ten a batch, every kill meets a batch.
 const RECORDS: usize = 400;
@@ -177,7 +176,7 @@ fn spooled(folder: &Folder, sinks: &[Sink]) -> String {
     let address = free_address();
     let yaml = job(&format!("    type: socket\n    listen: {address}\n    ack: line\n"), sinks);
     let mut daemon = Run::new(folder).job(&yaml.replace("trigger: asap", "trigger: 1h")).spawn();
-    let mut stream = TcpStream::connect(address).unwrap();
+    let mut stream = feed::connect(address);
     for n in 0..RECORDS {
         writeln!(stream, "{}", record(n)).unwrap();
     }

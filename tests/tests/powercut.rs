@@ -9,14 +9,13 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Read, Write},
-    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tidemill_tests::{Folder, Rows, Run, eventually, free_address, powercut::Record, root};
+use tidemill_tests::{Folder, Rows, Run, eventually, feed, free_address, powercut::Record, root};
 
 const RECORDS: usize = 60;
 /// A removed sync must be found within so many states.
@@ -223,7 +222,7 @@ fn acknowledged(sent: &[u8]) -> usize {
 }
 
 fn send_all(address: std::net::SocketAddr) {
-    let mut stream = TcpStream::connect(address).unwrap();
+    let mut stream = feed::connect(address);
     let mut reader = stream.try_clone().unwrap();
     for chunk in (0..RECORDS).collect::<Vec<_>>().chunks(5) {
         let lines: String = chunk.iter().map(|n| line(*n) + "\n").collect();

@@ -28,7 +28,7 @@ use super::{
     probe,
     schemas::{Schemas, schema_log, schema_text, versions},
 };
-use crate::status::LastBatch;
+use crate::{memory::Lease, status::LastBatch};
 
 /// So many deaths of the process in the same batch, and the batch is tried in a process of its own.
 const SUSPICIOUS_DEATHS: u32 = 3;
@@ -66,6 +66,7 @@ pub struct Batch {
     pub(super) report: LastBatch,
     pub(super) rejected: BTreeMap<(String, String), u64>,
     pub(super) received: Vec<(String, u64, u64)>,
+    _lease: Lease,
 }
 
 impl Batch {
@@ -179,16 +180,22 @@ impl Job {
         Ok(proposals.iter().any(Option::is_some).then_some(proposals))
     }
 
-    /// The first half of a batch. `None`: nothing to do.
+    /// The caps of one batch.
+    fn budget(&self) -> Budget {
+        Budget { records: self.config.batch.max_records, bytes: self.around.memory.cap(self.config.batch.max_bytes) }
+    }
+
+    /// The first half of a batch, in memory that is leased. `None`: nothing to do.
     pub async fn prepare(
         &self,
         lane: &Lane,
         owned: &Owned,
         head: &Head,
         schemas: &Schemas,
+        mut lease: Lease,
     ) -> Result<Option<Prepared>, LaneError> {
         let begun = Instant::now();
-        let budget = Budget { records: self.config.batch.max_records, bytes: self.config.batch.max_bytes };
+        let budget = self.budget();
         let first = usize::try_from(head.mark.plan.seq).unwrap_or_default();
         let Some(proposals) = self.propose(lane, &head.mark.positions, budget, first).await? else { return Ok(None) };
         let clock = Timestamp::now();
@@ -205,6 +212,8 @@ impl Job {
         let raw = self.read_all(lane, &proposals).await?;
         drop(proposals);
         let read_seconds = reading.elapsed().as_secs_f64();
+        let bytes: u64 = raw.iter().map(bytes_of).sum();
+        lease.shrink_to(usize::try_from(bytes).unwrap_or(usize::MAX));
         pass("read")?;
         let mut pinned = head.pinned.clone();
         self.pin(&raw, &mut pinned, &mut content)?;
@@ -224,7 +233,6 @@ impl Job {
         let staging = Instant::now();
         let (staged, written) = self.stage_all(owned, &mark.plan, &computed, &compiled, schemas).await?;
         let records: u64 = raw.iter().map(count).sum();
-        let bytes: u64 = raw.iter().flat_map(|b| &b.slices).map(|slice| slice.bytes.len() as u64).sum();
         let mut phases: BTreeMap<&'static str, f64> = computed.phases.iter().copied().collect();
         phases.extend([("plan", plan_seconds), ("read", read_seconds), ("stage", staging.elapsed().as_secs_f64())]);
         let report = LastBatch {
@@ -257,6 +265,7 @@ impl Job {
             report,
             rejected: computed.rejected,
             received,
+            _lease: lease,
         };
         Ok(Some(Prepared { batch, staged }))
     }
@@ -467,7 +476,7 @@ impl Job {
         let (Some(slot), Some(key)) = (self.sink(sink), owned.keys.get(sink)) else {
             return Err(LaneError::Stop(format!("lane {lane}: {sink} is to catch up, but is not a sink of this job")));
         };
-        let budget = Budget { records: self.config.batch.max_records, bytes: self.config.batch.max_bytes };
+        let budget = self.budget();
         let mut proposals = self.propose(lane, from, budget, 0).await?.unwrap_or_default();
         cut_to(&head.mark.positions, &mut proposals);
         if proposals.iter().flatten().all(|proposal| proposal.spans.is_empty()) {

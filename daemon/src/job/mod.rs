@@ -28,7 +28,7 @@ use tidemill_connectors::{
     source::{self, Source},
 };
 
-use crate::{metrics::Metrics, status::Status};
+use crate::{memory::Memory, metrics::Metrics, status::Status};
 
 /// The name under which the dead letters are known as a sink.
 pub const DEAD_LETTERS: &str = "dead-letters";
@@ -86,6 +86,8 @@ pub struct Surroundings {
     pub once: bool,
     /// Metrics of the process.
     pub metrics: Metrics,
+    /// The byte budget of all jobs.
+    pub memory: Memory,
 }
 
 /// One job, opened: nothing is claimed yet and nothing received.

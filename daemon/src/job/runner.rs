@@ -71,6 +71,8 @@ pub struct Runner {
     begun: Instant,
     ended: Vec<bool>,
     started: bool,
+    /// Which lane is the first to prepare its batch.
+    turn: usize,
     stop: watch::Receiver<bool>,
 }
 
@@ -83,6 +85,13 @@ enum Wake {
     Committed,
     Stop,
     Lanes,
+}
+
+/// Whether the memory was enough for every lane.
+#[derive(PartialEq, Eq)]
+enum Room {
+    Enough,
+    Short,
 }
 
 impl Runner {
@@ -98,6 +107,7 @@ impl Runner {
             begun: Instant::now(),
             ended: vec![false; sources],
             started: false,
+            turn: 0,
             stop,
         }
     }
@@ -175,8 +185,8 @@ impl Runner {
                 Wake::Batch => {}
             }
             next_tick = self.following_tick(next_tick);
-            let prepared = self.prepare_all().await;
-            at_once = prepared.iter().any(|prepared| prepared.batch.full);
+            let (prepared, room) = self.prepare_all().await;
+            at_once = room == Room::Short || prepared.iter().any(|prepared| prepared.batch.full);
             self.report_lag();
             if let Some(running) = commit.take() {
                 let results = running.await;
@@ -338,13 +348,33 @@ impl Runner {
         self.share_keys();
     }
 
-    /// Prepares the next batch of every lane that runs, one after the other.
-    async fn prepare_all(&mut self) -> Vec<Prepared> {
+    /// Prepares the next batch of every lane that runs, one after the other, as far as the memory goes. Each time another
+    /// lane is the first.
+    async fn prepare_all(&mut self) -> (Vec<Prepared>, Room) {
         let mut group = Vec::new();
         let mut failures = Vec::new();
-        for (lane, phase) in &mut self.lanes {
-            let Phase::Running(running) = phase else { continue };
-            match self.job.prepare(lane, &running.owned, &running.head, &self.schemas).await {
+        let mut room = Room::Enough;
+        let mut lanes: Vec<Lane> = self.lanes.keys().cloned().collect();
+        let turn = self.turn % lanes.len().max(1);
+        lanes.rotate_left(turn);
+        self.turn = self.turn.wrapping_add(1);
+        for lane in lanes {
+            let Some(Phase::Running(running)) = self.lanes.get_mut(&lane) else { continue };
+            let (memory, bytes) = (&self.job.around.memory, self.job.config.batch.max_bytes);
+            // The first may wait for what other jobs hold; the others would wait for the first.
+            let lease = if group.is_empty() {
+                tokio::select! {
+                    lease = memory.lease(bytes) => Some(lease),
+                    _ = self.stop.changed() => None,
+                }
+            } else {
+                memory.try_lease(bytes)
+            };
+            let Some(lease) = lease else {
+                room = Room::Short;
+                break;
+            };
+            match self.job.prepare(&lane, &running.owned, &running.head, &self.schemas, lease).await {
                 Ok(Some(prepared)) => {
                     running.head = prepared.batch.next.clone();
                     group.push(prepared);
@@ -357,7 +387,7 @@ impl Runner {
         for (lane, error) in failures {
             self.fail(&lane, error);
         }
-        group
+        (group, room)
     }
 
     /// Drops what was prepared on a head that did not become true: its lane is not running any more.

@@ -118,36 +118,59 @@ impl Database {
         if !self.path.exists() {
             return Ok(None);
         }
+        let explain = |error| Failure::Sqlite("reading", error).explain(&self.path);
+        // What a dead process left in a rollback journal is undone first, which takes the right to write: whoever reads
+        // past it reads half of a transaction.
+        if self.beside("-journal").exists() {
+            return self.read_as(Access::Recover, &work).map(Some).map_err(explain);
+        }
         // A database in WAL mode that nobody has open is read as immutable: a plain reader would leave `-wal` and
         // `-shm` files. Where somebody opens it just then, a plain read is the second try.
-        let at_rest = !self.wal().exists();
-        match self.read_as(at_rest, &work) {
-            Err(_) if at_rest && self.wal().exists() => self.read_as(false, &work),
+        let at_rest = !self.beside("-wal").exists();
+        match self.read_as(if at_rest { Access::AtRest } else { Access::Shared }, &work) {
+            Err(_) if at_rest && self.beside("-wal").exists() => self.read_as(Access::Shared, &work),
             other => other,
         }
         .map(Some)
-        .map_err(|error| Failure::Sqlite("reading", error).explain(&self.path))
+        .map_err(explain)
     }
 
-    fn wal(&self) -> PathBuf {
+    /// The file that SQLite keeps beside the database under this ending.
+    fn beside(&self, ending: &str) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
-        name.push("-wal");
+        name.push(ending);
         name.into()
     }
 
-    fn read_as<T>(&self, immutable: bool, work: &impl Fn(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    fn read_as<T>(&self, access: Access, work: &impl Fn(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         use std::os::unix::ffi::OsStrExt as _;
         let mut uri = String::from("file:");
         for byte in self.path.as_os_str().as_bytes() {
             let plain = byte.is_ascii_alphanumeric() || b"/-_.".contains(byte);
             if plain { uri.push(char::from(*byte)) } else { uri.push_str(&format!("%{byte:02X}")) }
         }
-        uri.push_str(if immutable { "?mode=ro&immutable=1" } else { "?mode=ro" });
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let (query, mode) = match access {
+            Access::AtRest => ("?mode=ro&immutable=1", OpenFlags::SQLITE_OPEN_READ_ONLY),
+            Access::Shared => ("?mode=ro", OpenFlags::SQLITE_OPEN_READ_ONLY),
+            Access::Recover => ("?mode=rw", OpenFlags::SQLITE_OPEN_READ_WRITE),
+        };
+        uri.push_str(query);
+        let flags = mode | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(uri, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         work(&connection)
     }
+}
+
+/// How a reader opens the file.
+#[derive(Clone, Copy)]
+enum Access {
+    /// Nobody has it open: nothing is left beside it.
+    AtRest,
+    /// Beside a writer.
+    Shared,
+    /// After a writer that died in a transaction.
+    Recover,
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
