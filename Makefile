@@ -3,7 +3,7 @@
 # CARGO_FLAGS goes to every build (`make test CARGO_FLAGS=--offline`). Tools that make fetches lie in target/tools.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt bench torture dist build-needs
+.PHONY: help demo test lint fmt bench torture dist picture build-needs
 
 CARGO ?= cargo
 CARGO_FLAGS ?=
@@ -41,6 +41,10 @@ bench: build-needs ## job W (1 GB of web log) beside DuckDB, per CPU-second; SIZ
 torture: build-needs ## the long runs: 2,100 power cuts, 200 kills in every phase of each pair
 	@tests/tools.sh
 	@STATES=700 KILLS=200 tests/run.sh $(CARGO_FLAGS)
+
+picture: build-needs ## docs/demo.svg, from a run of the demo
+	$(CARGO) build -q $(CARGO_FLAGS) -p tidemill
+	@target/debug/tidemill demo --seconds 6 | docs/picture.py > docs/demo.svg
 
 dist: build-needs ## the fastest and smallest binary: target/dist/tidemill
 	$(CARGO) build $(CARGO_FLAGS) --profile dist -p tidemill

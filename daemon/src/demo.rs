@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -96,7 +96,8 @@ fn demo(dir: Option<PathBuf>, length: Duration) -> anyhow::Result<u8> {
     }
     let listener = TcpListener::bind("127.0.0.1:0").context("listening on 127.0.0.1")?;
     let http = free_port()?;
-    write_job(&dir, listener.local_addr()?.port())?;
+    let address = listener.local_addr()?;
+    write_job(&dir, address)?;
     let feeder = Arc::new(Feeder {
         acked: AtomicUsize::new(0),
         sent: AtomicUsize::new(0),
@@ -141,7 +142,7 @@ fn demo(dir: Option<PathBuf>, length: Duration) -> anyhow::Result<u8> {
     let settled = wait_until(|| count(&dir).is_ok_and(|count| count.settled() >= fed), DRAIN_LIMIT);
     terminate(&mut daemon)?;
     settled.with_context(|| format!("the daemon did not finish; its log is {}", dir.join("daemon.log").display()))?;
-    report(&dir, fed)
+    report(&dir, address, fed)
 }
 
 fn say(text: &str) {
@@ -152,9 +153,9 @@ fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn write_job(dir: &Path, port: u16) -> anyhow::Result<()> {
+fn write_job(dir: &Path, address: SocketAddr) -> anyhow::Result<()> {
     let text = format!(
-        "job: demo\ntrigger: 1s\n\nsources:\n  posts:\n    type: socket\n    connect: 127.0.0.1:{port}\n    framing: {{ delimiter: \"{DELIMITER}\" }}\n    \
+        "job: demo\ntrigger: 1s\n\nsources:\n  posts:\n    type: socket\n    connect: {address}\n    framing: {{ delimiter: \"{DELIMITER}\" }}\n    \
          ack: line\n    codec: text\n\nsteps:\n  - trim: [text]\n  - lowercase: [text]\n\nsinks:\n  screen:  {{ type: console, first: 10 }}\n  \
          db:      {{ type: sqlite, path: posts.db, table: posts }}\n  archive: {{ type: files, path: archive, codec: json }}\n\n\
          dead_letters: {{ type: files, path: dead-letters, codec: json }}\n"
@@ -269,7 +270,7 @@ fn lines(folder: &Path) -> anyhow::Result<Vec<serde_json::Value>> {
     Ok(values)
 }
 
-fn report(dir: &Path, fed: usize) -> anyhow::Result<u8> {
+fn report(dir: &Path, address: SocketAddr, fed: usize) -> anyhow::Result<u8> {
     let counted = count(dir)?;
     let wanted: Vec<String> = (0..fed).filter_map(expected).collect();
     let rejected = fed - wanted.len();
@@ -294,9 +295,13 @@ fn report(dir: &Path, fed: usize) -> anyhow::Result<u8> {
     say(&format!(
         "\nLook around in {}:\n  job.yaml        the job: this is all that was configured\n  posts.db        sqlite3 {0}/posts.db 'SELECT * FROM posts LIMIT 5'\n  \
          archive/        the same rows as JSON lines\n  dead-letters/   the {} broken posts, with position and reason\n  daemon.log      what the daemon said\n\n\
-         Run it yourself: `tidemill run {0}/job.yaml` while `tidemill feed` serves a file; metrics are at http://127.0.0.1:9720/metrics.",
+         Run it yourself, in two terminals; metrics are at http://127.0.0.1:9720/metrics meanwhile:\n  \
+         {2} feed README.md --listen {3} --delimiter {DELIMITER} --rate 5\n  \
+         {2} run {0}/job.yaml --data-dir {0}/data",
         dir.display(),
         counted.dead,
+        std::env::current_exe()?.display(),
+        address,
     ));
     Ok(if good { 0 } else { 1 })
 }
