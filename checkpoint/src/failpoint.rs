@@ -5,7 +5,7 @@
 //! `error` and `full` may end in `+` (`write:3:full+`): from the N-th time on, every time.
 //!
 //! The ledger's: `ledger-write` (a batch of records), `ledger-flush`, `ledger-sync`, `ledger-sync-folder`, `ledger-side`
-//! (the small files beside it), `ledger-set-aside`.
+//! (the small files beside it), `ledger-journal`, `ledger-journal-sync`, `ledger-set-aside`.
 
 use std::io;
 

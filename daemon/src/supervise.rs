@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use tidemill_config as config;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -28,6 +29,8 @@ use crate::{
 
 /// Loops that have not moved for so long are dead to the watchdog; the longest thing that a loop awaits is a commit.
 const WATCHDOG_PATIENCE: Duration = Duration::from_secs(600);
+/// A second signal means it only after so long.
+const INSISTING: Duration = Duration::from_millis(500);
 /// How often progress is drawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -238,10 +241,15 @@ async fn stop(
 ) {
     systemd::notify("STOPPING=1");
     tracing::info!("stopping: the open batches are finished first");
+    let insisted = async {
+        // One request may come as two signals, to the process and to its group.
+        tokio::time::sleep(INSISTING).await;
+        while terminate.recv().now_or_never().is_some() || interrupt.recv().now_or_never().is_some() {}
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    };
     tokio::select! {
         () = supervisor.stop_all() => tracing::info!("stopped"),
-        _ = terminate.recv() => tracing::warn!("second signal: stopping at once; open batches are replayed at the next start"),
-        _ = interrupt.recv() => tracing::warn!("second signal: stopping at once; open batches are replayed at the next start"),
+        () = insisted => tracing::warn!("second signal: stopping at once; open batches are replayed at the next start"),
     }
 }
 

@@ -9,6 +9,7 @@
  *   sync INODE                          fsync or fdatasync of a file or a folder
  *   rename FROM TO / link FROM TO / unlink PATH / rmdir PATH
  *   sent LENGTH                         then LENGTH bytes: written to a TCP socket (an acknowledgement)
+ *   out LENGTH                          then LENGTH bytes: written to standard output (the console sink)
  * Paths are absolute. Calls are logged after they succeeded, except a sync, which is logged only then too: what it makes
  * durable is what was logged before it began, which the entry `sync-begin INODE SERIAL` tells; `sync INODE SERIAL` ends it.
  *
@@ -164,23 +165,27 @@ static int is_tcp(int fd) {
            (address.ss_family == AF_INET || address.ss_family == AF_INET6);
 }
 
+/* What leaves the process: a person or a peer has it, whatever happens to the disk. */
+static const char *leaves(int fd) {
+    if (log_fd < 0) return NULL;
+    return fd == STDOUT_FILENO ? "out" : is_tcp(fd) ? "sent" : NULL;
+}
+
 static void wrote(int fd, ino_t inode, off_t at, const struct iovec *parts, int count, ssize_t n) {
     if (n <= 0) return;
     if (inode) entry(NULL, 0, "write %lu %lld %zd\n", (unsigned long)inode, (long long)at, n);
-    else entry(NULL, 0, "sent %zd\n", n);
+    else entry(NULL, 0, "%s %zd\n", leaves(fd), n);
     for (int i = 0; i < count && n > 0; i++) {
         size_t length = parts[i].iov_len < (size_t)n ? parts[i].iov_len : (size_t)n;
         put(parts[i].iov_base, length);
         n -= (ssize_t)length;
     }
-    (void)fd;
 }
 
 /* at < 0: at the file's own offset, or its end with O_APPEND. */
 static ssize_t write_at(int fd, const struct iovec *parts, int count, off_t at) {
     ino_t inode = inode_of(fd);
-    int tcp = !inode && is_tcp(fd);
-    if (!inode && !tcp) {
+    if (!inode && !leaves(fd)) {
         return at < 0 ? syscall(SYS_writev, fd, parts, count) : syscall(SYS_pwritev, fd, parts, count, at, 0);
     }
     pthread_mutex_lock(&lock);

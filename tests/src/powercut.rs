@@ -46,6 +46,7 @@ enum Event {
     SyncBegin { node: Node, serial: u64 },
     Sync { serial: u64 },
     Sent(Vec<u8>),
+    Printed(Vec<u8>),
 }
 
 /// A read record.
@@ -80,6 +81,8 @@ pub struct Crash {
     before: BTreeMap<Node, PathBuf>,
     /// All that the process had sent over TCP before the cut.
     pub sent: Vec<u8>,
+    /// All that it had printed before the cut.
+    pub printed: Vec<u8>,
 }
 
 /// The root's own node.
@@ -162,9 +165,10 @@ impl Record {
                 }
                 return length;
             }
-            "sent" => {
+            "sent" | "out" => {
                 let length = number(rest) as usize;
-                self.events.push(Event::Sent(data[..length].to_vec()));
+                let bytes = data[..length].to_vec();
+                self.events.push(if what == "sent" { Event::Sent(bytes) } else { Event::Printed(bytes) });
                 return length;
             }
             "size" => {
@@ -225,6 +229,7 @@ impl Record {
             folders: self.folders.clone(),
             before: self.before.iter().map(|(name, node)| (*node, self.source.join(name))).collect(),
             sent: Vec::new(),
+            printed: Vec::new(),
         };
         for (index, event) in self.events[..point].iter().enumerate() {
             match event {
@@ -235,6 +240,7 @@ impl Record {
                     }
                 }
                 Event::Sent(bytes) => crash.sent.extend(bytes),
+                Event::Printed(bytes) => crash.printed.extend(bytes),
                 Event::SyncBegin { .. } | Event::Sync { .. } => {}
             }
         }

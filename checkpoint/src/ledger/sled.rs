@@ -1,9 +1,10 @@
 //! The ledger in a data dir, kept in sled.
 //!
-//! The data dir holds `lock`, `id` (its UUID), `ledger/` (sled), `attempts/` and `anchors/` (one small file per lane).
-//! What is in the ledger of a job whose anchor is a sink can be lost: the marks in the sinks are the truth, so a damaged
-//! ledger is set aside as `ledger.damaged-N` and begun anew, with a warning. Where the ledger is itself the anchor of a
-//! lane, `anchors/` remembers that: then a ledger that lacks its mark is refused, with the way out.
+//! The data dir holds `lock`, `id` (its UUID), `ledger/` (sled), `attempts/` and `anchors/` (one file per lane). What is in
+//! the ledger of a job whose anchor is a sink can be lost: the marks in the sinks are the truth, so a damaged ledger is set
+//! aside as `ledger.damaged-N` and begun anew, with a warning. Where the ledger is itself the anchor of a lane, a
+//! [`journal`] in `anchors/` is what is durable, and sled gets from it what it lacks; only where both are damaged is the
+//! ledger refused, with the way out.
 //!
 //! Keys of the ledger: a letter for the kind, then job, lane and log, each ended by a zero byte. Values are JSON.
 
@@ -20,7 +21,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use self::{
-    side::{Anchored, PerLane, Tries},
+    journal::{Found, Journals, Record, State},
+    side::{PerLane, Tries},
     store::{Change, OpenError, Store},
 };
 use crate::{
@@ -28,6 +30,7 @@ use crate::{
     ledger::Error,
 };
 
+mod journal;
 mod side;
 mod store;
 #[cfg(test)]
@@ -55,7 +58,7 @@ pub struct SledLedger {
     store: Store,
     id: Uuid,
     attempts: PerLane,
-    anchors: PerLane,
+    anchors: Journals,
     /// One compare-and-swap at a time.
     swapping: Mutex<()>,
     beat: AtomicU64,
@@ -108,40 +111,88 @@ fn put<T: Serialize>(key: Vec<u8>, value: &T) -> Change {
 
 impl SledLedger {
     /// Opens the data dir, or makes it. [`Error::Locked`] where another process has it; [`Error::Corrupt`] where the
-    /// ledger was the anchor of a lane and has lost its mark, or was written by a newer program.
+    /// ledger was the anchor of a lane and its mark is lost, or was written by a newer program.
     pub fn open(data_dir: &Path) -> Result<Opened, Error> {
         side::folder(data_dir)?;
         let lock = side::lock(data_dir)?;
         let (id, is_new, warning) = side::data_dir_id(data_dir)?;
         let mut warnings: Vec<_> = warning.into_iter().collect();
-        let (attempts, anchors) = (PerLane::new(data_dir, "attempts")?, PerLane::new(data_dir, "anchors")?);
+        let (attempts, anchors) = (PerLane::new(data_dir, "attempts")?, Journals::new(data_dir)?);
         let folder = data_dir.join("ledger");
-        let store = open_store(&folder, is_new, &anchors, &mut warnings)?;
+        let store = open_store(&folder, is_new, &mut warnings)?;
         let (swapping, beat, data_dir) = (Mutex::new(()), AtomicU64::new(0), data_dir.to_owned());
         let ledger = Self { store, id, attempts, anchors, swapping, beat, data_dir, _lock: lock };
-        ledger.check_anchors(&folder)?;
+        for found in ledger.anchors.all()? {
+            warnings.extend(ledger.agree(found)?);
+        }
         Ok(Opened { ledger, warnings })
     }
 
-    /// Refuses a ledger that lacks what it had of the lanes whose anchor it is.
-    fn check_anchors(&self, folder: &Path) -> Result<(), Error> {
-        for (path, anchored) in self.anchors.all::<Anchored>()? {
-            let whole = match &anchored {
-                Some(Anchored { seq: None, .. }) => true,
-                Some(Anchored { job, lane, seq }) => self.mark(job, lane)?.map(|mark| mark.plan.seq) >= *seq,
-                // The file is torn: some lane's mark must be there, or nobody knows what is missing.
-                None => self.has_mark_of(&path)?,
-            };
-            if !whole {
-                return Err(refusal(folder, &[(path, anchored)], "it has lost records"));
+    /// Brings the journal of a lane and sled to the newer of what they hold. A warning where one was damaged.
+    fn agree(&self, found: Found) -> Result<Option<String>, Error> {
+        let Found { path, state: journal, is_clean } = found;
+        let (job, lane) = match &journal {
+            Some(state) => (state.job.clone(), state.lane.clone()),
+            // Its name is a digest: the lane is the one of sled's marks that has it.
+            None => self
+                .lanes_with(Kind::Mark)?
+                .into_iter()
+                .find(|(job, lane)| self.anchors.path(job, lane) == path)
+                .ok_or_else(|| {
+                refusal(&path, "its first line is damaged, and the ledger in sled knows no lane of it")
+            })?,
+        };
+        let known = self.state(&job, &lane)?;
+        let newer = |state: &State| state.is_whole() && state.seq() >= known.seq();
+        match journal.filter(newer) {
+            Some(state) if state.mark != known.mark || !known.is_whole() => {
+                self.store.write(&self.restored(&known, &state))?;
+                if !is_clean {
+                    self.anchors.replace(state)?;
+                }
+                Ok(None)
             }
+            // A commit that never returned may have left a torn line.
+            Some(state) if !is_clean => self.anchors.replace(state).map(|()| None),
+            Some(_) => Ok(None),
+            None if known.mark.is_some() && known.is_whole() => {
+                self.anchors.replace(known)?;
+                Ok(Some(format!("{} was damaged: it is rebuilt from the ledger in sled", path.display())))
+            }
+            None => Err(refusal(&path, "lines of it are damaged, and the ledger in sled has not got what is missing")),
         }
-        Ok(())
     }
 
-    fn has_mark_of(&self, path: &Path) -> Result<bool, Error> {
-        let keys = self.store.keys(&[Kind::Mark as u8])?;
-        Ok(keys.iter().filter_map(|key| job_and_lane(key)).any(|(job, lane)| self.anchors.path(&job, &lane) == path))
+    /// What sled holds of a lane.
+    fn state(&self, job: &str, lane: &Lane) -> Result<State, Error> {
+        let (claim, mark) = (self.claim_of(job, lane)?, self.mark(job, lane)?);
+        let mut entries = Vec::new();
+        for log in mark.iter().flat_map(|mark| &mark.logs) {
+            let all = self.entries(job, lane, log.0, log.1.first)?;
+            entries.extend(all.into_iter().filter(|entry| entry.number < log.1.next));
+        }
+        Ok(State { job: job.to_owned(), lane: lane.clone(), claim, mark, entries })
+    }
+
+    /// The changes that make sled hold what the journal says.
+    fn restored(&self, known: &State, state: &State) -> Vec<Change> {
+        let lane = &state.lane;
+        let entry_key = |entry: &Entry| entry_key(&state.job, lane, &entry.log, entry.number);
+        let mut changes: Vec<_> = known.entries.iter().map(|entry| Change::Remove(entry_key(entry))).collect();
+        changes.extend(state.mark.iter().map(|mark| put(key(Kind::Mark, &[&state.job, lane.as_str()]), mark)));
+        let claim = known.claim.iter().chain(&state.claim).max_by_key(|claim| claim.generation);
+        changes.extend(claim.map(|claim| put(key(Kind::Claim, &[&state.job, lane.as_str()]), claim)));
+        changes.extend(state.entries.iter().map(|entry| put(entry_key(entry), entry)));
+        changes
+    }
+
+    /// Makes a record of a lane durable, before sled has it.
+    fn journal(&self, job: &str, lane: &Lane, record: Record) -> Result<(), Error> {
+        self.anchors.append(job, lane, record, || self.state(job, lane))
+    }
+
+    fn lanes_with(&self, kind: Kind) -> Result<Vec<(String, Lane)>, Error> {
+        Ok(self.store.keys(&[kind as u8])?.iter().filter_map(|key| job_and_lane(key)).collect())
     }
 
     fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, Error> {
@@ -169,24 +220,6 @@ impl SledLedger {
         self.swapping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers, before a lane's first commit, that the ledger is its anchor.
-    fn remember_anchor(&self, job: &str, lane: &Lane) -> Result<(), Error> {
-        if self.anchors.read::<Anchored>(job, lane)?.is_some() {
-            return Ok(());
-        }
-        self.anchors.write_durably(job, lane, &Anchored { job: job.to_owned(), lane: lane.clone(), seq: None })
-    }
-
-    /// Remembers how far a lane is, after its commit: the first time durably, later lazily.
-    fn remember_seq(&self, job: &str, mark: &Mark) -> Result<(), Error> {
-        let lane = &mark.plan.lane;
-        let anchored = Anchored { job: job.to_owned(), lane: lane.clone(), seq: Some(mark.plan.seq) };
-        match self.anchors.read::<Anchored>(job, lane)?.flatten() {
-            Some(Anchored { seq: Some(_), .. }) => self.anchors.write(job, lane, &anchored),
-            _ => self.anchors.write_durably(job, lane, &anchored),
-        }
-    }
-
     /// The changes of a commit: the mark, new entries, dropped ones.
     fn changes(&self, job: &str, permit: &Permit) -> Result<Vec<Change>, Error> {
         let (lane, mark) = (&permit.key().lane, permit.mark());
@@ -206,22 +239,17 @@ impl SledLedger {
     }
 }
 
-fn refusal(folder: &Path, anchors: &[(PathBuf, Option<Anchored>)], what: &str) -> Error {
-    let lanes = anchors.iter().map(|(path, anchored)| match anchored {
-        Some(anchored) => format!("lane {} of job {} ({})", anchored.lane, anchored.job, path.display()),
-        None => path.display().to_string(),
-    });
+fn refusal(journal: &Path, what: &str) -> Error {
+    let file = journal.display();
     Error::Corrupt(format!(
-        "the ledger in {} is damaged ({what}), and no sink can stand in for it: it is the anchor of {}. Way out: restore that \
-         folder from a backup; or delete the file named in brackets, the lane then starts over from its `start:` and sinks \
-         get rows twice",
-        folder.display(),
-        lanes.collect::<Vec<_>>().join(", ")
+        "the journal {file} is damaged ({what}), and no sink can stand in for it: the ledger is the anchor of its lane. Way \
+         out: restore the file from a backup; or delete it, the lane then goes on from what the ledger has, or starts over \
+         from its `start:`, and sinks get rows twice"
     ))
 }
 
 /// Opens the database, or sets it aside and begins a new one.
-fn open_store(folder: &Path, is_new: bool, anchors: &PerLane, warnings: &mut Vec<String>) -> Result<Store, Error> {
+fn open_store(folder: &Path, is_new: bool, warnings: &mut Vec<String>) -> Result<Store, Error> {
     let was_there = folder.exists();
     let damage = match Store::open(folder) {
         Ok(store) => match format_of(&store)? {
@@ -230,7 +258,7 @@ fn open_store(folder: &Path, is_new: bool, anchors: &PerLane, warnings: &mut Vec
             None if store.keys(b"")?.is_empty() => {
                 if was_there || !is_new {
                     warnings.push(format!(
-                        "the ledger in {} was empty: it is rebuilt from the marks in the sinks",
+                        "the ledger in {} was empty: it is rebuilt from the marks in the sinks, and from the journals of lanes that have none",
                         folder.display()
                     ));
                 }
@@ -241,11 +269,6 @@ fn open_store(folder: &Path, is_new: bool, anchors: &PerLane, warnings: &mut Vec
         Err(OpenError::Other(error)) => return Err(error),
         Err(OpenError::Damaged(what)) => what,
     };
-    let mut concerned = anchors.all::<Anchored>()?;
-    concerned.retain(|(_, anchored)| !matches!(anchored, Some(Anchored { seq: None, .. })));
-    if !concerned.is_empty() {
-        return Err(refusal(folder, &concerned, &damage));
-    }
     let aside = side::set_aside(folder)?;
     warnings.push(format!(
         "the ledger in {} was damaged ({damage}): it is set aside as {} and rebuilt from the marks in the sinks",
@@ -301,7 +324,7 @@ impl Ledger for SledLedger {
     }
 
     fn settle(&self, job: &str, lane: &Lane) -> Result<(), Error> {
-        self.attempts.remove(job, lane, false)
+        self.attempts.remove(job, lane)
     }
 
     fn close(&self, job: &str, head: &Mark) -> Result<(), Error> {
@@ -310,7 +333,7 @@ impl Ledger for SledLedger {
             // The anchor has moved to a sink, which has the head: the ledger can be lost from now on.
             self.anchors.remove(job, &head.plan.lane, false)?;
         }
-        self.attempts.remove(job, &head.plan.lane, false)
+        self.attempts.remove(job, &head.plan.lane)
     }
 
     fn closed(&self, job: &str, lane: &Lane) -> Result<Option<Mark>, Error> {
@@ -320,14 +343,9 @@ impl Ledger for SledLedger {
     fn lanes(&self) -> Result<Vec<(String, Lane)>, Error> {
         let mut found = std::collections::BTreeSet::new();
         for kind in [Kind::Closed, Kind::Claim, Kind::Mark] {
-            found.extend(self.store.keys(&[kind as u8])?.iter().filter_map(|key| job_and_lane(key)));
+            found.extend(self.lanes_with(kind)?);
         }
-        found.extend(
-            self.attempts
-                .all::<Tries>()?
-                .into_iter()
-                .filter_map(|(_, tries)| tries.map(|tries| (tries.job, tries.lane))),
-        );
+        found.extend(self.attempts.all::<Tries>()?.into_iter().map(|tries| (tries.job, tries.lane)));
         Ok(found.into_iter().collect())
     }
 
@@ -338,7 +356,7 @@ impl Ledger for SledLedger {
         {
             // First the promise that the mark is there, then the mark.
             self.anchors.remove(&known, &known_lane, true)?;
-            self.attempts.remove(&known, &known_lane, false)?;
+            self.attempts.remove(&known, &known_lane)?;
             let mut changes = Vec::new();
             for kind in Kind::OF_LANES {
                 changes
@@ -367,10 +385,10 @@ impl Ledger for SledLedger {
             return Err(Error::Fenced { lane: lane.clone(), held, mine: generation });
         }
         let claim = Claim { generation, owner: owner.clone(), released: false };
+        self.journal(job, lane, Record::Claim(claim.clone()))?;
         self.store.write(&[put(key(Kind::Claim, &[job, lane.as_str()]), &claim)])?;
         let mark = self.mark(job, lane)?;
         drop(one);
-        self.store.sync()?;
         self.beat.fetch_add(1, Ordering::Relaxed);
         Ok((LaneKey { sink: SinkId::ledger(), lane: lane.clone(), generation, owner: owner.clone() }, mark))
     }
@@ -383,8 +401,7 @@ impl Ledger for SledLedger {
 
     fn commit(&self, job: &str, permit: &Permit) -> Result<Receipt, Error> {
         let (key, mark) = (permit.key(), permit.mark());
-        self.remember_anchor(job, &key.lane)?;
-        let one = self.swap();
+        let _one = self.swap();
         let held = self.claim_of(job, &key.lane)?.map_or(Generation::default(), |claim| claim.generation);
         if held != key.generation {
             return Err(Error::Fenced { lane: key.lane.clone(), held, mine: key.generation });
@@ -394,12 +411,10 @@ impl Ledger for SledLedger {
             if found != permit.expected() {
                 return Err(Error::Conflict { lane: key.lane.clone(), found, expected: permit.expected() });
             }
+            let (mark, entries) = (Box::new(mark.clone()), permit.entries().to_vec());
+            self.journal(job, &key.lane, Record::Commit { mark, entries })?;
             self.store.write(&self.changes(job, permit)?)?;
         }
-        drop(one);
-        // Also where the mark was there already: it may have been written by a call that failed before its sync.
-        self.store.sync()?;
-        self.remember_seq(job, mark)?;
         self.beat.fetch_add(1, Ordering::Relaxed);
         Ok(Receipt::written(permit))
     }
@@ -409,8 +424,8 @@ impl Ledger for SledLedger {
         match self.claim_of(job, &key.lane)? {
             Some(claim) if claim.generation == key.generation => {
                 let claim = Claim { released: true, ..claim };
-                self.store.write(&[put(self::key(Kind::Claim, &[job, key.lane.as_str()]), &claim)])?;
-                self.store.sync()
+                self.journal(job, &key.lane, Record::Claim(claim.clone()))?;
+                self.store.write(&[put(self::key(Kind::Claim, &[job, key.lane.as_str()]), &claim)])
             }
             _ => Ok(()),
         }

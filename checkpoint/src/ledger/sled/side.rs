@@ -1,7 +1,4 @@
-//! The small files beside the ledger: the data dir's lock and UUID, the attempts, and who has the ledger as its anchor.
-//!
-//! `id` and the existence of a file in `anchors/` are durable. What an anchor file says of the last plan is written after
-//! the plan and not synced: it is never ahead of a whole ledger, so a ledger that is behind it has lost something.
+//! The small files beside the ledger: the data dir's lock and UUID, and the attempts.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -98,8 +95,8 @@ pub(super) fn data_dir_id(data_dir: &Path) -> Result<(Uuid, bool, Option<String>
     Ok((id, warning.is_none(), warning))
 }
 
-/// Writes a file that is whole or absent, also after a power cut.
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+/// Writes a file that is whole or as it was before, also after a power cut.
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = path.with_extension("tmp");
     pass("ledger-side")
         .and_then(|()| {
@@ -137,15 +134,6 @@ pub(super) struct Tries {
     pub(super) tries: u32,
 }
 
-/// A lane whose anchor is the ledger.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Anchored {
-    pub(super) job: String,
-    pub(super) lane: Lane,
-    /// The last plan; `None` before the origin.
-    pub(super) seq: Option<u64>,
-}
-
 /// A folder of one small file per lane.
 pub(super) struct PerLane {
     folder: PathBuf,
@@ -159,9 +147,7 @@ impl PerLane {
     }
 
     pub(super) fn path(&self, job: &str, lane: &Lane) -> PathBuf {
-        let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-        let name: String = job.chars().map(safe).collect();
-        self.folder.join(format!("{name}.{}", Digest::of_json(&(job, lane)).short()))
+        self.folder.join(file_name(job, lane))
     }
 
     /// What the file says: `None` where it is absent, `Some(None)` where it cannot be read.
@@ -174,20 +160,9 @@ impl PerLane {
         }
     }
 
-    /// Every file, with what it says.
-    pub(super) fn all<T: DeserializeOwned>(&self) -> Result<Vec<(PathBuf, Option<T>)>, Error> {
-        let entries = fs::read_dir(&self.folder).map_err(failed("list", &self.folder))?;
-        let mut found = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(failed("list", &self.folder))?.path();
-            if path.extension().is_some_and(|end| end == "tmp") {
-                continue;
-            }
-            let bytes = fs::read(&path).map_err(failed("read", &path))?;
-            found.push((path, parse(&bytes)));
-        }
-        found.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(found)
+    /// What every file says that can be read.
+    pub(super) fn all<T: DeserializeOwned>(&self) -> Result<Vec<T>, Error> {
+        Ok(files(&self.folder)?.iter().filter_map(|(_, bytes)| parse(bytes)).collect())
     }
 
     /// Writes a file in one plain write: it survives the death of the process, not a power cut.
@@ -204,30 +179,51 @@ impl PerLane {
             .map_err(failed("write", &path))
     }
 
-    /// Writes a file that survives a power cut as well.
-    pub(super) fn write_durably<T: Serialize>(&self, job: &str, lane: &Lane, value: &T) -> Result<(), Error> {
-        write_durably(&self.path(job, lane), line(value).as_bytes())
+    /// Removes a file; a power cut may bring it back.
+    pub(super) fn remove(&self, job: &str, lane: &Lane) -> Result<(), Error> {
+        remove(&self.path(job, lane), false)
     }
+}
 
-    /// Removes a file; `durably` where a power cut must not bring it back.
-    pub(super) fn remove(&self, job: &str, lane: &Lane, durably: bool) -> Result<(), Error> {
-        let path = self.path(job, lane);
-        match fs::remove_file(&path) {
-            Ok(()) if durably => sync_folder(&self.folder),
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed("remove", &path)(error)),
+/// The name of a lane's file: readable, and one of its own.
+pub(super) fn file_name(job: &str, lane: &Lane) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    let name: String = job.chars().map(safe).collect();
+    format!("{name}.{}", Digest::of_json(&(job, lane)).short())
+}
+
+/// The files of a folder with their content, by name; none that was being written.
+pub(super) fn files(folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, Error> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed("list", folder))? {
+        let path = entry.map_err(failed("list", folder))?.path();
+        if path.extension().is_none_or(|end| end != "tmp") {
+            let bytes = fs::read(&path).map_err(failed("read", &path))?;
+            found.push((path, bytes));
         }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Removes a file that may be absent; `durably` where a power cut must not bring it back.
+pub(super) fn remove(path: &Path, durably: bool) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Ok(()) if durably => path.parent().map_or(Ok(()), sync_folder),
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("remove", path)(error)),
     }
 }
 
 /// One line: checksum, then JSON.
-fn line<T: Serialize>(value: &T) -> String {
+pub(super) fn line<T: Serialize>(value: &T) -> String {
     let json = serde_json::to_string(value).expect("side records have text keys and no foreign types");
     format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+/// The value of the first line, where it fits its checksum.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (crc, json) = text.lines().next()?.split_once(' ')?;
     (u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(json.as_bytes())).then(|| serde_json::from_str(json).ok())?
