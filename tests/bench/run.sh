@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make bench: builds the release binary and runs job W beside DuckDB.
+# make bench: builds the release binary, runs job W beside DuckDB, then small batches beside a bare fdatasync.
 #
 #   SIZE_MB=1000  RUNS=3  TIDEMILL_BIN=path (skips the build)  PROFILE=release
 set -euo pipefail
@@ -12,5 +12,8 @@ if [ -z "${TIDEMILL_BIN:-}" ]; then
     cargo build "$@" --profile "$profile" -p tidemill
 fi
 data=${TIDEMILL_DATA:-../shared/data}
-exec target/tools/python/bin/python3 tests/bench/bench.py --tidemill "$binary" \
+python=target/tools/python/bin/python3
+"$python" tests/bench/bench.py --tidemill "$binary" \
     --size-mb "${SIZE_MB:-1000}" --runs "${RUNS:-3}" --log "$data/weblog-apache/apache_logs"
+echo
+"$python" tests/bench/latency.py --tidemill "$binary" --records "${RECORDS:-500}"
