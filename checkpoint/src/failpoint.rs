@@ -1,7 +1,7 @@
 //! Failpoints: named places where a test makes the process die, stop or fail. Compiled in only with debug assertions.
 //!
 //! `TIDEMILL_FAILPOINT=NAME:N:ACTION[,...]` acts on the N-th time that NAME is passed (from 1): `kill` sends SIGKILL to
-//! the process, `stop` sends SIGSTOP, `error` makes the place return an I/O error, `full` one of ENOSPC.
+//! the process, `stop` sends SIGSTOP, `panic` panics, `error` makes the place return an I/O error, `full` one of ENOSPC.
 //! `error` and `full` may end in `+` (`write:3:full+`): from the N-th time on, every time.
 //!
 //! The ledger's: `ledger-write` (a batch of records), `ledger-flush`, `ledger-sync`, `ledger-sync-folder`, `ledger-side`
@@ -72,6 +72,7 @@ mod active {
                     // Another thread may be the one that takes the signal: this one must not go on until it has.
                     std::thread::sleep(STOPPING);
                 }
+                "panic" => panic!("failpoint {name}"),
                 "full" => return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error())),
                 _ => return Err(io::Error::other(format!("failpoint {name}"))),
             }

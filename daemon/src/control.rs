@@ -48,15 +48,19 @@ async fn operate(State(supervisor): State<Arc<Supervisor>>, Json(request): Json<
         let error = format!("the daemon runs no job {}; it runs {}", request.job, known.join(", "));
         return (StatusCode::NOT_FOUND, Json(json!({ "error": error })));
     };
-    let looks_only = request.operation == Operation::Show;
-    if !looks_only {
-        supervisor.stop(&request.job).await;
-    }
-    let result = checkpoint::execute(&request, config.clone(), supervisor.around()).await;
-    if !looks_only {
-        supervisor.start(config);
-    }
-    match result {
+    // In a task of its own: a client that goes away in between does not leave the job stopped.
+    let operation = tokio::spawn(async move {
+        let looks_only = request.operation == Operation::Show;
+        if !looks_only {
+            supervisor.stop(&request.job).await;
+        }
+        let result = checkpoint::execute(&request, config.clone(), supervisor.around()).await;
+        if !looks_only {
+            supervisor.start(config);
+        }
+        result
+    });
+    match operation.await.unwrap_or_else(|error| Err(error.into())) {
         Ok(answer) => (StatusCode::OK, Json(answer)),
         Err(error) => (StatusCode::CONFLICT, Json(json!({ "error": format!("{error:#}") }))),
     }

@@ -12,6 +12,7 @@ mod http;
 mod job;
 mod memory;
 mod metrics;
+mod progress;
 mod start;
 mod status;
 mod supervise;

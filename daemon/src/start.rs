@@ -19,6 +19,7 @@ use crate::{
     job::{JOB_FILE, Surroundings},
     memory::Memory,
     metrics::Metrics,
+    progress,
     supervise::{self, Supervisor},
 };
 
@@ -114,11 +115,21 @@ impl JobSources {
                 return None;
             }
         };
-        let mut jobs = Vec::new();
+        let mut jobs: Vec<config::Job> = Vec::new();
         let mut wrong = Vec::new();
         for path in paths {
             let job = config::Job::load(&path, &ProcessEnvironment).map_err(|errors| errors.to_string());
-            match job.and_then(|job| explain::check(&job).map(|()| job).map_err(|error| error.to_string())) {
+            let job = job.and_then(|job| explain::check(&job).map(|()| job).map_err(|error| error.to_string()));
+            let job = job.and_then(|job| match jobs.iter().find(|other| other.name == job.name) {
+                Some(other) => Err(format!(
+                    "{}: a job of the name `{}` is in {} too",
+                    path.display(),
+                    job.name,
+                    other.file.display()
+                )),
+                None => Ok(job),
+            });
+            match job {
                 Ok(job) => jobs.push(job),
                 Err(error) => {
                     tracing::error!("reload: the old version of this job runs on:\n{error}");
@@ -220,9 +231,9 @@ fn init_logs(json: bool, level: &str) -> anyhow::Result<()> {
     let registry = tracing_subscriber::registry().with(filter);
     let color = std::io::stderr().is_terminal();
     let done = if json {
-        registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()
+        registry.with(fmt::layer().json().flatten_event(true).with_writer(progress::writer)).try_init()
     } else {
-        registry.with(fmt::layer().with_target(false).with_ansi(color).with_writer(std::io::stderr)).try_init()
+        registry.with(fmt::layer().with_target(false).with_ansi(color).with_writer(progress::writer)).try_init()
     };
     done.map_err(|error| anyhow::anyhow!("logs cannot be set up: {error}"))
 }

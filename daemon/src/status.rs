@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tidemill_checkpoint::{Positions, Timestamp};
+use tidemill_checkpoint::{Lane, Positions, Timestamp};
 
 /// The state of one lane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -122,6 +122,17 @@ impl Status {
     /// A copy.
     pub fn snapshot(&self) -> Progress {
         self.lock().clone()
+    }
+    /// Where a lane stood when its last batch was closed.
+    pub fn positions(&self, lane: &Lane) -> Positions {
+        self.lock().positions.get(lane.as_str()).cloned().unwrap_or_default()
+    }
+    /// Begins anew: what was said of lanes is over, counts go on.
+    pub fn restart(&self) {
+        let mut progress = self.lock();
+        progress.lanes.clear();
+        progress.listening.clear();
+        progress.finished = false;
     }
     /// Sets a lane's state; true where it changed.
     pub fn lane(&self, lane: &str, state: LaneState) -> bool {

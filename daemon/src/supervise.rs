@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures::FutureExt;
+use tidemill_checkpoint::Lane;
 use tidemill_config as config;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -21,8 +22,9 @@ use tokio::{
 use crate::{
     job::{
         Job, Surroundings,
-        runner::{Ended, Runner},
+        runner::{BACKOFF_MAX, Ended, Runner, backoff},
     },
+    progress,
     status::{LaneState, Progress, Status},
     systemd,
 };
@@ -31,8 +33,9 @@ use crate::{
 const WATCHDOG_PATIENCE: Duration = Duration::from_secs(600);
 /// A second signal means it only after so long.
 const INSISTING: Duration = Duration::from_millis(500);
-/// How often progress is drawn.
-const DRAW_INTERVAL: Duration = Duration::from_millis(200);
+/// A clean stop takes no longer: what holds a job then (a sink that does not answer) is left, and its batch is replayed at
+/// the next start. Below the 30 s that Kubernetes gives.
+const STOP_LIMIT: Duration = Duration::from_secs(28);
 
 /// Milliseconds since the process began, when a batch loop last moved.
 static MOVED: AtomicU64 = AtomicU64::new(0);
@@ -164,29 +167,48 @@ impl Supervisor {
     }
 }
 
-/// Opens and runs a job; a job that cannot be opened is tried again for as long as that can help.
+/// Runs a job to its end. One that cannot be opened, or that failed in the program itself, is tried again with backoff:
+/// whatever happens in it, it happens to no other job.
 async fn run_job(config: Arc<config::Job>, around: Surroundings, status: Status, stop: watch::Receiver<bool>) -> Ended {
-    let name = config.name.clone();
-    let once = around.once;
-    let mut wait = Duration::from_millis(500);
+    let job = config.name.clone();
+    let mut failures = 0;
     loop {
-        match Job::open(config.clone(), around.clone(), status.clone()).await {
-            Ok(job) => return Runner::new(Arc::new(job), stop).run().await,
-            Err(error) => {
-                let reason = format!("{error:#}");
-                tracing::error!(job = name, "cannot start: {reason}");
-                status.lane("all", LaneState::Stopped { reason: reason.clone() });
-                if once {
-                    return Ended::Failed(reason);
-                }
-                let mut told = stop.clone();
-                tokio::select! {
-                    _ = told.changed() => return Ended::Done,
-                    () = tokio::time::sleep(wait) => {}
-                }
-                wait = (wait * 2).min(Duration::from_secs(30));
-            }
+        let begun = Instant::now();
+        let attempt = tokio::spawn(open_and_run(config.clone(), around.clone(), status.clone(), stop.clone()));
+        let reason = match attempt.await {
+            Ok(Ended::Done) => return Ended::Done,
+            Ok(Ended::Failed(reason)) => reason,
+            Err(error) => format!("the job failed in the program itself: {error}"),
+        };
+        around.metrics.job_up.with_label_values(&[&job]).set(0);
+        if around.once {
+            return Ended::Failed(reason);
         }
+        let wait = backoff(if begun.elapsed() > BACKOFF_MAX { 0 } else { failures });
+        failures += 1;
+        tracing::error!(job, failures, wait_ms = wait.as_millis(), "cannot run: {reason}; tried again");
+        status.restart();
+        status.lane(Lane::single().as_str(), LaneState::Retrying { reason, failures });
+        let mut told = stop.clone();
+        tokio::select! {
+            _ = told.wait_for(|stop| *stop) => return Ended::Done,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn open_and_run(
+    config: Arc<config::Job>,
+    around: Surroundings,
+    status: Status,
+    stop: watch::Receiver<bool>,
+) -> Ended {
+    match Job::open(config, around, status.clone()).await {
+        Ok(job) => {
+            status.restart();
+            Runner::new(Arc::new(job), stop).run().await
+        }
+        Err(error) => Ended::Failed(format!("{error:#}")),
     }
 }
 
@@ -201,7 +223,8 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
     systemd::notify("READY=1\nSTATUS=running");
     let watchdog = tokio::spawn(watchdog());
     let once = supervisor.around.once;
-    let drawing = (once && show_progress).then(|| tokio::spawn(draw(supervisor.statuses())));
+    let (statuses, begun) = (supervisor.statuses(), Instant::now());
+    let drawing = (once && show_progress).then(|| tokio::spawn(progress::draw(statuses.clone())));
     let waiting = supervisor.clone();
     let mut ended =
         std::pin::pin!(async move { if once { waiting.ended().await } else { std::future::pending().await } });
@@ -224,6 +247,9 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
     if let Some(drawing) = drawing {
         drawing.abort();
         let _ = drawing.await;
+    }
+    if once {
+        progress::conclude(&statuses, begun);
     }
     Ok(code)
 }
@@ -249,6 +275,7 @@ async fn stop(
     };
     tokio::select! {
         () = supervisor.stop_all() => tracing::info!("stopped"),
+        () = tokio::time::sleep(STOP_LIMIT) => tracing::warn!("not stopped within {STOP_LIMIT:?}: ending at once; open batches are replayed at the next start"),
         () = insisted => tracing::warn!("second signal: stopping at once; open batches are replayed at the next start"),
     }
 }
@@ -274,26 +301,5 @@ async fn watchdog() {
         } else {
             tracing::error!("no batch loop has moved for {silent:?}: the watchdog is not fed");
         }
-    }
-}
-
-/// Draws what the jobs have done so far, on a terminal.
-async fn draw(statuses: Vec<Status>) {
-    let bar = indicatif::ProgressBar::new_spinner();
-    loop {
-        let mut records = 0;
-        let mut rejected = 0;
-        let mut batches = 0;
-        let mut rate = 0.0;
-        for status in &statuses {
-            let progress = status.lock();
-            records += progress.records_in;
-            rejected += progress.rejected;
-            batches += progress.batches;
-            rate += progress.records_per_second;
-        }
-        bar.set_message(format!("{records} records in {batches} batches, {rate:.0} records/s, {rejected} rejected"));
-        bar.tick();
-        tokio::time::sleep(DRAW_INTERVAL).await;
     }
 }

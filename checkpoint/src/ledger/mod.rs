@@ -15,8 +15,8 @@ pub trait Ledger: Send + Sync {
     /// The UUID of the data dir, made with it.
     fn data_dir_id(&self) -> Uuid;
 
-    /// Counts one more try of the batch `batch` (a digest of lane, parent and spans) and returns how many there were,
-    /// this one included. Lazy, but survives the death of the process. Another batch starts at 1.
+    /// Counts one more try of the batch `batch` (a digest of lane and parent) and returns how many there were, this one
+    /// included. Lazy, but survives the death of the process. Another batch starts at 1.
     fn attempt(&self, job: &str, lane: &Lane, batch: Digest) -> Result<u32, Error>;
 
     /// The batch that is being tried in a lane, and how often it was.

@@ -208,6 +208,10 @@ pub trait Source: Send + Sync {
     /// Begins to receive: called once the first lane is owned, never before (a runner that owns nothing accepts nothing).
     async fn start(&self) -> Result<(), SourceError>;
 
+    /// Takes back what [`Source::start`] began, which may be called again: the lane is another owner's now. What was
+    /// received stays.
+    async fn stop(&self) {}
+
     /// Waits for something to do. May wake without a reason; never misses one.
     async fn event(&self) -> Result<SourceEvent, SourceError>;
 

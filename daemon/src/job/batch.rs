@@ -51,6 +51,20 @@ pub struct Prepared {
     pub(super) staged: Vec<(SinkSlot, Staged)>,
 }
 
+/// A computation that runs: whatever ends it, but the death of the process, it was no deadly one.
+struct Try<'a> {
+    job: &'a Job,
+    lane: &'a Lane,
+}
+
+impl Drop for Try<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.job.around.ledger.settle(self.job.name(), self.lane) {
+            tracing::warn!(job = self.job.name(), lane = %self.lane, %error, "the ledger cannot forget a try");
+        }
+    }
+}
+
 /// A batch without its rows.
 pub struct Batch {
     /// The lane.
@@ -270,14 +284,15 @@ impl Job {
         Ok(Some(Prepared { batch, staged }))
     }
 
-    /// Runs the computation off the runtime, counted as an attempt: a batch that kills the process is found out.
+    /// Runs the computation off the runtime, counted as an attempt: a batch that kills the process is found out. It is
+    /// known by its parent: a socket brings more between two tries, and the spans grow.
     async fn compute(
         &self,
         compiled: &Arc<Compiled>,
         raw: &Arc<Vec<RawBatch>>,
         plan: &Plan,
     ) -> Result<Computed, LaneError> {
-        let batch = Digest::of_json(&(&plan.lane, &plan.parent, &plan.spans));
+        let batch = Digest::of_json(&(&plan.lane, &plan.parent));
         let tries = self
             .around
             .ledger
@@ -288,14 +303,13 @@ impl Job {
         if tries > SUSPICIOUS_DEATHS {
             probe::try_in_a_child(self, raw, plan, compiled).await?;
         }
+        let _try = Try { job: self, lane: &plan.lane };
         let (compiled, raw) = (compiled.clone(), raw.clone());
         let computed = tokio::task::spawn_blocking(move || {
-            pass("computing").map_err(|error| super::compile::ComputeError::Step(error.to_string()))?;
+            probe::pass(&compiled).map_err(|error| super::compile::ComputeError::Step(error.to_string()))?;
             compiled.compute(&raw, &context, input)
         })
         .await;
-        let settled = self.around.ledger.settle(self.name(), &plan.lane);
-        settled.map_err(|error| LaneError::Transient(error.to_string()))?;
         computed
             .map_err(|error| {
                 LaneError::Stop(format!("lane {}: the steps panicked on {}: {error}", plan.lane, describe_spans(plan)))

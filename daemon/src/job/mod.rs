@@ -5,8 +5,9 @@
 //! - `lane`: who owns a lane, claims, and what `decide()` says.
 //! - `batch` and `commit`: one batch of each lane, from the proposal to the close. The order of the protocol is there and
 //!   nowhere else. `schemas`: the compiled versions that batches use.
-//! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown.
+//! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane.
 
+mod acquire;
 pub mod batch;
 pub mod commit;
 pub mod compile;

@@ -132,6 +132,12 @@ fn send(mut out: impl Write, header: &Header, raw: &[RawBatch]) -> std::io::Resu
     out.flush()
 }
 
+/// The failpoints of the computation itself, in the daemon and in the child: `computing` of any job, `computing:JOB` of one.
+pub fn pass(compiled: &Compiled) -> std::io::Result<()> {
+    failpoint::pass("computing")?;
+    failpoint::pass(&format!("computing:{}", compiled.job().name))
+}
+
 /// The child's side: reads a batch from standard input and computes it. Only how it ends matters.
 pub fn child() -> anyhow::Result<()> {
     let mut input = std::io::stdin().lock();
@@ -170,7 +176,7 @@ pub fn child() -> anyhow::Result<()> {
     let pinned: Pinned =
         header.schemas.into_iter().filter_map(|(source, text)| Some((source, parse_schema(&text)?))).collect();
     let compiled = Compiled::new(&job, &pinned)?;
-    failpoint::pass("computing")?;
+    pass(&compiled)?;
     compiled.compute(&raw, &BatchContext { planned_at: header.planned_at, seed: 0 }, header.input)?;
     Ok(())
 }

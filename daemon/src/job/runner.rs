@@ -1,5 +1,8 @@
 //! The batch loop of one job: triggers, lanes that come and go, batch N's commit beside batch N+1's computation, retries
-//! with backoff, and a clean stop.
+//! with backoff, and a clean stop. How a lane is had, [`super::acquire`] says.
+//!
+//! The loop never sleeps longer than [`LONGEST_WAIT`], whatever the trigger: its owner's beats and the watchdog live from
+//! its movement. It never spins either: what woke it for nothing is not asked again before [`EMPTY_PAUSE`].
 
 use std::{
     collections::BTreeMap,
@@ -14,28 +17,30 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use rand::RngExt;
-use tidemill_checkpoint::{Decision, Digest, Lane, LaneKey, LaneScheme, LogName, Mark};
+use tidemill_checkpoint::{Lane, LaneKey, LaneScheme};
 use tidemill_config as config;
-use tidemill_connectors::source::{History, SourceEvent};
+use tidemill_connectors::source::SourceEvent;
 use tokio::sync::watch;
 
 use super::{
     Job,
     batch::{Head, Prepared},
-    compile::Pinned,
-    lane::{AtOnce, LaneError, Owned, Watch, describe_head, joined_after, stop_text},
-    schemas::{Schemas, parse_schema, schema_log},
+    lane::{AtOnce, LaneError, Owned, Watch, describe_head},
+    schemas::Schemas,
 };
 use crate::status::LaneState;
 
 /// The first wait after a failure; doubled up to [`BACKOFF_MAX`], with jitter.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// The longest wait between two tries.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// How long a stop waits for the batch that is being committed.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
-/// With `asap`, sources are asked again after this time even if none spoke up.
-const ASAP_LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// The loop moves at least this often: it shows that it lives, reports what waits, and hears of lanes that come and go.
+/// With `asap` sources are asked again then, even if none spoke up.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// A source that spoke up and had nothing to plan is not listened to for so long.
+const EMPTY_PAUSE: Duration = Duration::from_millis(50);
 
 /// How a job's loop ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,7 +51,7 @@ pub enum Ended {
     Failed(String),
 }
 
-enum Phase {
+pub(super) enum Phase {
     /// Not owned: tried at `at`.
     Wanted { at: Instant, how: AtOnce, watch: Option<Watch>, failures: u32 },
     /// Owned and at work.
@@ -55,25 +60,39 @@ enum Phase {
     Stopped(String),
 }
 
-struct Running {
-    owned: Arc<Owned>,
-    head: Head,
+pub(super) struct Running {
+    pub(super) owned: Arc<Owned>,
+    pub(super) head: Head,
+    /// Failures in a row before this claim, and when it was made: a lane that is claimed and fails again, and again, is
+    /// tried less and less often.
+    pub(super) failures: u32,
+    pub(super) since: Instant,
+}
+
+impl Running {
+    /// Failures that still count: a lane that held for a while starts from none.
+    fn failures(&self) -> u32 {
+        if self.since.elapsed() > BACKOFF_MAX { 0 } else { self.failures }
+    }
 }
 
 /// The loop of one job.
 pub struct Runner {
-    job: Arc<Job>,
-    schemas: Schemas,
-    lanes: BTreeMap<Lane, Phase>,
+    pub(super) job: Arc<Job>,
+    pub(super) schemas: Schemas,
+    pub(super) lanes: BTreeMap<Lane, Phase>,
     /// Keys whose beats are sent, shared with the beating task.
     beating: Arc<Mutex<Vec<LaneKey>>>,
     progress: Arc<AtomicU64>,
     begun: Instant,
-    ended: Vec<bool>,
+    /// Sources that have nothing more to give (`--once`).
+    pub(super) ended: Vec<bool>,
     started: bool,
     /// Which lane is the first to prepare its batch.
     turn: usize,
-    stop: watch::Receiver<bool>,
+    /// Until then no source is listened to.
+    deaf_until: Option<Instant>,
+    pub(super) stop: watch::Receiver<bool>,
 }
 
 type Commit = Pin<Box<dyn Future<Output = Vec<(Lane, Result<(), LaneError>)>> + Send>>;
@@ -81,7 +100,10 @@ type Commit = Pin<Box<dyn Future<Output = Vec<(Lane, Result<(), LaneError>)>> + 
 /// What ends a wait.
 #[derive(PartialEq, Eq)]
 enum Wake {
+    /// The trigger is due.
     Batch,
+    /// A source has something.
+    Data,
     Committed,
     Stop,
     Lanes,
@@ -108,6 +130,7 @@ impl Runner {
             ended: vec![false; sources],
             started: false,
             turn: 0,
+            deaf_until: None,
             stop,
         }
     }
@@ -127,8 +150,8 @@ impl Runner {
             self.job.sources.iter().for_each(|source| source.finish());
         }
         let beats = tokio::spawn(beat(self.job.clone(), self.beating.clone(), self.progress.clone(), self.begun));
+        let _beats = AbortOnDrop(beats.abort_handle());
         let ended = self.work().await;
-        beats.abort();
         self.job.status.lock().finished = true;
         ended
     }
@@ -151,7 +174,7 @@ impl Runner {
         self.lanes.insert(lane, Phase::Wanted { at: Instant::now(), how, watch: None, failures: 0 });
     }
 
-    async fn start_sources(&mut self) -> Result<(), LaneError> {
+    pub(super) async fn start_sources(&mut self) -> Result<(), LaneError> {
         if self.started {
             return Ok(());
         }
@@ -165,6 +188,18 @@ impl Runner {
         Ok(())
     }
 
+    /// A runner that owns nothing, and waits for another owner, receives nothing.
+    pub(super) async fn stop_sources(&mut self) {
+        let owns = self.lanes.values().any(|phase| matches!(phase, Phase::Running(_)));
+        if self.job.scheme == LaneScheme::Single && self.started && !owns {
+            for source in &self.job.sources {
+                source.stop().await;
+            }
+            self.job.status.lock().listening.clear();
+            self.started = false;
+        }
+    }
+
     async fn work(&mut self) -> Ended {
         let mut commit: Option<Commit> = None;
         let mut next_tick = Instant::now();
@@ -176,26 +211,32 @@ impl Runner {
                 return ended;
             }
             let due = if at_once { Instant::now() } else { next_tick };
-            match self.wait(&mut commit, due).await {
-                Wake::Stop => {
-                    self.shut_down(commit).await;
-                    return Ended::Done;
-                }
+            let wake = self.wait(&mut commit, due).await;
+            self.report_lag();
+            match wake {
+                Wake::Stop => return self.shut_down(commit).await,
                 Wake::Committed | Wake::Lanes => continue,
-                Wake::Batch => {}
+                Wake::Batch | Wake::Data => {}
             }
             next_tick = self.following_tick(next_tick);
-            let (prepared, room) = self.prepare_all().await;
+            let stop = self.stop.clone();
+            // A stop drops what is only prepared: nothing of it is in a sink.
+            let Some((prepared, room)) = unless_stopped(stop.clone(), self.prepare_all()).await else {
+                return self.shut_down(commit).await;
+            };
             at_once = room == Room::Short || prepared.iter().any(|prepared| prepared.batch.full);
-            self.report_lag();
-            if let Some(running) = commit.take() {
-                let results = running.await;
+            self.deaf_until = (wake == Wake::Data && prepared.is_empty()).then(|| Instant::now() + EMPTY_PAUSE);
+            if let Some(mut running) = commit.take() {
+                let Some(results) = unless_stopped(stop, &mut running).await else {
+                    return self.shut_down(Some(running)).await;
+                };
                 self.settle(results);
             }
             let group = self.still_valid(prepared);
             if !group.is_empty() {
+                let lanes = group.iter().map(|prepared| prepared.batch.lane.clone()).collect();
                 let job = self.job.clone();
-                commit = Some(Box::pin(flatten(tokio::spawn(async move { job.commit(group).await }))));
+                commit = Some(Box::pin(settled(lanes, tokio::spawn(async move { job.commit(group).await }))));
             }
         }
     }
@@ -203,7 +244,7 @@ impl Runner {
     /// The next instant of the trigger's grid after now: a late batch does not make the ones after it late.
     fn following_tick(&self, last: Instant) -> Instant {
         match self.job.config.trigger {
-            config::Trigger::Asap => Instant::now() + ASAP_LONGEST_WAIT,
+            config::Trigger::Asap => Instant::now() + LONGEST_WAIT,
             config::Trigger::Every(interval) => {
                 let interval = interval.max(Duration::from_millis(1));
                 let behind = Instant::now().saturating_duration_since(last).as_nanos() / interval.as_nanos();
@@ -226,33 +267,41 @@ impl Runner {
         (running && !self.lanes.is_empty() && self.ended.iter().all(|ended| *ended)).then_some(Ended::Done)
     }
 
-    /// Waits for the trigger, an event of a source, the running commit, a lane that is due, or a stop.
+    /// Waits for the trigger, an event of a source, the running commit, a lane that is due, or a stop; never longer than
+    /// [`LONGEST_WAIT`].
     async fn wait(&mut self, commit: &mut Option<Commit>, due: Instant) -> Wake {
-        let asap = self.job.config.trigger == config::Trigger::Asap;
         let mut seen = self.ended.clone();
+        let once = self.job.around.once;
         let owns = self.lanes.values().any(|phase| matches!(phase, Phase::Running(_)));
+        // `--once` waits for no trigger when all is read: what is left is the commit, or a lane.
+        let batch_due = (owns && !(once && self.ended.iter().all(|ended| *ended))).then_some(due);
+        let lane_due = self.lanes.values().filter_map(|phase| match phase {
+            Phase::Wanted { at, .. } => Some(*at),
+            _ => None,
+        });
+        let longest = Instant::now() + LONGEST_WAIT;
+        let wake_at = lane_due.chain(batch_due).min().map_or(longest, |at| at.min(longest));
+        // Records are of use to an owner only; a runner that owns nothing hears of lanes.
+        let takes_data = owns && (once || self.job.config.trigger == config::Trigger::Asap);
+        let deaf_until = self.deaf_until;
+        let mut stop = self.stop.clone();
         loop {
-            if *self.stop.borrow() {
+            if *stop.borrow_and_update() {
                 return Wake::Stop;
             }
-            // `--once` never waits for a trigger: what is there is worked off.
-            let hurry = self.job.around.once && owns && self.ended.iter().all(|ended| *ended);
-            let lane_due = self
-                .lanes
-                .values()
-                .filter_map(|phase| if let Phase::Wanted { at, .. } = phase { Some(*at) } else { None })
-                .min();
-            let wake_at = if owns && !hurry { due } else { lane_due.unwrap_or(due) };
-            let earliest = lane_due.map_or(wake_at, |at| at.min(wake_at));
             let mut events: FuturesUnordered<_> = self
                 .job
                 .sources
                 .iter()
                 .enumerate()
                 .filter(|(index, _)| self.started && !seen[*index])
-                .map(|(index, source)| async move { (index, source.event().await) })
+                .map(|(index, source)| async move {
+                    if let Some(until) = deaf_until {
+                        tokio::time::sleep_until(until.into()).await;
+                    }
+                    (index, source.event().await)
+                })
                 .collect();
-            let mut stop = self.stop.clone();
             tokio::select! {
                 biased;
                 _ = stop.changed() => return Wake::Stop,
@@ -266,22 +315,14 @@ impl Runner {
                     drop(events);
                     seen[index] = true;
                     match event {
-                        Ok(SourceEvent::Data) if asap || self.job.around.once => return Wake::Batch,
+                        Ok(SourceEvent::Data) if takes_data => return Wake::Data,
                         Ok(SourceEvent::Data) => {}
                         Ok(SourceEvent::End) => {
                             self.ended[index] = true;
                             return if commit.is_some() { Wake::Lanes } else { Wake::Batch };
                         }
-                        Ok(SourceEvent::Assigned(lanes)) => {
-                            lanes.into_iter().for_each(|lane| self.want(lane, AtOnce::Told));
-                            return Wake::Lanes;
-                        }
-                        Ok(SourceEvent::Revoked(lanes, limit)) => {
-                            self.let_go(lanes, commit, limit).await;
-                            return Wake::Lanes;
-                        }
-                        Ok(SourceEvent::Lost(lanes)) => {
-                            lanes.iter().for_each(|lane| { self.lanes.remove(lane); });
+                        Ok(event) => {
+                            self.lanes_move(event, commit).await;
                             return Wake::Lanes;
                         }
                         Err(error) => {
@@ -292,10 +333,35 @@ impl Runner {
                         }
                     }
                 }
-                () = tokio::time::sleep_until(earliest.into()) => {
-                    return if owns && Instant::now() >= due { Wake::Batch } else { Wake::Lanes };
+                () = tokio::time::sleep_until(wake_at.into()) => {
+                    return if batch_due.is_some_and(|due| due <= Instant::now()) { Wake::Batch } else { Wake::Lanes };
                 }
             }
+        }
+    }
+
+    /// Lanes come and go.
+    async fn lanes_move(&mut self, event: SourceEvent, commit: &mut Option<Commit>) {
+        match event {
+            SourceEvent::Assigned(lanes) => {
+                // A commit of an earlier turn with the lane is over first, so that its end is not taken for this one's.
+                if let Some(mut running) = commit.take() {
+                    match unless_stopped(self.stop.clone(), &mut running).await {
+                        Some(results) => self.settle(results),
+                        None => *commit = Some(running),
+                    }
+                }
+                lanes.into_iter().for_each(|lane| self.want(lane, AtOnce::Told));
+            }
+            SourceEvent::Revoked(lanes, limit) => self.let_go(lanes, commit, limit).await,
+            SourceEvent::Lost(lanes) => {
+                for lane in lanes {
+                    self.lanes.remove(&lane);
+                    self.job.status.lane(lane.as_str(), LaneState::Released);
+                }
+                self.lanes_changed();
+            }
+            SourceEvent::Data | SourceEvent::End => {}
         }
     }
 
@@ -316,10 +382,10 @@ impl Runner {
             }
             self.job.status.lane(lane.as_str(), LaneState::Released);
         }
-        self.share_keys();
+        self.lanes_changed();
     }
 
-    async fn release(&self, lane: &Lane, owned: &Owned) {
+    pub(super) async fn release(&self, lane: &Lane, owned: &Owned) {
         for (id, key) in &owned.keys {
             if let Some(slot) = self.job.sink(id)
                 && let Err(error) = slot.sink.release(key).await
@@ -329,7 +395,7 @@ impl Runner {
         }
     }
 
-    async fn shut_down(&mut self, commit: Option<Commit>) {
+    async fn shut_down(&mut self, commit: Option<Commit>) -> Ended {
         if let Some(running) = commit {
             match tokio::time::timeout(STOP_LIMIT, running).await {
                 Ok(results) => self.settle(results),
@@ -345,7 +411,8 @@ impl Runner {
             }
             self.job.status.lane(lane.as_str(), LaneState::Released);
         }
-        self.share_keys();
+        self.lanes_changed();
+        Ended::Done
     }
 
     /// Prepares the next batch of every lane that runs, one after the other, as far as the memory goes. Each time another
@@ -362,14 +429,7 @@ impl Runner {
             let Some(Phase::Running(running)) = self.lanes.get_mut(&lane) else { continue };
             let (memory, bytes) = (&self.job.around.memory, self.job.config.batch.max_bytes);
             // The first may wait for what other jobs hold; the others would wait for the first.
-            let lease = if group.is_empty() {
-                tokio::select! {
-                    lease = memory.lease(bytes) => Some(lease),
-                    _ = self.stop.changed() => None,
-                }
-            } else {
-                memory.try_lease(bytes)
-            };
+            let lease = if group.is_empty() { Some(memory.lease(bytes).await) } else { memory.try_lease(bytes) };
             let Some(lease) = lease else {
                 room = Room::Short;
                 break;
@@ -400,223 +460,69 @@ impl Runner {
 
     fn settle(&mut self, results: Vec<(Lane, Result<(), LaneError>)>) {
         for (lane, result) in results {
-            match result {
-                Ok(()) => {
+            match (result, self.lanes.get_mut(&lane)) {
+                (Err(error), _) => self.fail(&lane, error),
+                (Ok(()), Some(Phase::Running(running))) => {
+                    running.failures = 0;
                     if self.job.status.lane(lane.as_str(), LaneState::Running) {
                         tracing::info!(job = self.job.name(), lane = %lane, "running again");
                     }
                 }
-                Err(error) => self.fail(&lane, error),
+                // What failed since says what the lane is.
+                (Ok(()), _) => {}
             }
         }
         moved(&self.progress, self.begun);
     }
 
+    /// A source failed: every lane that it works for.
     fn fail_all(&mut self, error: &LaneError) {
-        for lane in self.lanes.keys().cloned().collect::<Vec<_>>() {
+        let running = self.lanes.iter().filter(|(_, phase)| matches!(phase, Phase::Running(_)));
+        for lane in running.map(|(lane, _)| lane.clone()).collect::<Vec<_>>() {
             self.fail(&lane, error.clone());
         }
     }
 
     /// What a failure makes of a lane. Its keys are dropped: only a claim follows.
-    fn fail(&mut self, lane: &Lane, error: LaneError) {
-        let failures = match self.lanes.get(lane) {
-            Some(Phase::Wanted { failures, .. }) => *failures,
-            _ => 0,
+    pub(super) fn fail(&mut self, lane: &Lane, error: LaneError) {
+        let (failures, watch) = match self.lanes.remove(lane) {
+            Some(Phase::Wanted { failures, watch, .. }) => (failures, watch),
+            Some(Phase::Running(running)) => (running.failures(), None),
+            // An operator has to decide: a late failure changes nothing.
+            Some(stopped @ Phase::Stopped(_)) => {
+                self.lanes.insert(lane.clone(), stopped);
+                return;
+            }
+            // It went elsewhere meanwhile.
+            None => return,
         };
-        let job = self.job.name().to_owned();
+        let job = self.job.name();
         let (phase, state) = match error {
             LaneError::Transient(reason) => {
-                let wait = backoff(failures);
-                tracing::warn!(job, lane = %lane, failures = failures + 1, wait_ms = wait.as_millis(), "{reason}; tried again");
+                let (wait, failures) = (backoff(failures), failures + 1);
+                tracing::warn!(job, lane = %lane, failures, wait_ms = wait.as_millis(), "{reason}; tried again");
                 let at = Instant::now() + wait;
-                (
-                    Phase::Wanted { at, how: AtOnce::Mine, watch: None, failures: failures + 1 },
-                    LaneState::Retrying { reason, failures: failures + 1 },
-                )
+                (Phase::Wanted { at, how: AtOnce::Mine, watch, failures }, LaneState::Retrying { reason, failures })
             }
             LaneError::Fenced(reason) => {
                 tracing::warn!(job, lane = %lane, "fenced: {reason}");
-                (
-                    Phase::Wanted {
-                        at: Instant::now() + self.peek_interval(),
-                        how: AtOnce::No,
-                        watch: None,
-                        failures: 0,
-                    },
-                    LaneState::Waiting { reason },
-                )
+                let at = Instant::now() + self.peek_interval();
+                (Phase::Wanted { at, how: AtOnce::No, watch: None, failures: 0 }, LaneState::Waiting { reason })
             }
             LaneError::Stop(reason) => {
                 tracing::error!(job, lane = %lane, "stopped: {reason}");
                 (Phase::Stopped(reason.clone()), LaneState::Stopped { reason })
             }
         };
-        self.job.around.metrics.job_up.with_label_values(&[&job]).set(0);
         self.job.status.lane(lane.as_str(), state);
         self.lanes.insert(lane.clone(), phase);
-        self.share_keys();
+        self.lanes_changed();
     }
 
-    /// Waits and peeks are in quarters of the time after which a silent owner is taken over.
-    fn peek_interval(&self) -> Duration {
-        self.job.config.takeover_after / 4
-    }
-
-    /// Tries every lane that is wanted and due.
-    async fn acquire_due(&mut self) {
-        let now = Instant::now();
-        let due: Vec<Lane> = self
-            .lanes
-            .iter()
-            .filter(|(_, phase)| matches!(phase, Phase::Wanted { at, .. } if *at <= now))
-            .map(|(lane, _)| lane.clone())
-            .collect();
-        for lane in due {
-            let Some(Phase::Wanted { how, mut watch, failures, .. }) = self.lanes.remove(&lane) else { continue };
-            match self.acquire(&lane, how, &mut watch).await {
-                Ok(Ok(running)) => {
-                    tracing::info!(job = self.job.name(), lane = %lane, head = describe_head(&running.head.mark), "lane owned");
-                    self.lanes.insert(lane.clone(), Phase::Running(Box::new(running)));
-                    self.job.status.lane(lane.as_str(), LaneState::Running);
-                    self.job.around.metrics.job_up.with_label_values(&[self.job.name()]).set(1);
-                    self.share_keys();
-                    if let Err(error) = self.start_sources().await {
-                        self.fail(&lane, error);
-                    }
-                }
-                Ok(Err(reason)) => {
-                    if self.job.status.lane(lane.as_str(), LaneState::Waiting { reason: reason.clone() }) {
-                        tracing::info!(job = self.job.name(), lane = %lane, "waiting: {reason}");
-                    }
-                    // The event that allowed a claim at once is spent.
-                    let how = if how == AtOnce::Mine { AtOnce::Mine } else { AtOnce::No };
-                    self.lanes.insert(
-                        lane,
-                        Phase::Wanted { at: Instant::now() + self.peek_interval(), how, watch, failures },
-                    );
-                }
-                Err(error) => {
-                    self.lanes.insert(lane.clone(), Phase::Wanted { at: now, how, watch, failures });
-                    let keep_start = how == AtOnce::Start || how == AtOnce::Told;
-                    self.fail(&lane, error);
-                    if let Some(Phase::Wanted { how: later, .. }) = self.lanes.get_mut(&lane)
-                        && keep_start
-                        && *later == AtOnce::Mine
-                    {
-                        // Nothing was claimed yet perhaps: the event is not spent by a failure that may pass.
-                        *later = how;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Peeks, claims, and does what `decide()` says until the lane is at its head. `Ok(Err(reason))`: another owner has it.
-    async fn acquire(
-        &self,
-        lane: &Lane,
-        how: AtOnce,
-        watch: &mut Option<Watch>,
-    ) -> Result<Result<Running, String>, LaneError> {
-        let held = self.job.peek(lane).await?;
-        let jitter = rand::rng().random_range(0.0..0.25);
-        let patience = self.job.config.takeover_after.mul_f64(1.0 + jitter);
-        if let Err(reason) = self.job.may_claim(&held, how, watch, patience) {
-            return Ok(Err(reason));
-        }
-        let mut owned = self.job.claim(lane, &held).await?;
-        let mut adopted: Option<(Digest, History)> = None;
-        loop {
-            let closed = self
-                .job
-                .around
-                .ledger
-                .closed(self.job.name(), lane)
-                .map_err(|error| LaneError::Transient(error.to_string()))?;
-            let marks = owned.marks.clone();
-            match self.job.decide(&marks, closed.as_ref()) {
-                Decision::Origin => {
-                    self.job.commit_origin(lane, &owned).await?;
-                    self.refresh(lane, &mut owned).await?;
-                }
-                Decision::Next { head, joined, rewound_from } => {
-                    if let Some(before) = rewound_from {
-                        tracing::warn!(job = self.job.name(), lane = %lane, was = describe_head(before), now = describe_head(head), "rows and marks went back together (a restored backup?): going on from there");
-                    }
-                    let history = self.adopted(lane, head, &mut adopted).await?;
-                    let pinned = self.pinned(history);
-                    let running = Running { head: Head { mark: head.clone(), joined, pinned }, owned: Arc::new(owned) };
-                    return Ok(Ok(running));
-                }
-                Decision::Replay { head, sinks } => {
-                    let pinned = self.pinned(self.adopted(lane, head, &mut adopted).await?);
-                    self.job.replay(&owned, head, &pinned, &sinks, &self.schemas).await?;
-                    self.refresh(lane, &mut owned).await?;
-                }
-                Decision::CatchUp { head, sink, from, .. } => {
-                    let pinned = self.pinned(self.adopted(lane, head, &mut adopted).await?);
-                    let own = marks.get(&sink).and_then(Option::as_ref);
-                    let head = Head { mark: head.clone(), joined: joined_after(head), pinned };
-                    tracing::info!(job = self.job.name(), lane = %lane, sink = %sink, from = super::describe(&from), "catching up");
-                    self.job.catch_up(&owned, &head, &sink, own, &from, &self.schemas).await?;
-                    self.refresh(lane, &mut owned).await?;
-                }
-                Decision::MoveAnchor { head, to, joined } => {
-                    self.job.move_anchor(lane, &owned, head, &to, &joined).await?;
-                    self.refresh(lane, &mut owned).await?;
-                }
-                Decision::Stop(stop) => {
-                    if self.job.still_owned(lane, &owned).await? {
-                        return Err(LaneError::Stop(stop_text(lane, &stop)));
-                    }
-                    return Err(LaneError::Fenced(format!("lane {lane}: another owner claimed it meanwhile")));
-                }
-            }
-        }
-    }
-
-    async fn adopted<'h>(
-        &self,
-        lane: &Lane,
-        head: &Mark,
-        kept: &'h mut Option<(Digest, History)>,
-    ) -> Result<&'h History, LaneError> {
-        if kept.as_ref().is_none_or(|(digest, _)| *digest != head.digest) {
-            let history = self.job.history(lane, head).await?;
-            self.job.adopt(lane, &head.positions, &history).await?;
-            *kept = Some((head.digest, history));
-        }
-        Ok(&kept.as_ref().expect("set just above").1)
-    }
-
-    /// Reads the marks once more under the same claims.
-    async fn refresh(&self, lane: &Lane, owned: &mut Owned) -> Result<(), LaneError> {
-        let held = self.job.peek(lane).await?;
-        for (id, now) in held {
-            let mine = owned.keys.get(&id).map(|key| key.generation);
-            if mine.is_some_and(|generation| now.generation() != generation) {
-                return Err(LaneError::Fenced(format!(
-                    "lane {lane}: sink {id} was claimed by another owner meanwhile"
-                )));
-            }
-            owned.marks.insert(id, now.mark);
-        }
-        Ok(())
-    }
-
-    /// The pinned schemas in the anchor's logs: the last entry of each.
-    fn pinned(&self, history: &History) -> Pinned {
-        let logs: BTreeMap<LogName, &str> =
-            self.job.config.sources.iter().map(|source| (schema_log(source), source.name.value.as_str())).collect();
-        let entries = history
-            .entries
-            .iter()
-            .filter_map(|entry| Some(((*logs.get(&entry.log)?).to_owned(), parse_schema(&entry.text)?)));
-        entries.collect()
-    }
-
-    fn share_keys(&self) {
+    /// Tells of the lanes that are owned: whose beats are sent, whether the job is up.
+    pub(super) fn lanes_changed(&self) {
+        let up = !self.lanes.is_empty() && self.lanes.values().all(|phase| matches!(phase, Phase::Running(_)));
+        self.job.around.metrics.job_up.with_label_values(&[self.job.name()]).set(up.into());
         let keys = self
             .lanes
             .values()
@@ -632,10 +538,12 @@ impl Runner {
     fn report_lag(&self) {
         for source in &self.job.sources {
             let mut at = tidemill_checkpoint::Positions::new();
-            for phase in self.lanes.values() {
-                if let Phase::Running(running) = phase {
-                    at.extend(self.job.positions_of(&**source, &running.head.mark.positions));
-                }
+            for (lane, phase) in &self.lanes {
+                // A lane that does not run stands where it was closed last.
+                at.extend(match phase {
+                    Phase::Running(running) => self.job.positions_of(&**source, &running.head.mark.positions),
+                    _ => self.job.positions_of(&**source, &self.job.status.positions(lane)),
+                });
             }
             let lag = source.lag(&at);
             let (metrics, labels) = (&self.job.around.metrics, [self.job.name(), source.name()]);
@@ -664,18 +572,38 @@ fn moved(progress: &AtomicU64, begun: Instant) {
 }
 
 /// Exponential, with half of it random.
-fn backoff(failures: u32) -> Duration {
+pub fn backoff(failures: u32) -> Duration {
     let full = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.min(16))).min(BACKOFF_MAX);
     full.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
-async fn flatten(
+/// The work's result, or `None` once the job shall stop: the work is dropped then.
+async fn unless_stopped<T>(mut stop: watch::Receiver<bool>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => None,
+        done = work => Some(done),
+    }
+}
+
+/// A commit's results. Where it panicked nobody knows what it did: only claims follow.
+async fn settled(
+    lanes: Vec<Lane>,
     task: tokio::task::JoinHandle<Vec<(Lane, Result<(), LaneError>)>>,
 ) -> Vec<(Lane, Result<(), LaneError>)> {
     task.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "the commit panicked");
-        Vec::new()
+        let failed = LaneError::Transient(format!("the commit failed in the program itself: {error}"));
+        lanes.into_iter().map(|lane| (lane, Err(failed.clone()))).collect()
     })
+}
+
+/// Ends a task with its owner, whichever way that one ends.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Says that this owner lives, every quarter of `takeover_after`, for as long as the loop makes progress.

@@ -123,8 +123,9 @@ impl Intake {
         Offer { intake: self, gathered, connection, received: Timestamp::now().0 as u32, before, records: 0 }
     }
 
-    /// Starts the thread that writes.
+    /// Starts the thread that writes; again after [`Intake::stop`].
     pub fn spawn_writer(self: &Arc<Self>, name: &str) -> std::io::Result<JoinHandle<()>> {
+        self.stop.store(false, Ordering::Release);
         let intake = self.clone();
         std::thread::Builder::new().name(format!("spool {name}")).spawn(move || intake.write_groups())
     }

@@ -305,6 +305,13 @@ impl Source for SocketSource {
         }
     }
 
+    async fn stop(&self) {
+        let intake = self.intake();
+        let Some(running) = self.state().running.take() else { return };
+        // It waits for the disk.
+        let _ = tokio::task::spawn_blocking(move || running.end(&intake)).await;
+    }
+
     async fn event(&self) -> Result<SourceEvent, SourceError> {
         let mut progress = self.intake().watch();
         loop {
@@ -442,16 +449,25 @@ impl Source for SocketSource {
     }
 }
 
+impl Running {
+    /// Closes the connections, then waits until what they brought is written.
+    fn end(mut self, intake: &Intake) {
+        self.network.abort();
+        intake.stop();
+        if let Some(Err(_)) = self.writer.take().map(JoinHandle::join) {
+            tracing::error!(source = self.peers.name, "the spool's thread has panicked");
+        }
+    }
+}
+
 impl Drop for SocketSource {
     fn drop(&mut self) {
         let mut state = self.state();
         let intake = state.intake.clone();
-        let Some(mut running) = state.running.take() else { return };
+        let running = state.running.take();
         drop(state);
-        running.network.abort();
-        intake.stop();
-        if let Some(Err(_)) = running.writer.take().map(JoinHandle::join) {
-            tracing::error!(source = self.name, "the spool's thread has panicked");
+        if let Some(running) = running {
+            running.end(&intake);
         }
     }
 }

@@ -1,0 +1,77 @@
+//! What a person sees of `run --once`: a bar on a terminal while it works, a line per job when it is done.
+
+use std::{
+    io::{self, Write},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::status::Status;
+
+/// How often the bar is drawn.
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
+
+static BAR: OnceLock<ProgressBar> = OnceLock::new();
+
+/// Standard error for logs: a line is printed above the bar, not through it.
+pub fn writer() -> impl Write {
+    struct Lines;
+    impl Write for Lines {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            match BAR.get() {
+                Some(bar) => bar.suspend(|| io::stderr().write(text)),
+                None => io::stderr().write(text),
+            }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            io::stderr().flush()
+        }
+    }
+    Lines
+}
+
+/// Draws what the jobs have done so far, until the task is aborted.
+pub async fn draw(statuses: Vec<Status>) {
+    let bar = BAR.get_or_init(|| ProgressBar::new(0));
+    if let Ok(style) = ProgressStyle::with_template("{spinner} [{bar:25}] {bytes} of {total_bytes}, {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    loop {
+        let (mut done, mut waiting, mut records, mut rejected, mut batches, mut rate) = (0, 0, 0, 0, 0, 0.0);
+        for status in &statuses {
+            let progress = status.lock();
+            done += progress.bytes_in;
+            waiting += progress.lag.values().filter_map(|lag| lag.bytes).sum::<u64>();
+            records += progress.records_in;
+            rejected += progress.rejected;
+            batches += progress.batches;
+            rate += progress.records_per_second;
+        }
+        bar.set_length(done + waiting);
+        bar.set_position(done);
+        bar.set_message(format!("{records} records in {batches} batches, {rate:.0} records/s, {rejected} rejected"));
+        bar.tick();
+        tokio::time::sleep(DRAW_INTERVAL).await;
+    }
+}
+
+/// The bar goes, and each job says what it did.
+pub fn conclude(statuses: &[Status], begun: Instant) {
+    if let Some(bar) = BAR.get() {
+        bar.finish_and_clear();
+    }
+    for status in statuses {
+        let did = status.snapshot();
+        tracing::info!(
+            job = did.job,
+            batches = did.batches,
+            records = did.records_in,
+            rows = did.rows_out,
+            rejected = did.rejected,
+            "done in {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
+    }
+}
