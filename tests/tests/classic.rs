@@ -79,7 +79,13 @@ fn it_listens_prints_ten_of_each_batch_and_ends_cleanly() {
         let found = Rows::try_sqlite(&folder.join("posts.db"), query).map_err(|e| e.to_string())?.column("n");
         if found == [expected(&posts).len().to_string()] { Ok(()) } else { Err(format!("{found:?}")) }
     });
-    assert_eq!(daemon.metric("tidemill_records_received_total", &["job=\"classic\"", "source=\"posts\""]), 2000.0);
+    // Rows are there before the batch is closed and counted.
+    eventually("all posts to be counted", || {
+        match daemon.metric("tidemill_records_received_total", &["job=\"classic\"", "source=\"posts\""]) {
+            2000.0 => Ok(()),
+            other => Err(other.to_string()),
+        }
+    });
     let batches = daemon.metric("tidemill_batches_total", &["job=\"classic\""]);
     let progress = daemon.get("/jobs/classic").unwrap();
     assert_eq!(progress.status, 200, "{}", progress.body);

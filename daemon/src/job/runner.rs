@@ -328,8 +328,10 @@ impl Runner {
                         Err(error) => {
                             let source = self.job.sources[index].name();
                             tracing::warn!(job = self.job.name(), source, %error, "source failed");
-                            self.fail_all(&LaneError::of_source(source, &error));
-                            return Wake::Lanes;
+                            if owns {
+                                self.fail_all(&LaneError::of_source(source, &error));
+                                return Wake::Lanes;
+                            }
                         }
                     }
                 }

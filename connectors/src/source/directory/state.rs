@@ -193,6 +193,12 @@ impl State {
     }
 
     pub(super) fn folder_error(&self, error: &io::Error) -> SourceError {
+        if error.kind() == io::ErrorKind::NotFound && !matches!(self.finish, Finish::NotAsked) {
+            let (name, path) = (&self.name, self.config.path.display());
+            return SourceError::Fatal(format!(
+                "source {name}: there is no folder {path}, and `--once` waits for none"
+            ));
+        }
         self.io(&format!("look into the folder {} (waiting for it)", self.config.path.display()), error)
     }
 
@@ -317,6 +323,10 @@ impl State {
     /// Files that were taken back from the list are found again by a scan.
     pub(super) fn scan_soon(&mut self) {
         self.scanned = false;
+        // They are waited for again.
+        if matches!(self.finish, Finish::Awaiting(_)) {
+            self.finish = Finish::Asked;
+        }
     }
 
     pub(super) fn pair(&self, position: &Position) -> Result<At, SourceError> {
