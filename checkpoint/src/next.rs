@@ -220,6 +220,8 @@ pub enum Place {
     Join(Option<Digest>),
     /// It is left out, and catches up with the head.
     CatchUp,
+    /// It is not touched, and the new head counts on what the old one counted on: what was wrong with it still is.
+    Stay(Option<Digest>),
 }
 
 /// An operator's jump (`resolve`, `rewind`): from the mark `base`, which becomes the head's parent, to the positions
@@ -241,18 +243,19 @@ pub fn jump(
     draft.plan.spans = Spans::new();
     draft.plan.seq = draft.plan.seq.max(newest + 1);
     draft.plan.versions.clone_from(&base.plan.versions);
-    let joined: BTreeMap<_, _> = places
-        .iter()
-        .filter_map(|(sink, place)| match place {
-            Place::Join(holds) => Some((sink.clone(), *holds)),
-            Place::CatchUp => None,
-        })
-        .collect();
-    let left_out = places.iter().filter(|(_, place)| **place == Place::CatchUp);
-    let left_out: BTreeMap<_, _> = left_out.map(|(sink, _)| (sink.clone(), Touch::CatchingUp)).collect();
+    let (mut joined, mut others) = (BTreeMap::new(), BTreeMap::new());
+    for (sink, place) in places {
+        match place {
+            Place::Join(holds) => _ = joined.insert(sink.clone(), *holds),
+            Place::CatchUp => _ = others.insert(sink.clone(), Touch::CatchingUp),
+            Place::Stay(before) => {
+                others.insert(sink.clone(), Touch::Joined { before: *before, touched: false });
+            }
+        }
+    }
     let everyone = joined.keys().cloned().collect();
     let Step { mut mark, entries } = draft.finish(base, &joined, &everyone, writer)?;
-    mark.plan.touches.extend(left_out);
+    mark.plan.touches.extend(others);
     mark.digest = mark.plan.digest();
     Ok(Step { mark, entries })
 }

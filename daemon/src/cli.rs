@@ -230,6 +230,8 @@ impl CheckpointCommand {
 }
 
 async fn checkpoint(arguments: CheckpointArguments) -> anyhow::Result<u8> {
+    // What it finds on its way (a damaged ledger, a file that is gone) is said here too.
+    start::init_logs(false, "warn")?;
     let operation = arguments.command.operation()?;
     let as_json = matches!(arguments.command, CheckpointCommand::Export | CheckpointCommand::Show { json: true });
     let files = start::job_files(&arguments.data_dir, arguments.job.as_deref())?;

@@ -223,7 +223,8 @@ pub async fn execute_here(data_dir: &Path, request: &Request, file: &Path) -> an
     checkpoint::execute(request, Arc::new(job), &around).await
 }
 
-fn init_logs(json: bool, level: &str) -> anyhow::Result<()> {
+/// Logs go to stderr, at `level` where `TIDEMILL_LOG` does not say otherwise.
+pub fn init_logs(json: bool, level: &str) -> anyhow::Result<()> {
     use tracing_subscriber::{EnvFilter, fmt, prelude::*};
     let directives = std::env::var("TIDEMILL_LOG").unwrap_or_else(|_| level.to_owned());
     let filter =

@@ -123,6 +123,7 @@ fn a_jump_is_newer_than_every_mark() {
         (sink("a"), Place::Join(None)),
         (sink("b"), Place::Join(Some(head.digest))),
         (sink("c"), Place::CatchUp),
+        (sink("d"), Place::Stay(Some(head.digest))),
     ]);
     let step = jump(&head, 40, &sink("b"), &places, at(9), "told", Content::default(), writer(&owner)).unwrap();
     let plan = step.plan();
@@ -131,6 +132,7 @@ fn a_jump_is_newer_than_every_mark() {
     assert_eq!((step.mark.digest, step.mark.gives(&sink("c"))), (plan.digest(), None));
     assert_eq!(step.followers().collect::<Vec<_>>(), [&sink("a")]);
     assert_eq!(step.before(&sink("b")), Some(head.digest));
+    assert_eq!(step.mark.gives(&sink("d")), Some(Some(head.digest)), "what d lacks, it still lacks");
 }
 
 #[test]

@@ -128,22 +128,27 @@ fn for_connector(source: &config::Source) -> config::Source {
 impl Job {
     /// Opens sources and sinks. Creates nothing but the job's own folder in the data dir.
     pub async fn open(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
+        let mut job = Self::open_sinks(config, around, status)?;
+        for source in &job.config.sources {
+            let settings = source::Settings {
+                partitioned: job.scheme == LaneScheme::Partition,
+                spool: job.spool(source),
+                owner: job.around.owner.name.clone(),
+            };
+            job.sources.push(source::open(&for_connector(source), &settings)?);
+        }
+        Ok(job)
+    }
+
+    /// Opens the sinks alone: enough to look at marks and to set positions, also where a source is in use by a job that
+    /// runs, or is what keeps the job from opening.
+    pub fn open_sinks(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let digest = Digest::of(config.text.as_bytes());
         let folder = around.data_dir.join(&config.name);
         let scheme = match config.lanes {
             Some(config::Lanes::Partition) => LaneScheme::Partition,
             _ => LaneScheme::Single,
         };
-        let mut sources = Vec::new();
-        for source in &config.sources {
-            let spool = folder.join("spool").join(shard_name(source));
-            let settings = source::Settings {
-                partitioned: scheme == LaneScheme::Partition,
-                spool,
-                owner: around.owner.name.clone(),
-            };
-            sources.push(source::open(&for_connector(source), &settings)?);
-        }
         let mut sinks = Vec::new();
         for sink in &config.sinks {
             let id = SinkId::new(sink.formerly.as_deref().unwrap_or(&sink.name.value));
@@ -174,7 +179,13 @@ impl Job {
         if anchor == SinkId::ledger() || ledger_has_marks {
             sinks.push(SinkSlot { name: "(ledger)".into(), role: Role::Ledger, sink: ledger });
         }
+        let sources = Vec::new();
         Ok(Self { digest, scheme, sources, sinks, anchor, around, status, config, catch_up: BTreeSet::new() })
+    }
+
+    /// Where a source keeps what cannot be read again.
+    pub fn spool(&self, source: &config::Source) -> PathBuf {
+        self.folder().join("spool").join(shard_name(source))
     }
 
     /// The job's name.
