@@ -11,6 +11,7 @@
 
 pub mod binary;
 pub mod daemon;
+pub mod disk;
 pub mod feed;
 pub mod folder;
 pub mod http;
@@ -25,6 +26,7 @@ use std::{
 };
 
 pub use daemon::{Daemon, Run};
+pub use disk::Disk;
 pub use folder::Folder;
 pub use oracle::Rows;
 

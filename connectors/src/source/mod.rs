@@ -243,6 +243,11 @@ pub trait Source: Send + Sync {
         Lag::default()
     }
 
+    /// Why nothing can be received now although the source works (a spool on a full disk), where that is so.
+    fn fault(&self) -> Option<String> {
+        None
+    }
+
     /// `--once`: from now on [`Source::event`] answers `End` when what was there at this call is planned
     /// (a socket: when its peer has closed and the spool is planned).
     fn finish(&self);

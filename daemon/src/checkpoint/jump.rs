@@ -241,7 +241,8 @@ impl Logs {
 
 /// The spool of a shard that was given up is kept for a person to look at; the source begins another.
 fn put_spool_aside(job: &Job, shard: &ShardId) -> anyhow::Result<()> {
-    let Some(spool) = job.config.sources.iter().map(|source| job.spool(source)).find(|dir| dir.ends_with(shard.source()))
+    let Some(spool) =
+        job.config.sources.iter().map(|source| job.spool(source)).find(|dir| dir.ends_with(shard.source()))
     else {
         return Ok(());
     };

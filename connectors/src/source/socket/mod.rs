@@ -439,6 +439,10 @@ impl Source for SocketSource {
         }
     }
 
+    fn fault(&self) -> Option<String> {
+        self.intake().watch().borrow().fault.as_ref().map(ToString::to_string)
+    }
+
     fn finish(&self) {
         self.finishing.store(true, Ordering::Release);
         let state = self.state();
