@@ -41,7 +41,9 @@ impl Runner {
                     tracing::info!(job = self.job.name(), lane = %lane, head = describe_head(&running.head.mark), "lane owned");
                     let running = Running { failures, ..running };
                     self.lanes.insert(lane.clone(), Phase::Running(Box::new(running)));
-                    self.job.status.lane(lane.as_str(), LaneState::Running);
+                    if failures == 0 {
+                        self.job.status.lane(lane.as_str(), LaneState::Running);
+                    }
                     // What was planned and not committed is planned again: no source is at its end.
                     self.ended.fill(false);
                     self.lanes_changed();
@@ -116,7 +118,13 @@ impl Runner {
                     let history = self.adopted(lane, head, &mut adopted).await?;
                     let pinned = self.pinned(history);
                     let head = Head { mark: head.clone(), joined, pinned };
-                    return Ok(Ok(Running { head, owned: Arc::new(owned), failures: 0, since: Instant::now() }));
+                    return Ok(Ok(Running {
+                        head,
+                        owned: Arc::new(owned),
+                        failures: 0,
+                        since: Instant::now(),
+                        tried: false,
+                    }));
                 }
                 Decision::Replay { head, sinks } => {
                     let pinned = self.pinned(self.adopted(lane, head, &mut adopted).await?);

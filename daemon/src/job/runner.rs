@@ -41,6 +41,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(25);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// A source that spoke up and had nothing to plan is not listened to for so long.
 const EMPTY_PAUSE: Duration = Duration::from_millis(50);
+/// A lane that failed has to be without a failure for at least so long, unless it closes a batch.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// How a job's loop ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,17 +65,28 @@ pub(super) enum Phase {
 pub(super) struct Running {
     pub(super) owned: Arc<Owned>,
     pub(super) head: Head,
-    /// Failures in a row before this claim, and when it was made: a lane that is claimed and fails again, and again, is
-    /// tried less and less often.
+    /// Failures in a row before this claim. The lane counts as retrying until it gets on: a claim proves little, where a
+    /// disk is full it succeeds again and again.
     pub(super) failures: u32,
+    /// When it was claimed.
     pub(super) since: Instant,
+    /// A batch was tried since then.
+    pub(super) tried: bool,
 }
 
 impl Running {
-    /// Failures that still count: a lane that held for a while starts from none.
-    fn failures(&self) -> u32 {
-        if self.since.elapsed() > BACKOFF_MAX { 0 } else { self.failures }
+    /// Nothing failed any more for as long as a failure was waited for.
+    fn is_quiet(&self) -> bool {
+        self.tried && self.since.elapsed() >= QUIET.max(longest_backoff(self.failures))
     }
+}
+
+/// A source that is not listened to for a while.
+#[derive(Clone, Copy)]
+struct Deaf {
+    until: Instant,
+    /// Its errors in a row.
+    failures: u32,
 }
 
 /// The loop of one job.
@@ -90,8 +103,8 @@ pub struct Runner {
     started: bool,
     /// Which lane is the first to prepare its batch.
     turn: usize,
-    /// Until then no source is listened to.
-    deaf_until: Option<Instant>,
+    /// By source.
+    deaf: Vec<Deaf>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -102,8 +115,8 @@ type Commit = Pin<Box<dyn Future<Output = Vec<(Lane, Result<(), LaneError>)>> + 
 enum Wake {
     /// The trigger is due.
     Batch,
-    /// A source has something.
-    Data,
+    /// This source has something.
+    Data(usize),
     Committed,
     Stop,
     Lanes,
@@ -130,7 +143,7 @@ impl Runner {
             ended: vec![false; sources],
             started: false,
             turn: 0,
-            deaf_until: None,
+            deaf: vec![Deaf { until: Instant::now(), failures: 0 }; sources],
             stop,
         }
     }
@@ -210,13 +223,18 @@ impl Runner {
             if let Some(ended) = self.finished(commit.is_some()) {
                 return ended;
             }
-            let due = if at_once { Instant::now() } else { next_tick };
+            if commit.is_none() {
+                self.note_quiet();
+            }
+            // A batch that failed is due, whatever the trigger says.
+            let retries = self.retrying().any(|(_, running)| !running.tried);
+            let due = if at_once || retries { Instant::now() } else { next_tick };
             let wake = self.wait(&mut commit, due).await;
             self.report_lag();
             match wake {
                 Wake::Stop => return self.shut_down(commit).await,
                 Wake::Committed | Wake::Lanes => continue,
-                Wake::Batch | Wake::Data => {}
+                Wake::Batch | Wake::Data(_) => {}
             }
             next_tick = self.following_tick(next_tick);
             let stop = self.stop.clone();
@@ -225,7 +243,11 @@ impl Runner {
                 return self.shut_down(commit).await;
             };
             at_once = room == Room::Short || prepared.iter().any(|prepared| prepared.batch.full);
-            self.deaf_until = (wake == Wake::Data && prepared.is_empty()).then(|| Instant::now() + EMPTY_PAUSE);
+            if let Wake::Data(source) = wake
+                && prepared.is_empty()
+            {
+                self.deaf[source].until = Instant::now() + EMPTY_PAUSE;
+            }
             if let Some(mut running) = commit.take() {
                 let Some(results) = unless_stopped(stop, &mut running).await else {
                     return self.shut_down(Some(running)).await;
@@ -238,6 +260,23 @@ impl Runner {
                 let job = self.job.clone();
                 commit = Some(Box::pin(settled(lanes, tokio::spawn(async move { job.commit(group).await }))));
             }
+        }
+    }
+
+    /// Lanes that are owned again after a failure and have yet to get on.
+    fn retrying(&self) -> impl Iterator<Item = (&Lane, &Running)> {
+        let running = self.lanes.iter().filter_map(|(lane, phase)| match phase {
+            Phase::Running(running) => Some((lane, &**running)),
+            _ => None,
+        });
+        running.filter(|(_, running)| running.failures > 0)
+    }
+
+    /// Lanes that have nothing to do and do not fail any more get on.
+    fn note_quiet(&mut self) {
+        let quiet = self.retrying().filter(|(_, running)| running.is_quiet());
+        for lane in quiet.map(|(lane, _)| lane.clone()).collect::<Vec<_>>() {
+            self.got_on(&lane);
         }
     }
 
@@ -283,7 +322,6 @@ impl Runner {
         let wake_at = lane_due.chain(batch_due).min().map_or(longest, |at| at.min(longest));
         // Records are of use to an owner only; a runner that owns nothing hears of lanes.
         let takes_data = owns && (once || self.job.config.trigger == config::Trigger::Asap);
-        let deaf_until = self.deaf_until;
         let mut stop = self.stop.clone();
         loop {
             if *stop.borrow_and_update() {
@@ -295,11 +333,14 @@ impl Runner {
                 .iter()
                 .enumerate()
                 .filter(|(index, _)| self.started && !seen[*index])
-                .map(|(index, source)| async move {
-                    if let Some(until) = deaf_until {
-                        tokio::time::sleep_until(until.into()).await;
+                .map(|(index, source)| {
+                    let until = self.deaf[index].until;
+                    async move {
+                        if until > Instant::now() {
+                            tokio::time::sleep_until(until.into()).await;
+                        }
+                        (index, source.event().await)
                     }
-                    (index, source.event().await)
                 })
                 .collect();
             tokio::select! {
@@ -314,8 +355,11 @@ impl Runner {
                 Some((index, event)) = events.next() => {
                     drop(events);
                     seen[index] = true;
+                    if event.is_ok() {
+                        self.deaf[index].failures = 0;
+                    }
                     match event {
-                        Ok(SourceEvent::Data) if takes_data => return Wake::Data,
+                        Ok(SourceEvent::Data) if takes_data => return Wake::Data(index),
                         Ok(SourceEvent::Data) => {}
                         Ok(SourceEvent::End) => {
                             self.ended[index] = true;
@@ -328,6 +372,9 @@ impl Runner {
                         Err(error) => {
                             let source = self.job.sources[index].name();
                             tracing::warn!(job = self.job.name(), source, %error, "source failed");
+                            let deaf = &mut self.deaf[index];
+                            deaf.until = Instant::now() + backoff(deaf.failures);
+                            deaf.failures += 1;
                             if owns {
                                 self.fail_all(&LaneError::of_source(source, &error));
                                 return Wake::Lanes;
@@ -429,6 +476,7 @@ impl Runner {
         self.turn = self.turn.wrapping_add(1);
         for lane in lanes {
             let Some(Phase::Running(running)) = self.lanes.get_mut(&lane) else { continue };
+            running.tried = true;
             let (memory, bytes) = (&self.job.around.memory, self.job.config.batch.max_bytes);
             // The first may wait for what other jobs hold; the others would wait for the first.
             let lease = if group.is_empty() { Some(memory.lease(bytes).await) } else { memory.try_lease(bytes) };
@@ -462,19 +510,25 @@ impl Runner {
 
     fn settle(&mut self, results: Vec<(Lane, Result<(), LaneError>)>) {
         for (lane, result) in results {
-            match (result, self.lanes.get_mut(&lane)) {
-                (Err(error), _) => self.fail(&lane, error),
-                (Ok(()), Some(Phase::Running(running))) => {
-                    running.failures = 0;
-                    if self.job.status.lane(lane.as_str(), LaneState::Running) {
-                        tracing::info!(job = self.job.name(), lane = %lane, "running again");
-                    }
-                }
-                // What failed since says what the lane is.
-                (Ok(()), _) => {}
+            match result {
+                Ok(()) => self.got_on(&lane),
+                Err(error) => self.fail(&lane, error),
             }
         }
         moved(&self.progress, self.begun);
+    }
+
+    /// A batch is closed, or there is nothing to do: what failed before has passed, but where a source says that it has not.
+    fn got_on(&mut self, lane: &Lane) {
+        if self.job.sources.iter().any(|source| source.fault().is_some()) {
+            return;
+        }
+        let Some(Phase::Running(running)) = self.lanes.get_mut(lane) else { return };
+        running.failures = 0;
+        if self.job.status.lane(lane.as_str(), LaneState::Running) {
+            tracing::info!(job = self.job.name(), lane = %lane, "running again");
+        }
+        self.lanes_changed();
     }
 
     /// A source failed: every lane that it works for.
@@ -489,7 +543,7 @@ impl Runner {
     pub(super) fn fail(&mut self, lane: &Lane, error: LaneError) {
         let (failures, watch) = match self.lanes.remove(lane) {
             Some(Phase::Wanted { failures, watch, .. }) => (failures, watch),
-            Some(Phase::Running(running)) => (running.failures(), None),
+            Some(Phase::Running(running)) => (running.failures, None),
             // An operator has to decide: a late failure changes nothing.
             Some(stopped @ Phase::Stopped(_)) => {
                 self.lanes.insert(lane.clone(), stopped);
@@ -523,7 +577,8 @@ impl Runner {
 
     /// Tells of the lanes that are owned: whose beats are sent, whether the job is up.
     pub(super) fn lanes_changed(&self) {
-        let up = !self.lanes.is_empty() && self.lanes.values().all(|phase| matches!(phase, Phase::Running(_)));
+        let up = !self.lanes.is_empty()
+            && self.lanes.values().all(|phase| matches!(phase, Phase::Running(running) if running.failures == 0));
         self.job.around.metrics.job_up.with_label_values(&[self.job.name()]).set(up.into());
         let keys = self
             .lanes
@@ -573,10 +628,14 @@ fn moved(progress: &AtomicU64, begun: Instant) {
     crate::supervise::alive();
 }
 
+/// The longest wait after so many failures.
+fn longest_backoff(failures: u32) -> Duration {
+    BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.min(16))).min(BACKOFF_MAX)
+}
+
 /// Exponential, with half of it random.
 pub fn backoff(failures: u32) -> Duration {
-    let full = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.min(16))).min(BACKOFF_MAX);
-    full.mul_f64(rand::rng().random_range(0.5..1.0))
+    longest_backoff(failures).mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
 /// The work's result, or `None` once the job shall stop: the work is dropped then.
