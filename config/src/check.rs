@@ -7,8 +7,8 @@ use crate::{
     error::Problem,
     load::Problems,
     nearest::{did_you_mean, nearest},
-    schema::{Key, Kind, Need, Object, State, Variant, Variants, Word, job},
-    tree::{Data, Entry, Node, Place, UNRESOLVED, below, item, shown},
+    schema::{Key, Kind, Need, Object, State, Variant, Variants, Word, job, scalar},
+    tree::{Data, Entry, Node, Place, Scalar, UNRESOLVED, below, item, shown},
 };
 
 /// Where a value stands: its path, and the key that leads to it.
@@ -24,6 +24,46 @@ impl Here {
     fn item(&self, index: usize, node: &Node) -> Self {
         Self { path: item(&self.path, index), key: node.place }
     }
+}
+
+/// The keys that a mapping may have.
+struct Keys {
+    groups: [&'static [Key]; 2],
+    exactly_one: &'static [&'static str],
+    /// Mappings of the same noun and another `type`: a key may be meant for one of them.
+    siblings: Option<&'static Variants>,
+}
+
+impl Keys {
+    fn of(object: &'static Object) -> Self {
+        Self { groups: [object.keys, &[]], exactly_one: object.exactly_one, siblings: None }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'static Key> {
+        self.groups.into_iter().flatten()
+    }
+
+    /// What to write in place of a key that is not known.
+    fn instead_of(&self, given: &str, node: &Node) -> String {
+        let free = self.all().map(|key| key.name).filter(|name| node.get(name).is_none());
+        if let Some(near) = did_you_mean(given, free) {
+            return near;
+        }
+        let keys = match self.all().count() {
+            0 => "it has no keys but `type`".to_owned(),
+            _ => format!("keys are {}", listed(self.all().map(|key| key.name))),
+        };
+        let has_it = |variant: &&Variant| variant.keys.iter().any(|key| key.name == given);
+        match self.siblings.and_then(|siblings| Some((siblings.listed().find(has_it)?, siblings.noun))) {
+            Some((variant, noun)) => format!("a {} {noun} has it; here {keys}", variant.name),
+            None => keys,
+        }
+    }
+}
+
+/// Whether keys of one source stand where names of sources are wanted.
+fn nameless(node: &Node, variants: &Variants) -> bool {
+    node.text_of("type").is_some_and(|text| variants.find(text).is_some())
 }
 
 /// Checks a whole file. The value means something only where no problem was added.
@@ -53,16 +93,25 @@ impl Checker<'_> {
                 Ok(value) => Some(value),
                 Err(problem) => self.wrong(node.place, here, problem),
             },
-            (Kind::Words(words), Data::Scalar(_)) => self.word(node, words, here),
-            (Kind::WordOr(words, _), Data::Scalar(_)) => self.word(node, words, here),
+            (Kind::Words(words) | Kind::WordOr(words, _), Data::Scalar(text)) => {
+                self.word(node, text, words, kind, here)
+            }
             (Kind::WordOr(_, object) | Kind::Object(object), Data::Map(_)) => {
-                self.object(node, object.noun, &[object.keys], object.exactly_one, here)
+                self.object(node, object.noun, &Keys::of(object), here)
             }
             (Kind::OneOrMore { of, .. }, Data::Scalar(_)) => {
                 self.value(node, of, here).map(|one| Value::Sequence(vec![one]))
             }
             (Kind::List { of, min } | Kind::OneOrMore { of, min }, Data::List(items)) => {
                 self.list(node, items, of, *min, here)
+            }
+            (Kind::Map { value: Kind::Variants(variants), noun, .. }, Data::Map(entries))
+                if nameless(node, variants) =>
+            {
+                let names = entries.iter().map(|entry| entry.key.as_str());
+                let problem = Problem::new(format!("this {noun} has no name: {} are its own keys", listed(names)));
+                let help = format!("give it one, and its keys below it: `my-{noun}: {{ type: ... }}`");
+                self.wrong(here.key, here, problem.help(help))
             }
             (Kind::Map { key, value, noun }, Data::Map(entries)) => self.map(node, entries, (*key, value, noun), here),
             (Kind::Variants(variants), Data::Map(_)) => self.variants(node, variants, here),
@@ -78,25 +127,19 @@ impl Checker<'_> {
         }
     }
 
-    fn word(&mut self, node: &Node, words: &[Word], here: &Here) -> Checked {
-        let text = node.text().unwrap_or_default();
-        let found = words.iter().find(|word| word.name == text);
-        match found.map(|word| word.state) {
-            Some(State::Later) => self.wrong(node.place, here, not_yet(text)),
-            Some(_) => Some(Value::String(text.to_owned())),
+    fn word(&mut self, node: &Node, given: &Scalar, words: &[Word], kind: &Kind, here: &Here) -> Checked {
+        let text = given.text.as_str();
+        let problem = match words.iter().find(|word| word.name == text).map(|word| word.state) {
+            Some(State::Later) => not_yet(text),
+            Some(_) => return Some(Value::String(text.to_owned())),
+            None if given.substituted => scalar::hidden(given, &wanted(kind)),
             None => {
-                let usable = || words.iter().filter(|word| word.state.usable()).map(|word| word.name);
-                let all = one_of(usable());
-                let problem = if node.shown() == "`***`" {
-                    Problem::new(format!("`***` is not what is wanted here: {all}"))
-                        .help("the value comes from the environment or a file and is not shown")
-                } else {
-                    let problem = Problem::new(format!("expected {all}, found {}", node.shown()));
-                    problem.maybe(did_you_mean(text, usable()))
-                };
-                self.wrong(node.place, here, problem)
+                let usable = words.iter().filter(|word| word.state.usable()).map(|word| word.name);
+                let problem = Problem::new(format!("expected {}, found {}", wanted(kind), node.shown()));
+                scalar::taken_as_it_stands(given, problem.maybe(did_you_mean(text, usable)))
             }
-        }
+        };
+        self.wrong(node.place, here, problem)
     }
 
     fn list(&mut self, node: &Node, items: &[Node], of: &Kind, min: usize, here: &Here) -> Checked {
@@ -140,7 +183,7 @@ impl Checker<'_> {
                 continue;
             }
             broken = Some(entry).filter(|e| e.value.text().is_some_and(|t| t.contains('(') && !t.contains(')')));
-            let name = crate::tree::Scalar { text: entry.key.clone(), plain: true, substituted: false };
+            let name = Scalar { text: entry.key.clone(), plain: true, substituted: false };
             if let Err(problem) = key.check(&name) {
                 self.wrong(entry.place, &below, problem);
             }
@@ -154,25 +197,14 @@ impl Checker<'_> {
         Some(Value::Mapping(map))
     }
 
-    /// A mapping with known keys; `keys` come in groups.
-    fn object(
-        &mut self,
-        node: &Node,
-        noun: &str,
-        keys: &[&'static [Key]],
-        exactly_one: &[&str],
-        here: &Here,
-    ) -> Checked {
-        let known = || keys.iter().flat_map(|group| group.iter());
+    /// A mapping with known keys.
+    fn object(&mut self, node: &Node, noun: &str, keys: &Keys, here: &Here) -> Checked {
         let mut map = Mapping::new();
         for entry in node.entries() {
             let below = here.below(entry);
-            let Some(key) = known().find(|key| key.name == entry.key) else {
+            let Some(key) = keys.all().find(|key| key.name == entry.key) else {
                 let problem = Problem::new(format!("{} is not a key of {noun}", shown(&entry.key)));
-                let near =
-                    did_you_mean(&entry.key, known().map(|key| key.name).filter(|name| node.get(name).is_none()));
-                let all = || format!("keys are {}", listed(known().map(|key| key.name)));
-                self.wrong(entry.place, &below, problem.help(near.unwrap_or_else(all)));
+                self.wrong(entry.place, &below, problem.help(keys.instead_of(&entry.key, node)));
                 continue;
             };
             if entry.value.is_nothing() {
@@ -186,9 +218,9 @@ impl Checker<'_> {
                 map.insert(key.name.into(), value);
             }
         }
-        self.missing(node, noun, known(), here);
-        self.exactly_one(node, noun, exactly_one, here);
-        for key in known().filter(|key| node.get(key.name).is_none()) {
+        self.missing(node, noun, keys, here);
+        self.exactly_one(node, noun, keys, here);
+        for key in keys.all().filter(|key| node.get(key.name).is_none()) {
             if let Need::Default(text) = key.need {
                 map.insert(key.name.into(), self.filled(text, &key.kind));
             }
@@ -196,35 +228,40 @@ impl Checker<'_> {
         Some(Value::Mapping(map))
     }
 
-    fn missing(&mut self, node: &Node, noun: &str, keys: impl Iterator<Item = &'static Key>, here: &Here) {
-        let keys: Vec<&Key> = keys.collect();
-        let is_known = |name: &str| keys.iter().any(|key| key.name == name);
+    fn missing(&mut self, node: &Node, noun: &str, keys: &Keys, here: &Here) {
+        let is_known = |name: &str| keys.all().any(|key| key.name == name);
         let unknown: Vec<&str> =
             node.entries().iter().map(|entry| entry.key.as_str()).filter(|name| !is_known(name)).collect();
-        for key in keys.iter().filter(|key| matches!(key.need, Need::Required) && node.get(key.name).is_none()) {
+        for key in keys.all().filter(|key| matches!(key.need, Need::Required) && node.get(key.name).is_none()) {
             // A misspelt key is one error, not two.
             if unknown.iter().any(|given| nearest(given, [key.name]).is_some()) {
                 continue;
             }
             let problem = Problem::new(format!("{noun} needs the key `{}`", key.name));
-            let help = format!("add `{}:` with {}", key.name, wanted(&key.kind));
+            let help = match key.kind {
+                Kind::Map { noun, .. } => format!("add `{}:`, and a line for each {noun} below it", key.name),
+                _ => format!("add `{}:` with {}", key.name, wanted(&key.kind)),
+            };
             self.wrong(here.key, here, problem.help(help));
         }
     }
 
-    fn exactly_one(&mut self, node: &Node, noun: &str, names: &[&str], here: &Here) {
-        let given: Vec<&Entry> = node.entries().iter().filter(|entry| names.contains(&entry.key.as_str())).collect();
-        let all = one_of(names.iter().copied());
-        let misspelt = || node.entries().iter().any(|entry| nearest(&entry.key, names.iter().copied()).is_some());
+    fn exactly_one(&mut self, node: &Node, noun: &str, keys: &Keys, here: &Here) {
+        let names = || keys.exactly_one.iter().copied();
+        let given: Vec<&Entry> = node.entries().iter().filter(|entry| names().any(|name| name == entry.key)).collect();
+        let misspelt = || node.entries().iter().any(|entry| nearest(&entry.key, names()).is_some());
         if let Some(second) = given.get(1) {
-            let problem = Problem::new(format!("{noun} takes only one of {}", listed(names.iter().copied())));
+            let problem = Problem::new(format!("{noun} takes only one of {}", listed(names())));
             self.wrong(
                 second.place,
                 &here.below(second),
                 problem.help(format!("remove `{}` or `{}`", given[0].key, second.key)),
             );
-        } else if given.is_empty() && !names.is_empty() && !misspelt() {
-            self.wrong(here.key, here, Problem::new(format!("{noun} needs {all}")));
+        } else if given.is_empty() && !keys.exactly_one.is_empty() && !misspelt() {
+            let problem = Problem::new(format!("{noun} needs {}", one_of(names())));
+            let each = keys.all().filter(|key| names().any(|name| name == key.name));
+            let each: Vec<_> = each.map(|key| format!("`{}:` with {}", key.name, wanted(&key.kind))).collect();
+            self.wrong(here.key, here, problem.help(format!("add {}", each.join(", or "))));
         }
     }
 
@@ -247,7 +284,8 @@ impl Checker<'_> {
             return self.wrong(
                 entry.value.place,
                 &below,
-                Problem::new(format!("expected a type, found {}", entry.value.shown())),
+                Problem::new(format!("expected a type, found {}", entry.value.shown()))
+                    .help(format!("write {}", one_of(variants.listed().map(|variant| variant.name)))),
             );
         };
         let variant = self.variant(&entry.value, &text.text, text.substituted, variants, &below)?;
@@ -256,7 +294,12 @@ impl Checker<'_> {
             entries.retain(|entry| entry.key != "type");
         }
         let noun = format!("a {} {}", variant.name, variants.noun);
-        let value = self.object(&rest, &noun, &[variant.keys, variants.common], variant.exactly_one, here)?;
+        let keys = Keys {
+            groups: [variant.keys, variants.common],
+            exactly_one: variant.exactly_one,
+            siblings: Some(variants),
+        };
+        let value = self.object(&rest, &noun, &keys, here)?;
         let Value::Mapping(map) = value else { return None };
         self.with_type(variant, variants, map)
     }
@@ -314,7 +357,9 @@ impl Checker<'_> {
             let below = here.below(entry);
             if let Some(key) = options.iter().find(|key| key.name == entry.key) {
                 if entry.value.is_nothing() {
-                    self.wrong(entry.place, &below, Problem::new(format!("`{}` has no value", key.name)));
+                    let problem = Problem::new(format!("`{}` has no value", key.name));
+                    let help = format!("write {}, or leave the key out", wanted(&key.kind));
+                    self.wrong(entry.place, &below, problem.help(help));
                 } else {
                     self.value(&entry.value, &key.kind, &below);
                 }
@@ -387,13 +432,18 @@ fn wanted(kind: &Kind) -> String {
         Kind::List { .. } => "a list".into(),
         Kind::OneOrMore { of, .. } => format!("{}, or a list of them", wanted(of)),
         Kind::Map { noun, .. } => format!("a mapping with a {noun} in each line"),
-        Kind::Object(_) => "a mapping".into(),
+        Kind::Object(object) => match object.keys {
+            [one] => format!("a mapping `{{ {}: ... }}`", one.name),
+            keys => format!("a mapping of {}", listed(keys.iter().map(|key| key.name))),
+        },
         Kind::Variants(variants) if variants.short => one_of(variants.listed().map(|variant| variant.name)),
         Kind::Variants(variants) => format!("a {}: a mapping with a `type`", variants.noun),
         Kind::WordOr(words, object) => {
-            let words = one_of(words.iter().map(|word| word.name));
+            let words = words.iter().map(|word| format!("`{}`", word.name));
             let keys = object.keys.iter().map(|key| format!("`{{ {}: ... }}`", key.name));
-            format!("{words}, or {}", keys.collect::<Vec<_>>().join(" or "))
+            let mut all: Vec<_> = words.chain(keys).collect();
+            let last = all.pop().unwrap_or_default();
+            format!("{} or {last}", all.join(", "))
         }
         Kind::Step => "a step: a mapping with one verb".into(),
     }
@@ -402,11 +452,19 @@ fn wanted(kind: &Kind) -> String {
 /// Where the shape is wrong, the likeliest reason.
 fn shape_help(kind: &Kind, node: &Node) -> Option<String> {
     match (kind, &node.data) {
-        (Kind::List { of: Kind::Step, .. }, Data::Map(_)) => Some("begin each step with `- `".into()),
+        (Kind::List { of: Kind::Step, .. }, _) => Some("begin each step with `- `".into()),
+        (Kind::List { .. }, Data::Scalar(scalar)) if !scalar.substituted => {
+            Some(format!("write it in brackets: `[{}]`", scalar.text))
+        }
+        (Kind::Map { value: Kind::Scalar(scalar), .. }, Data::List(_) | Data::Scalar(_))
+            if *scalar == crate::schema::Scalar::Type =>
+        {
+            Some("name each column with its type: `{ time: timestamp, agent: string }`".into())
+        }
         (Kind::Map { noun: noun @ ("source" | "sink"), .. }, Data::List(_)) => {
             Some(format!("give each {noun} a name instead of a `-`: `my-{noun}: {{ type: ... }}`"))
         }
-        (Kind::Map { .. }, Data::List(_)) => Some("write `name: value` lines without `-`".into()),
+        (Kind::Map { .. }, Data::List(_)) => Some("write `name: value` for each, without `-` or brackets".into()),
         (Kind::Variants(variants), Data::Scalar(scalar)) if !scalar.substituted => {
             let near = nearest(&scalar.text, variants.listed().map(|variant| variant.name))?;
             Some(format!("did you mean `{{ type: {near} }}`?"))
@@ -417,7 +475,7 @@ fn shape_help(kind: &Kind, node: &Node) -> Option<String> {
             Some(format!("write a colon after the verb, for example: `- {}`", verb.example))
         }
         (Kind::Scalar(_), Data::Map(entries)) if entries.len() == 1 && entries[0].value.is_empty_plain() => {
-            Some("braces in a text need quotes: `\"${NAME}\"`".into())
+            Some(format!("braces in a text need quotes, and a variable its `$`: `\"${{{}}}\"`", entries[0].key))
         }
         _ => None,
     }

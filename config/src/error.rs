@@ -47,7 +47,8 @@ pub struct Error {
 impl Error {
     pub(crate) fn new(file: &Path, text: &str, at: At, problem: Problem) -> Self {
         let line = at.line.checked_sub(1).and_then(|index| text.lines().nth(index)).map(quoted);
-        Self { file: file.to_owned(), at, message: problem.what, help: problem.help, line }
+        let help = problem.help.iter().map(|help| without_passwords(help)).collect();
+        Self { file: file.to_owned(), at, message: without_passwords(&problem.what), help, line }
     }
     pub(crate) fn of_file(file: &Path, problem: Problem) -> Self {
         Self::new(file, "", At::default(), problem)
@@ -116,21 +117,58 @@ pub(crate) fn render(file: &Path, text: &str, at: &At, message: &str) -> String 
     Error::new(file, text, at.clone(), Problem { what, help }).to_string()
 }
 
-/// The line as it is quoted: one column per character, and the password of a URL that stands in it is hidden.
+/// The line as it is quoted: one column per character, a tab that can be seen, and no secret that stands in it.
 fn quoted(line: &str) -> String {
-    let mut chars: Vec<char> = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let visible = |c: char| match c {
+        '\t' => '\u{2192}',
+        c if c.is_control() => ' ',
+        c => c,
+    };
+    without_secret_values(&without_passwords(&line.chars().map(visible).collect::<String>()))
+}
+
+/// A `*` for each character of a password in a URL (`scheme://user:password@host`).
+fn without_passwords(text: &str) -> String {
+    let mut chars: Vec<char> = text.chars().collect();
     let starts: Vec<usize> = (0..chars.len()).filter(|&i| chars[i..].starts_with(&[':', '/', '/'])).collect();
     for start in starts {
         let rest = &chars[start + 3..];
-        let end = rest.iter().position(|c| matches!(c, ' ' | '"' | '\'' | '/')).unwrap_or(rest.len());
+        let end = rest.iter().position(|c| matches!(c, ' ' | '"' | '\'' | '/' | '`')).unwrap_or(rest.len());
         let Some(at) = rest[..end].iter().rposition(|c| *c == '@') else { continue };
         let Some(colon) = rest[..at].iter().position(|c| *c == ':') else { continue };
-        let password = start + 3 + colon + 1..start + 3 + at;
-        if !chars[password.clone()].contains(&'$') {
-            chars[password].fill('*');
-        }
+        hide(&mut chars[start + 3 + colon + 1..start + 3 + at]);
     }
     chars.into_iter().collect()
+}
+
+/// What a value of a key with one of these words in its name holds is nobody's business.
+const SECRET_KEYS: [&str; 4] = ["password", "passwd", "secret", "token"];
+
+/// A `*` for each character of the value of such a key: `sasl.password: x`.
+fn without_secret_values(line: &str) -> String {
+    let mut chars: Vec<char> = line.chars().collect();
+    let colons: Vec<usize> = (0..chars.len()).filter(|&i| chars[i] == ':').collect();
+    for colon in colons {
+        let begin = chars[..colon].iter().rposition(|c| matches!(c, '{' | ',' | ' ')).map_or(0, |at| at + 1);
+        let key = chars[begin..colon].iter().collect::<String>().to_lowercase();
+        if !SECRET_KEYS.iter().any(|word| key.contains(word)) || !chars.get(colon + 1).is_some_and(|c| *c == ' ') {
+            continue;
+        }
+        let value = colon + 2;
+        let closing = chars.get(value).copied().filter(|c| matches!(c, '"' | '\''));
+        let begin = value + usize::from(closing.is_some());
+        let ends = |c: &char| closing.map_or(matches!(c, ',' | '}'), |quote| *c == quote);
+        let end = chars[begin..].iter().position(ends).map_or(chars.len(), |length| begin + length);
+        hide(&mut chars[begin..end]);
+    }
+    chars.into_iter().collect()
+}
+
+/// `${...}` is the name of a secret, not the secret.
+fn hide(secret: &mut [char]) {
+    if !secret.contains(&'$') {
+        secret.iter_mut().filter(|c| **c != ' ').for_each(|c| *c = '*');
+    }
 }
 
 /// A line is quoted up to this many characters around its error.
@@ -182,6 +220,22 @@ mod tests {
         assert_eq!(quoted("  url: \"postgres://me:se@cret@host/db\""), "  url: \"postgres://me:*******@host/db\"");
         assert_eq!(quoted("url: postgres://me:${PW}@host"), "url: postgres://me:${PW}@host");
         assert_eq!(quoted("url: http://host:80/a@b"), "url: http://host:80/a@b");
+        assert_eq!(without_passwords("`tcp://a:b@c` is wrong"), "`tcp://a:*@c` is wrong");
+    }
+
+    #[test]
+    fn values_of_keys_that_are_called_secret_are_hidden() {
+        for (line, shown) in [
+            ("  sasl.password: hun ter2", "  sasl.password: *** ****"),
+            ("{ user: me, Password: hunter2, b: 1 }", "{ user: me, Password: *******, b: 1 }"),
+            ("api_token: \"a, b\" # x", "api_token: \"** *\" # x"),
+            ("secret: ${PW}", "secret: ${PW}"),
+            ("schema: { token: string }", "schema: { token: ****** }"),
+            ("password:", "password:"),
+            ("password: ", "password: "),
+        ] {
+            assert_eq!(quoted(line), shown);
+        }
     }
 
     #[test]

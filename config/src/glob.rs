@@ -12,7 +12,11 @@ pub(crate) fn expand(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, Strin
     let is_glob = |part: &str| part.contains(['*', '?', '[', '{']);
     if !is_glob(pattern) {
         let path = folder.join(pattern);
-        return if path.is_file() { Ok(vec![path]) } else { Err("there is no such file".into()) };
+        return match path.is_dir() {
+            _ if path.is_file() => Ok(vec![path]),
+            true => Err("it is a folder, and jobs in it are named like `FOLDER/*.yaml`".into()),
+            false => Err("there is no such file".into()),
+        };
     }
     // The folders before the first wildcard are walked to directly.
     let fixed: Vec<&str> = pattern.split('/').take_while(|part| !is_glob(part)).collect();

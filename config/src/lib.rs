@@ -17,6 +17,7 @@ mod nearest;
 mod schema;
 mod semantics;
 mod substitute;
+mod syntax;
 mod tree;
 mod types;
 mod units;

@@ -1,7 +1,7 @@
 //! From a file to its model, or to all that is wrong with it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,8 @@ use crate::{
 
 /// A configuration is no data: longer files are an accident.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+
+const BEGIN: &str = "a job begins with `job: NAME`";
 
 /// What is wrong, as it is found.
 #[derive(Default)]
@@ -37,7 +39,9 @@ impl Problems {
     }
     fn into_errors(mut self, file: &Path, text: &str) -> Errors {
         self.0.sort_by_key(|(at, _)| (at.line, at.column));
-        self.0.dedup();
+        // What an anchor holds is checked wherever it is used, and stands in one place: it is told once.
+        let mut told = BTreeSet::new();
+        self.0.retain(|(at, problem)| told.insert((at.line, at.column, problem.what.clone())));
         Errors(self.0.into_iter().map(|(at, problem)| Error::new(file, text, at, problem)).collect())
     }
 }
@@ -52,8 +56,11 @@ impl Job {
     pub fn parse(text: &str, file: &Path, env: &dyn Environment) -> Result<Self, Errors> {
         let folder = folder_of(file);
         let mut problems = Problems::default();
-        let root = tree::parse(text, &mut problems)
-            .and_then(|root| mapping(root, "a job begins with `job: NAME`", &mut problems));
+        let root = tree::parse(text, &mut problems);
+        if root.is_none() && problems.is_empty() {
+            problems.add(At::default(), Problem::new("the file is empty").help(BEGIN));
+        }
+        let root = root.and_then(|root| mapping(root, BEGIN, &mut problems));
         if let Some(mut root) = root {
             if let Data::Map(entries) = &mut root.data {
                 for entry in
@@ -117,6 +124,11 @@ impl Daemon {
         let root = if root.is_none() && problems.is_empty() { empty() } else { root };
         if let Some(mut root) = root.and_then(|root| mapping(root, "write lines like `data_dir: PATH`", &mut problems))
         {
+            if let Some(entry) = root.get("sinks").or(root.get("sources")) {
+                let problem = Problem::new("this is a job, and no file of a daemon");
+                let help = "name it under `jobs:` in the daemon's file, or run it: `tidemill run FILE`";
+                return Err(Problems(vec![(entry.place.at(&entry.key), problem.help(help))]).into_errors(file, text));
+            }
             tree::substitute(&mut root, "", folder_of(file), env, &mut problems);
             let value = check::check(&root, &schema::daemon::DAEMON, &mut problems);
             if problems.is_empty() {
@@ -151,7 +163,7 @@ impl Daemon {
                 }
             }
         }
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         files.retain(|file| seen.insert(file.clone()));
         if errors.is_empty() { Ok(files) } else { Err(Errors(errors)) }
     }

@@ -1,8 +1,63 @@
 //! "Did you mean": the nearest of the names that are known.
 
+/// Words that other systems use, and what they are here. A word may mean several: the first that is known is taken.
+const ELSEWHERE: [(&str, &str); 46] = [
+    ("input", "sources"),
+    ("inputs", "sources"),
+    ("from", "sources"),
+    ("output", "sinks"),
+    ("outputs", "sinks"),
+    ("to", "sinks"),
+    ("transforms", "steps"),
+    ("transform", "steps"),
+    ("pipeline", "steps"),
+    ("processors", "steps"),
+    ("name", "job"),
+    ("interval", "trigger"),
+    ("schedule", "trigger"),
+    ("dlq", "dead_letters"),
+    ("folder", "directory"),
+    ("dir", "directory"),
+    ("file", "directory"),
+    ("files", "directory"),
+    ("tcp", "socket"),
+    ("folder", "files"),
+    ("dir", "files"),
+    ("directory", "files"),
+    ("stdout", "console"),
+    ("print", "console"),
+    ("screen", "console"),
+    ("ndjson", "json"),
+    ("tsv", "csv"),
+    ("lines", "text"),
+    ("gz", "gzip"),
+    ("zst", "zstd"),
+    ("insert", "append"),
+    ("merge", "upsert"),
+    ("overwrite", "upsert"),
+    ("newest", "latest"),
+    ("oldest", "earliest"),
+    ("remove", "drop"),
+    ("delete", "drop"),
+    ("lower", "lowercase"),
+    ("upper", "uppercase"),
+    ("strip", "trim"),
+    ("where", "filter"),
+    ("convert", "cast"),
+    ("derive", "add"),
+    ("query", "sql"),
+    ("latin1", "iso-8859-1"),
+    ("utf8mb4", "utf-8"),
+];
+
 /// The nearest of `known` to `given`, where it is near enough that a person could have meant it.
 pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let known: Vec<&str> = known.into_iter().collect();
     let given = fold(given);
+    let meant = ELSEWHERE.iter().filter(|word| word.0.chars().eq(given.iter().copied())).map(|word| word.1);
+    if let Some(found) = meant.into_iter().find_map(|meant| known.iter().find(|name| **name == meant)) {
+        return Some(found);
+    }
     let (distance, length, name) = known
         .into_iter()
         .map(|name| {
@@ -63,6 +118,8 @@ mod tests {
             ("sq", Some("sql")),
             ("x", None),
             ("colour", None),
+            ("query", Some("sql")),
+            ("folder", None),
             ("", None),
         ] {
             assert_eq!(nearest(given, known), expected, "{given}");

@@ -11,7 +11,7 @@ use crate::{
     error::Problem,
     load::Problems,
     nearest::did_you_mean,
-    schema::job,
+    schema::{job, scalar::taken_as_it_stands},
     tree::{Data, Entry, Node, UNRESOLVED, below, item, shown},
 };
 
@@ -98,9 +98,9 @@ impl<'a> Semantics<'a> {
             let Some(old) = entry.value.get("formerly") else { continue };
             let Some(name) = old.value.text() else { continue };
             let what = if name == entry.key {
-                "`formerly` is the name before this one: it cannot be the same"
+                "the former name is the name itself"
             } else if entries.iter().any(|other| other.key == name) {
-                "`formerly` names one that is still there"
+                "the former name is one that is still there"
             } else if seen.contains(&name) {
                 "two cannot go on from the same former name"
             } else {
@@ -108,7 +108,8 @@ impl<'a> Semantics<'a> {
                 continue;
             };
             let path = below(&below(section, &entry.key), "formerly");
-            self.problems.add(old.value.place.at(&path), Problem::new(what));
+            let help = "`formerly` is the name that this one had before it was renamed; without a renaming, remove it";
+            self.problems.add(old.value.place.at(&path), Problem::new(what).help(help));
         }
     }
 
@@ -117,9 +118,12 @@ impl<'a> Semantics<'a> {
         let of = |key: &str, usual: &str| codec.text_of(key).unwrap_or(usual).replace("\\t", "\t");
         let (delimiter, quote) = (of("delimiter", ","), of("quote", "\""));
         if codec.text_of("type") == Some("csv") && delimiter == quote {
-            let place = codec.get("delimiter").or(codec.get("quote")).map_or(codec.place, |entry| entry.value.place);
-            self.problems
-                .add(place.at(&below(path, "codec")), Problem::new("`delimiter` and `quote` are the same character"));
+            let path = below(path, "codec");
+            let at = match codec.get("delimiter").or(codec.get("quote")) {
+                Some(entry) => entry.value.place.at(&below(&path, &entry.key)),
+                None => codec.place.at(&path),
+            };
+            self.problems.add(at, Problem::new("`delimiter` and `quote` are the same character"));
         }
     }
 
@@ -208,7 +212,11 @@ impl<'a> Semantics<'a> {
             let near = did_you_mean(name, known.iter().map(String::as_str));
             let all =
                 format!("there are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "));
-            Problem::new(format!("there is no source and no step {}", node.shown())).help(near.unwrap_or(all))
+            let problem = Problem::new(format!("there is no source and no step {}", node.shown()));
+            match &node.data {
+                Data::Scalar(text) => taken_as_it_stands(text, problem.help(near.unwrap_or(all))),
+                _ => problem,
+            }
         };
         self.problems.add(node.place.at(path), problem);
     }

@@ -60,6 +60,10 @@ pub(crate) fn resolve(text: &str, folder: &Path, env: &dyn Environment) -> Resul
             out.push_str(&value(&after[..end], folder, env)?);
             substituted = true;
             rest = &after[end + 1..];
+        } else if rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+            let name = rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().unwrap_or_default();
+            return Err(Problem::new(format!("`${name}` is not replaced by anything"))
+                .help(format!("write `${{{name}}}`; for the text itself, `$${name}`")));
         } else {
             out.push('$');
         }
@@ -152,6 +156,7 @@ mod tests {
         for (text, expected) in [
             ("${B}", "variable `B` is not set"),
             ("${A", "without its `}`"),
+            ("a$A", "`$A` is not replaced"),
             ("${}", "not the name"),
             ("${A-x}", "not the name"),
             ("${B:-${A}}", "cannot hold another"),

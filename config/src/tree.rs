@@ -7,7 +7,7 @@ use std::{collections::HashMap, path::Path};
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use crate::{At, Environment, error::Problem, load::Problems};
+use crate::{At, Environment, error::Problem, load::Problems, syntax};
 
 /// Nodes in a file, aliases resolved: more is an accident or an attack.
 const MAX_NODES: usize = 100_000;
@@ -153,10 +153,11 @@ struct Reader<'a, 'p> {
 }
 
 impl<'a> Reader<'a, '_> {
-    fn next(&mut self) -> Read<(Event<'a>, Span)> {
+    /// The next event of what stands at `path`.
+    fn next(&mut self, path: &str) -> Read<(Event<'a>, Span)> {
         match self.parser.next_event() {
             Some(Ok(event)) => Ok(event),
-            Some(Err(error)) => Err(self.syntax(&error)),
+            Some(Err(error)) => Err(self.syntax(&error, path)),
             None => Ok((Event::StreamEnd, Span::default())),
         }
     }
@@ -164,7 +165,7 @@ impl<'a> Reader<'a, '_> {
     fn document(&mut self) -> Read<Option<Node>> {
         let mut root = None;
         loop {
-            let (event, span) = self.next()?;
+            let (event, span) = self.next("")?;
             match event {
                 Event::StreamEnd => return Ok(root),
                 Event::DocumentStart(_) if root.is_some() => {
@@ -173,7 +174,7 @@ impl<'a> Reader<'a, '_> {
                     return Err(Stop(Place::from(span.start).at(""), what));
                 }
                 Event::DocumentStart(_) => {
-                    let first = self.next()?;
+                    let first = self.next("")?;
                     root = Some(self.node(first, "", 0)?);
                 }
                 _ => {}
@@ -230,7 +231,7 @@ impl<'a> Reader<'a, '_> {
     fn list(&mut self, path: &str, depth: usize) -> Read<Data> {
         let mut items = Vec::new();
         loop {
-            let event = self.next()?;
+            let event = self.next(path)?;
             if event.0 == Event::SequenceEnd {
                 return Ok(Data::List(items));
             }
@@ -243,7 +244,7 @@ impl<'a> Reader<'a, '_> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut merged: Vec<Entry> = Vec::new();
         loop {
-            let event = self.next()?;
+            let event = self.next(path)?;
             if event.0 == Event::MappingEnd {
                 break;
             }
@@ -251,14 +252,14 @@ impl<'a> Reader<'a, '_> {
             let key = self.node(event, path, depth + 1)?;
             let Some(name) = key.text().map(str::to_owned) else {
                 let what = Problem::new("a key is a text, not a list or a mapping");
-                let at = key.place.at(path);
-                self.problems.add(at, what.help("braces in a text need quotes: `\"${NAME}\"`"));
-                let value = self.next()?;
+                let braces = matches!(key.data, Data::Map(_)).then_some("braces in a text need quotes: `\"{x}\"`");
+                self.problems.add(key.place.at(path), what.maybe(braces));
+                let value = self.next(path)?;
                 self.node(value, path, depth + 1)?;
                 continue;
             };
             let here = below(path, &name);
-            let value = self.next()?;
+            let value = self.next(&here)?;
             let value = self.node(value, &here, depth + 1)?;
             if name == "<<" && plain {
                 self.merge(value, &here, &mut merged);
@@ -296,60 +297,9 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    fn syntax(&self, error: &ScanError) -> Stop {
-        let mut place = Place::from(*error.marker());
-        if place.line > self.lines.len() {
-            place.line = self.lines.len().max(1);
-            place.column = self.lines.last().map_or(1, |line| line.trim_end().chars().count() + 1);
-        }
-        let line = self.lines.get(place.line.saturating_sub(1)).copied().unwrap_or_default();
-        let before = self.lines.get(place.line.saturating_sub(2)).copied().unwrap_or_default();
-        let mut problem = Problem::new(format!("not YAML: {}", plain_words(error.info())));
-        problem.help.extend(advice(error.info(), line, before).map(str::to_owned));
-        Stop(place.at(""), problem)
-    }
-}
-
-/// The parser speaks of block collections and simple keys; these are the words of people.
-fn plain_words(info: &str) -> &str {
-    match info {
-        "mapping values are not allowed in this context" => "a `: ` stands where no key can be",
-        "simple key expect ':'" | "simple key expected" => "a key without its `:`",
-        "while scanning a quoted scalar, found unexpected end of stream" => "a quote is opened and never closed",
-        "while parsing node, found unknown anchor" => "an alias (`*name`) without an anchor (`&name`) before it",
-        "while parsing a flow mapping, did not find expected ',' or '}'" => "a `{` is opened and not closed by `}`",
-        "while parsing a flow sequence, expected ',' or ']'" => "a `[` is opened and not closed by `]`",
-        "while parsing a block mapping, did not find expected key" => "a key is expected here",
-        "while parsing a block collection, did not find expected '-' indicator" => "a `- ` is expected here",
-        other => other,
-    }
-}
-
-fn advice(info: &str, line: &str, before: &str) -> Option<&'static str> {
-    let indent = line.len() - line.trim_start().len();
-    let value = line.split_once(": ").map_or(line, |(_, value)| value).trim_start().trim_start_matches(['[', '{', ' ']);
-    if line[..indent].contains('\t') || info.contains("tab") {
-        Some("indent with spaces: YAML does not take tabs")
-    } else if line.contains("${") && !line.contains("\"${") {
-        Some("inside `{ }` and `[ ]` a `${NAME}` needs quotes: `\"${NAME}\"`")
-    } else if info.contains("anchor") && line.contains("*") {
-        Some("a text that begins with `*` needs quotes: `\"*.json\"`")
-    } else if value.starts_with(['%', '@', '`']) {
-        Some("a text that begins with `%`, `@` or a backtick needs quotes")
-    } else if info.contains("quoted scalar, found unknown escape") {
-        Some("in double quotes `\\` begins an escape: write `\\\\`, or use single quotes")
-    } else if info.contains("quoted") && info.contains("trailing") {
-        Some("quote the whole text: inside single quotes a `'` is written `''`")
-    } else if info.contains("mapping values") {
-        Some("a text with `: ` in it needs quotes; or this line is indented wrongly")
-    } else if info.contains("simple key") {
-        Some("write `key: value`, with a blank after the colon")
-    } else if before.trim_end().ends_with(['[', '{', ',']) || info.contains("flow") {
-        Some("look for a bracket that is not closed, or a text with `{`, `}`, `[`, `]` or `,` that needs quotes")
-    } else if info.contains("indent") || info.contains("block") {
-        Some("lines that belong together begin in the same column")
-    } else {
-        None
+    fn syntax(&self, error: &ScanError, path: &str) -> Stop {
+        let (place, problem) = syntax::explain(&self.lines, Place::from(*error.marker()), error.info());
+        Stop(place.at(path), problem)
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) const NAMES: [&str; 11] = [
 ];
 
 /// Names from other systems, and what they are here.
-const ELSEWHERE: [(&str, &str); 22] = [
+const ELSEWHERE: [(&str, &str); 31] = [
     ("text", "string"),
     ("varchar", "string"),
     ("str", "string"),
@@ -29,7 +29,12 @@ const ELSEWHERE: [(&str, &str); 22] = [
     ("integer", "int64"),
     ("long", "int64"),
     ("bigint", "int64"),
+    ("uint32", "int64"),
     ("smallint", "int32"),
+    ("int8", "int32"),
+    ("int16", "int32"),
+    ("uint8", "int32"),
+    ("uint16", "int32"),
     ("short", "int32"),
     ("number", "float64"),
     ("double", "float64"),
@@ -38,11 +43,15 @@ const ELSEWHERE: [(&str, &str); 22] = [
     ("real", "float64"),
     ("bool", "boolean"),
     ("datetime", "timestamp"),
+    ("timestamptz", "timestamp"),
     ("time", "timestamp"),
     ("bytes", "binary"),
     ("blob", "binary"),
     ("numeric", "decimal(p, s)"),
     ("array", "list<T>"),
+    ("uuid", "string"),
+    ("object", "struct<a: T>"),
+    ("record", "struct<a: T>"),
 ];
 
 /// Types inside types, at most.
@@ -86,7 +95,7 @@ impl fmt::Display for Type {
 }
 
 pub(crate) fn check(text: &str) -> Result<Type, Problem> {
-    let mut reader = Reader { rest: text.trim(), depth: 0 };
+    let mut reader = Reader { rest: text.trim(), depth: 0, opened: text.contains(['(', '<']) };
     let kind = reader.kind()?;
     match reader.rest {
         "" => Ok(kind),
@@ -97,6 +106,8 @@ pub(crate) fn check(text: &str) -> Result<Type, Problem> {
 struct Reader<'a> {
     rest: &'a str,
     depth: usize,
+    /// Whether it has a bracket at all.
+    opened: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -149,7 +160,7 @@ impl<'a> Reader<'a> {
         loop {
             let name = self.word().to_owned();
             if name.is_empty() {
-                return Err(form(FORM));
+                return Err(self.form(FORM));
             }
             if fields.iter().any(|field| field.0 == name) {
                 return Err(Problem::new(format!("the struct has two fields `{name}`")));
@@ -179,13 +190,18 @@ impl<'a> Reader<'a> {
     }
 
     fn expect(&mut self, c: char, shape: &str) -> Result<(), Problem> {
-        if self.eat(c) { Ok(()) } else { Err(form(shape)) }
+        if self.eat(c) { Ok(()) } else { Err(self.form(shape)) }
     }
-}
 
-fn form(shape: &str) -> Problem {
-    Problem::new(format!("this type is written `{shape}`"))
-        .help("inside `{ }` a type with a comma or a colon needs quotes: `{ price: \"decimal(10, 2)\" }`")
+    /// A type that ends too soon was likelier cut by YAML at its comma than written so.
+    fn form(&self, shape: &str) -> Problem {
+        let wrong = Problem::new(format!("this type is written `{shape}`"));
+        if self.rest.is_empty() && self.opened {
+            return wrong
+                .help("inside `{ }` a type with a comma or a colon needs quotes: `{ price: \"decimal(10, 2)\" }`");
+        }
+        wrong.help("for example: `decimal(10, 2)`, `list<int64>`, `struct<name: string, born: date>`")
+    }
 }
 
 fn unknown(name: &str) -> Problem {

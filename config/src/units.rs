@@ -87,6 +87,10 @@ fn quantity(text: &str, units: &[(&str, u64)], noun: &str, usual: &str) -> Resul
     if let Some((_, factor)) = units.iter().find(|known| known.0 == unit) {
         return amount.checked_mul(*factor).ok_or_else(|| Problem::new(format!("`{text}` is too large for {noun}")));
     }
+    if let Some(sum) = sum(text, units) {
+        let wrong = Problem::new(format!("`{text}` is not one whole number with one unit"));
+        return Err(wrong.help(format!("did you mean `{}`?", show(sum, units))));
+    }
     let wrong = Problem::new(format!("`{text}` is not {noun}: there is no unit `{unit}`"));
     let folded = unit.to_lowercase();
     let exact = known().find(|unit| unit.to_lowercase() == folded);
@@ -95,6 +99,34 @@ fn quantity(text: &str, units: &[(&str, u64)], noun: &str, usual: &str) -> Resul
         Some(unit) => wrong.help(format!("did you mean `{number}{unit}`?")),
         None => wrong.help(format!("write one whole number and one unit; units are {list}")),
     })
+}
+
+/// What `1.5s` or `1h30m` would be: numbers and their units, put together; `None` where it is no such thing, or no whole
+/// number of the smallest unit.
+fn sum(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let (mut total, mut rest) = (0.0_f64, text.trim());
+    while !rest.is_empty() {
+        let (number, after) = rest.split_at(rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?);
+        let after = after.trim_start();
+        let (unit, next) = after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
+        let factor = units.iter().find(|known| known.0 == unit.trim())?.1;
+        total += number.parse::<f64>().ok()? * factor as f64;
+        rest = next;
+    }
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    (total > 0.0 && total < EXACT && total.fract() == 0.0).then_some(total as u64)
+}
+
+/// In the largest unit that it is a whole number of.
+fn show(amount: u64, units: &[(&str, u64)]) -> String {
+    let fits = units.iter().filter(|unit| amount >= unit.1 && amount.is_multiple_of(unit.1));
+    let (unit, factor) = fits.max_by_key(|unit| unit.1).unwrap_or(&units[0]);
+    format!("{}{unit}", amount / factor)
+}
+
+/// `90000` is `90s`.
+pub(crate) fn show_duration(ms: u64) -> String {
+    show(ms, &DURATIONS)
 }
 
 /// For serde: a field that holds a duration's text.
@@ -141,11 +173,12 @@ mod tests {
     fn wrong_ones_say_what_is_meant() {
         for (text, what, help) in [
             ("10", "`10` has no unit", "write a duration with its unit, like `10s`"),
-            ("1.5s", "no unit `.5s`", "write one whole number and one unit"),
+            ("1.5s", "`1.5s` is not one whole number with one unit", "did you mean `1500ms`?"),
+            ("0.0001s", "no unit `.0001s`", "write one whole number and one unit"),
             ("-1s", "not a duration", "write a whole number"),
             ("5 minutes", "no unit `minutes`", "did you mean `5m`?"),
             ("1S", "no unit `S`", "did you mean `1s`?"),
-            ("1h30m", "no unit `h30m`", "one whole number and one unit"),
+            ("1h30m", "not one whole number with one unit", "did you mean `90m`?"),
             ("", "not a duration", "whole number"),
             ("99999999999999999999s", "not a duration", "whole number"),
             ("999999999999999999d", "too large", ""),
@@ -154,7 +187,9 @@ mod tests {
             assert!(problem.what.contains(what), "{text}: {problem:?}");
             assert!(problem.help.concat().contains(help), "{text}: {problem:?}");
         }
-        for (text, help) in [("64M", "`64MiB`"), ("64mb", "`64MB`"), ("64", "`64MiB`"), ("1kib", "`1KiB`")] {
+        for (text, help) in
+            [("64M", "`64MiB`"), ("64mb", "`64MB`"), ("64", "`64MiB`"), ("1kib", "`1KiB`"), ("1.5GiB", "`1536MiB`")]
+        {
             assert!(check_size(text).unwrap_err().help.concat().contains(help), "{text}");
         }
     }

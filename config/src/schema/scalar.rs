@@ -129,13 +129,9 @@ impl Scalar {
         if scalar.text == UNRESOLVED {
             return Ok(Value::Null);
         }
-        self.read(&scalar.text)
-            .map_err(|problem| if scalar.substituted { self.hidden() } else { reference_hint(scalar, problem) })
-    }
-
-    fn hidden(self) -> Problem {
-        let what = format!("`***` is not what is wanted here: {}", self.limits());
-        Problem::new(what).help("the value comes from the environment or a file and is not shown")
+        self.read(&scalar.text).map_err(|problem| {
+            if scalar.substituted { hidden(scalar, &self.limits()) } else { taken_as_it_stands(scalar, problem) }
+        })
     }
 
     /// What is wanted, with its limits.
@@ -143,6 +139,9 @@ impl Scalar {
         match self {
             Self::Count { min, max } => format!("a whole number {}", range(min, max, |n| n.to_string())),
             Self::Size { min, max } if min > 1 || max < u64::MAX => format!("a size {}", range(min, max, bytes)),
+            Self::Duration { min_ms } if min_ms > 1 => {
+                format!("a duration {}", range(min_ms, u64::MAX, units::show_duration))
+            }
             other => other.wanted().into(),
         }
     }
@@ -162,7 +161,8 @@ impl Scalar {
             Self::Listen => address(text, 0)?,
             Self::Duration { min_ms } => {
                 if units::check_duration(text)?.as_millis() < u128::from(min_ms) {
-                    return Err(Problem::new(format!("{} is too short: at least `{min_ms}ms`", shown(text))));
+                    let least = units::show_duration(min_ms);
+                    return Err(Problem::new(format!("{} is too short: at least `{least}`", shown(text))));
                 }
             }
             Self::Trigger if text == "asap" => {}
@@ -190,18 +190,25 @@ impl Scalar {
     }
 }
 
+/// A wrong value that comes from outside. That it is empty may be told, and nothing else.
+pub(crate) fn hidden(scalar: &Text, wanted: &str) -> Problem {
+    let what = if scalar.text.trim().is_empty() { "`***` is empty" } else { "`***` is not what is wanted here" };
+    Problem::new(format!("{what}: expected {wanted}"))
+        .help("the value comes from the environment or a file and is not shown")
+}
+
 /// `${...}` in a place where nothing is substituted is the likelier mistake.
-fn reference_hint(scalar: &Text, problem: Problem) -> Problem {
-    if !scalar.text.contains("${") {
+pub(crate) fn taken_as_it_stands(scalar: &Text, problem: Problem) -> Problem {
+    if scalar.substituted || !scalar.text.contains("${") {
         return problem;
     }
     let what = format!("{} is taken as it stands here", shown(&scalar.text));
-    Problem::new(what).help("`${...}` works in sources, sinks and the daemon's file only")
+    Problem::new(what).help("`${...}` works in values of sources, sinks and the daemon's file only")
 }
 
 fn range(min: u64, max: u64, show: impl Fn(u64) -> String) -> String {
     if max >= usize::MAX as u64 {
-        format!("from {}", show(min))
+        format!("of {} or more", show(min))
     } else {
         format!("from {} to {}", show(min), show(max))
     }
@@ -262,6 +269,8 @@ fn path(text: &str) -> Result<(), Problem> {
 fn address(text: &str, min_port: u16) -> Result<(), Problem> {
     let wrong = || Problem::new(format!("{} is not an address", shown(text)));
     if let Some((scheme, rest)) = text.split_once("://") {
+        // What stands before an `@` is a password, or nothing that a socket takes.
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest).trim_end_matches('/');
         return Err(wrong().help(format!("write host and port without `{scheme}://`: `{rest}`")));
     }
     let Some((host, port)) = text.rsplit_once(':') else {
@@ -326,11 +335,12 @@ fn character(text: &str) -> Result<Value, Problem> {
         "comma" => "write `\",\"`",
         "semicolon" => "write `\";\"`",
         "pipe" => "write `\"|\"`",
-        _ => "quote it where YAML asks for it: `\";\"`, `\"|\"`, `\"\\t\"`",
+        _ => "write one character, like `\";\"`, `\"|\"` or `\"\\t\"`",
     };
     match (bytes.next(), bytes.next()) {
         (Some(b'\n' | b'\r' | 0), None) => Err(Problem::new("a line break ends a record and cannot be used here")),
         (Some(byte), None) if byte.is_ascii() => Ok(Value::String(char::from(byte).to_string())),
+        (None, _) => Err(Problem::new("an empty text is not one ASCII character").help(meant)),
         _ => Err(Problem::new(format!("{} is not one ASCII character", shown(text))).help(meant)),
     }
 }
