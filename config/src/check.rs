@@ -43,10 +43,9 @@ impl Keys {
         self.groups.into_iter().flatten()
     }
 
-    /// What to write in place of a key that is not known.
-    fn instead_of(&self, given: &str, node: &Node) -> String {
-        let free = self.all().map(|key| key.name).filter(|name| node.get(name).is_none());
-        if let Some(near) = did_you_mean(given, free) {
+    /// What to write in place of a key that is not known; `free` are those that are not given yet.
+    fn instead_of(&self, given: &str, free: &[&'static str]) -> String {
+        if let Some(near) = did_you_mean(given, free.iter().copied()) {
             return near;
         }
         let keys = match self.all().count() {
@@ -200,11 +199,12 @@ impl Checker<'_> {
     /// A mapping with known keys.
     fn object(&mut self, node: &Node, noun: &str, keys: &Keys, here: &Here) -> Checked {
         let mut map = Mapping::new();
+        let free: Vec<_> = keys.all().map(|key| key.name).filter(|name| node.get(name).is_none()).collect();
         for entry in node.entries() {
             let below = here.below(entry);
             let Some(key) = keys.all().find(|key| key.name == entry.key) else {
                 let problem = Problem::new(format!("{} is not a key of {noun}", shown(&entry.key)));
-                self.wrong(entry.place, &below, problem.help(keys.instead_of(&entry.key, node)));
+                self.wrong(entry.place, &below, problem.help(keys.instead_of(&entry.key, &free)));
                 continue;
             };
             if entry.value.is_nothing() {

@@ -40,13 +40,20 @@ pub struct Error {
     pub message: String,
     /// What may help, a sentence each.
     pub help: Vec<String>,
-    /// The line as it stands in the file (`${...}` is not resolved in it).
-    line: Option<String>,
+    /// The line as it stands in the file (`${...}` is not resolved in it), cut around the error, and where in it the
+    /// caret stands.
+    line: Option<(String, usize)>,
 }
 
 impl Error {
     pub(crate) fn new(file: &Path, text: &str, at: At, problem: Problem) -> Self {
-        let line = at.line.checked_sub(1).and_then(|index| text.lines().nth(index)).map(quoted);
+        Self::in_lines(file, &lines_of(text), at, problem)
+    }
+    pub(crate) fn in_lines(file: &Path, lines: &[&str], at: At, problem: Problem) -> Self {
+        let line = at.line.checked_sub(1).and_then(|index| lines.get(index)).map(|line| {
+            let line = if line.len() > LONGEST_LINE { "(a line too long to show)" } else { line };
+            window(&quoted(line), at.column.saturating_sub(1))
+        });
         let help = problem.help.iter().map(|help| without_passwords(help)).collect();
         Self { file: file.to_owned(), at, message: without_passwords(&problem.what), help, line }
     }
@@ -65,10 +72,9 @@ impl fmt::Display for Error {
             write!(f, " {}:", self.at.path)?;
         }
         write!(f, " {}", self.message)?;
-        if let Some(line) = &self.line {
+        if let Some((line, caret)) = &self.line {
             let number = self.at.line.to_string();
-            let (line, caret) = window(line, self.at.column.saturating_sub(1));
-            write!(f, "\n  {number} | {line}\n  {:1$} | {2:caret$}^", "", number.len(), "")?;
+            write!(f, "\n  {number} | {line}\n  {:1$} | {2:3$}^", "", number.len(), "", caret)?;
         }
         self.help.iter().try_for_each(|help| write!(f, "\n  help: {help}"))
     }
@@ -115,6 +121,17 @@ pub(crate) fn render(file: &Path, text: &str, at: &At, message: &str) -> String 
     let what = lines.next().unwrap_or_default().to_owned();
     let help = lines.map(|line| line.trim_start().trim_start_matches("help: ").to_owned()).collect();
     Error::new(file, text, at.clone(), Problem { what, help }).to_string()
+}
+
+/// A longer line is not quoted: nobody reads it, and a file may hold an error for each of its words.
+const LONGEST_LINE: usize = 10_000;
+
+/// Lines as YAML counts them: a lone `\r` ends one too.
+pub(crate) fn lines_of(text: &str) -> Vec<&str> {
+    let whole = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+    let mut lines: Vec<&str> = whole.flat_map(|line| line.split('\r')).collect();
+    lines.pop_if(|last| last.is_empty());
+    lines
 }
 
 /// The line as it is quoted: one column per character, a tab that can be seen, and no secret that stands in it.

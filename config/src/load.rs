@@ -2,20 +2,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     path::{Path, PathBuf},
 };
 
 use crate::{
     At, Daemon, Environment, Error, Errors, Job, build, check,
-    error::{Problem, render},
-    glob, schema, semantics,
+    error::{Problem, lines_of, render},
+    glob, schema, semantics, substitute,
     tree::{self, Data, Node},
 };
 
 /// A configuration is no data: longer files are an accident.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
+/// The keys of a job in whose values `${...}` is replaced.
+const SUBSTITUTED: [&str; 3] = ["sources", "sinks", "dead_letters"];
 const BEGIN: &str = "a job begins with `job: NAME`";
+
+/// Errors of one file that are told; a file with more of them is no configuration.
+const MAX_TOLD: usize = 1_000;
 
 /// What is wrong, as it is found.
 #[derive(Default)]
@@ -42,7 +48,18 @@ impl Problems {
         // What an anchor holds is checked wherever it is used, and stands in one place: it is told once.
         let mut told = BTreeSet::new();
         self.0.retain(|(at, problem)| told.insert((at.line, at.column, problem.what.clone())));
-        Errors(self.0.into_iter().map(|(at, problem)| Error::new(file, text, at, problem)).collect())
+        let more = self.0.len().saturating_sub(MAX_TOLD);
+        self.0.truncate(MAX_TOLD);
+        if more > 0 {
+            self.add(At::default(), Problem::new(format!("{more} more errors are not shown")));
+        }
+        let lines = lines_of(text);
+        // A value that is missing at the end of a file is noticed behind its last line.
+        for (at, _) in self.0.iter_mut().filter(|(at, _)| at.line > lines.len().max(1)) {
+            at.line = lines.len().max(1);
+            at.column = lines.last().map_or(1, |line| line.trim_end().chars().count() + 1);
+        }
+        Errors(self.0.into_iter().map(|(at, problem)| Error::in_lines(file, &lines, at, problem)).collect())
     }
 }
 
@@ -63,9 +80,7 @@ impl Job {
         let root = root.and_then(|root| mapping(root, BEGIN, &mut problems));
         if let Some(mut root) = root {
             if let Data::Map(entries) = &mut root.data {
-                for entry in
-                    entries.iter_mut().filter(|e| matches!(e.key.as_str(), "sources" | "sinks" | "dead_letters"))
-                {
+                for entry in entries.iter_mut().filter(|entry| SUBSTITUTED.contains(&entry.key.as_str())) {
                     tree::substitute(&mut entry.value, &entry.key, folder, env, &mut problems);
                 }
             }
@@ -105,8 +120,27 @@ impl Job {
 
     /// The form of a configuration error, for one that is found later (a wrong column name, found by planning). The
     /// message's first line says what is wrong; each further line is printed as a help.
+    ///
+    /// A message about a text that comes from the environment or a file may quote it: its place is told, and no more.
     pub fn render(&self, at: &At, message: &str) -> String {
+        let hidden =
+            "`***` does not fit the rows that come here\nit comes from the environment or a file and is not shown";
+        let message = if self.as_written(&at.path).is_some() { hidden } else { message };
         render(&self.file, &self.text, at, message)
+    }
+
+    /// A value of a source or sink as it may be shown, by its path of keys (`sinks.db.path`): as the file has it where it
+    /// comes from the environment or a file, which may be a secret.
+    pub fn shown(&self, path: &str, value: impl Display) -> String {
+        self.as_written(path).unwrap_or_else(|| value.to_string())
+    }
+
+    /// The text at a path of keys as the file has it, where something is put into it.
+    fn as_written(&self, path: &str) -> Option<String> {
+        let root = tree::parse(&self.text, &mut Problems::default())?;
+        let text = tree::find(&root, path)?.text()?;
+        let substituted = substitute::has_values(text) && SUBSTITUTED.iter().any(|section| path.starts_with(section));
+        substituted.then(|| text.to_owned())
     }
 }
 
@@ -196,8 +230,11 @@ fn read(path: &Path) -> Result<String, Errors> {
     let bytes = std::fs::read(path).map_err(|error| fail(plain(&error)))?;
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
-        let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
-        fail(format!("line {line} is not UTF-8"))
+        let before = String::from_utf8_lossy(&error.as_bytes()[..good]);
+        let last = before.rsplit('\n').next().unwrap_or_default();
+        let at = At { line: before.matches('\n').count() + 1, column: last.chars().count() + 1, ..At::default() };
+        let problem = Problem::new("not UTF-8").help("save the file as UTF-8");
+        Errors(vec![Error::new(path, &String::from_utf8_lossy(error.as_bytes()), at, problem)])
     })
 }
 
@@ -208,7 +245,6 @@ fn plain(error: &std::io::Error) -> String {
 fn mapping(root: Node, help: &str, problems: &mut Problems) -> Option<Node> {
     let what = match &root.data {
         Data::Map(_) => return Some(root),
-        Data::Scalar(_) if root.is_nothing() => "the file is empty".to_owned(),
         _ => format!("expected lines of `key: value`, found {}", root.shown()),
     };
     problems.add(root.place.at(""), Problem::new(what).help(help));

@@ -1,4 +1,7 @@
 //! What a job and a daemon are, once their files are checked.
+//!
+//! A text of a source, a sink or the daemon may come from the environment or a file, and be a secret: such types have a
+//! `Debug` that shows no value.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -16,7 +19,7 @@ pub struct At {
 }
 
 /// A value with its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Located<T> {
     /// The value.
     pub value: T,
@@ -24,18 +27,40 @@ pub struct Located<T> {
     pub at: At,
 }
 
-/// A text that may hold secrets: it prints as `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
+impl<T> fmt::Debug for Located<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        write!(f, "{}:{}: {}", self.at.line, self.at.column, self.at.path)
     }
 }
 
+/// A `Debug` that tells a type's name and nothing of its values.
+macro_rules! opaque {
+    ($($name:ident),*) => {
+        $(impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), " { .. }"))
+            }
+        })*
+    };
+}
+
+opaque!(Socket, SocketAddress, Framing, Directory, OnDone, TestSource, Codec, Csv, SinkKind, Files, Daemon, Log);
+
+/// Those that have a name are told by it.
+macro_rules! told_by_name {
+    ($($name:ident),*) => {
+        $(impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), " {:?}"), self.name)
+            }
+        })*
+    };
+}
+
+told_by_name!(Job, Source, Sink);
+
 /// A job: one YAML file.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Job {
     /// Its identity in checkpoints and sinks.
     pub name: String,
@@ -90,7 +115,7 @@ pub struct Batch {
 }
 
 /// One source.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Source {
     /// Its name in the job.
     pub name: Located<String>,
@@ -154,7 +179,7 @@ pub enum SourceKind {
 }
 
 /// `type: socket`
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Socket {
     /// `connect:` or `listen:`, with `host:port`.
     pub address: SocketAddress,
@@ -171,7 +196,7 @@ pub struct Socket {
 }
 
 /// Which end of the connection the source is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum SocketAddress {
     /// It connects.
     Connect(String),
@@ -180,7 +205,7 @@ pub enum SocketAddress {
 }
 
 /// Where a record ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Framing {
     /// `\n`, with an optional `\r` before it.
     Lines,
@@ -201,7 +226,7 @@ pub enum OnLost {
 }
 
 /// `type: directory`
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Directory {
     /// The folder, resolved against the job file's folder.
     pub path: PathBuf,
@@ -222,7 +247,7 @@ pub struct Directory {
 }
 
 /// `on_done:`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum OnDone {
     /// Leave it.
     Keep,
@@ -253,14 +278,14 @@ pub enum Start {
 }
 
 /// `type: test`
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct TestSource {
     /// A folder: `shards/<n>` hold records as lines, `assign/<owner>` the lanes of each daemon.
     pub path: PathBuf,
 }
 
 /// `codec:`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Codec {
     /// JSON objects, one a line, or a top-level array.
     Json,
@@ -273,7 +298,7 @@ pub enum Codec {
 }
 
 /// Options of `codec: { type: csv }`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Csv {
     /// Between fields (default `,`).
     pub delimiter: u8,
@@ -368,7 +393,7 @@ pub enum Verb {
 }
 
 /// One sink.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Sink {
     /// Its name in the job.
     pub name: Located<String>,
@@ -383,7 +408,7 @@ pub struct Sink {
 }
 
 /// Types of sinks.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum SinkKind {
     /// The terminal.
     Console {
@@ -406,7 +431,7 @@ pub enum SinkKind {
 }
 
 /// `type: files`
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Files {
     /// The folder.
     pub path: PathBuf,
@@ -451,7 +476,7 @@ pub enum Mode {
 }
 
 /// The daemon's own file.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Daemon {
     /// Ledger, spools, dead letters.
     pub data_dir: PathBuf,
@@ -472,7 +497,7 @@ pub struct Daemon {
 }
 
 /// `log:`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Log {
     /// JSON lines instead of text.
     pub json: bool,

@@ -62,6 +62,9 @@ pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .into_iter()
         .map(|name| {
             let folded = fold(name);
+            if given.len().abs_diff(folded.len()) > MAX_DISTANCE {
+                return (usize::MAX / 3, 0, name);
+            }
             (distance(&given, &folded), given.len().max(folded.len()), name)
         })
         .min_by_key(|found| found.0)?;

@@ -3,7 +3,7 @@
 //! Works on the tree and passes over what the schema already found wrong, so that all errors come at once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Component, Path, PathBuf},
 };
 
@@ -157,16 +157,15 @@ impl<'a> Semantics<'a> {
 
     /// Every name that is given twice in a list.
     fn unique(&mut self, node: &Node, path: &str, noun: &str) {
-        let mut seen: Vec<&str> = Vec::new();
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
         for (node, path) in each(node, path) {
             let Some(text) = node.text() else { continue };
-            if seen.contains(&text) && text != UNRESOLVED {
+            if !seen.insert(text) && text != UNRESOLVED {
                 self.problems.add(
                     node.place.at(&path),
                     Problem::new(format!("this {noun} is in the list twice: {}", node.shown())),
                 );
             }
-            seen.push(text);
         }
     }
 

@@ -72,6 +72,11 @@ pub(crate) fn resolve(text: &str, folder: &Path, env: &dyn Environment) -> Resul
     Ok((out, substituted))
 }
 
+/// Whether something would be put into a text.
+pub(crate) fn has_values(text: &str) -> bool {
+    text.replace("$$", "").contains("${")
+}
+
 fn value(inner: &str, folder: &Path, env: &dyn Environment) -> Result<String, Problem> {
     if let Some(path) = inner.strip_prefix("file:") {
         return file(path.trim(), folder, env);

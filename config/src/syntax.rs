@@ -4,7 +4,6 @@ use crate::{error::Problem, tree::Place};
 
 /// The place and the problem of a text that is not YAML. `info` are the parser's words, `place` is where it stopped.
 pub(crate) fn explain(lines: &[&str], place: Place, info: &str) -> (Place, Problem) {
-    let place = within(lines, place);
     if info.contains("tab") {
         let tab = first_tab(lines, place.line).unwrap_or(place);
         return (tab, Problem::new("not YAML: a tab").help("indent with spaces: YAML does not take tabs"));
@@ -17,8 +16,9 @@ pub(crate) fn explain(lines: &[&str], place: Place, info: &str) -> (Place, Probl
         let problem = Problem::new(format!("not YAML: `{word}` is a key without its `:`"));
         return (place, problem.help(format!("write `{word}:`, and a blank before its value")));
     }
-    let line = lines.get(place.line - 1).copied().unwrap_or_default();
-    let here = line.chars().nth(place.column - 1);
+    // The parser may stop behind the last line.
+    let line = lines.get(place.line.saturating_sub(1)).copied().unwrap_or_default();
+    let here = line.chars().nth(place.column.saturating_sub(1));
     if let Some(column) = unquoted_variable(line) {
         let place = Place { column, ..place };
         let problem = Problem::new("not YAML: a `${...}` without quotes inside `{ }` or `[ ]`");
@@ -34,18 +34,10 @@ pub(crate) fn explain(lines: &[&str], place: Place, info: &str) -> (Place, Probl
     (place, problem.maybe(advice(info, line, here)))
 }
 
-/// The parser may stop behind the last line.
-fn within(lines: &[&str], place: Place) -> Place {
-    if place.line > 0 && place.line <= lines.len() {
-        return place;
-    }
-    let column = lines.last().map_or(1, |line| line.trim_end().chars().count() + 1);
-    Place { line: lines.len().max(1), column }
-}
-
 /// The first tab before the text of a line, from line `from` on (a tab after a text is noticed at the text's begin).
 fn first_tab(lines: &[&str], from: usize) -> Option<Place> {
-    let (line, text) = lines.iter().enumerate().skip(from - 1).find(|(_, text)| indent(text).contains('\t'))?;
+    let (line, text) =
+        lines.iter().enumerate().skip(from.saturating_sub(1)).find(|(_, text)| indent(text).contains('\t'))?;
     Some(Place { line: line + 1, column: indent(text).chars().take_while(|c| *c != '\t').count() + 1 })
 }
 
@@ -58,7 +50,7 @@ fn key_without_blank<'a>(lines: &[&'a str], place: Place, info: &str) -> Option<
     if !info.contains("mapping values") && !info.contains("simple key") {
         return None;
     }
-    [place.line, place.line - 1].into_iter().find_map(|line| {
+    [place.line, place.line.saturating_sub(1)].into_iter().find_map(|line| {
         let text = lines.get(line.checked_sub(1)?)?;
         let column = indent(text).chars().count() + 1;
         let (name, value) = text.trim().split_once(':')?;

@@ -7,7 +7,12 @@ use std::{collections::HashMap, path::Path};
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use crate::{At, Environment, error::Problem, load::Problems, syntax};
+use crate::{
+    At, Environment,
+    error::{Problem, lines_of},
+    load::Problems,
+    syntax,
+};
 
 /// Nodes in a file, aliases resolved: more is an accident or an attack.
 const MAX_NODES: usize = 100_000;
@@ -122,17 +127,34 @@ pub(crate) fn item(path: &str, index: usize) -> String {
     format!("{path}[{index}]")
 }
 
-/// Reads a text. `None` where there is no tree to go on with; what is wrong is in `problems`.
+/// The node at a path of keys, as [`below`] and [`item`] write it.
+pub(crate) fn find<'n>(node: &'n Node, path: &str) -> Option<&'n Node> {
+    fn search<'n>(node: &'n Node, here: &str, path: &str) -> Option<&'n Node> {
+        if here == path {
+            return Some(node);
+        }
+        let of_key = |entry: &'n Entry| search(&entry.value, &below(here, &entry.key), path);
+        let of_item = |(index, node)| search(node, &item(here, index), path);
+        path.starts_with(here).then(|| match &node.data {
+            Data::Map(entries) => entries.iter().find_map(of_key),
+            Data::List(items) => items.iter().enumerate().find_map(of_item),
+            Data::Scalar(_) => None,
+        })?
+    }
+    search(node, "", path)
+}
+
+/// Reads a text. `None` where there is no tree to go on with: what is wrong is in `problems`, or the text is empty.
 pub(crate) fn parse(text: &str, problems: &mut Problems) -> Option<Node> {
     let mut reader = Reader {
         parser: Parser::new_from_str(text),
         anchors: HashMap::new(),
         nodes: 0,
         problems,
-        lines: text.lines().collect(),
+        lines: lines_of(text),
     };
     match reader.document() {
-        Ok(root) => root,
+        Ok(root) => root.filter(|root| !root.is_nothing()),
         Err(stop) => {
             problems.add(stop.0, stop.1);
             None
@@ -242,6 +264,7 @@ impl<'a> Reader<'a, '_> {
 
     fn map(&mut self, path: &str, depth: usize) -> Read<Data> {
         let mut entries: Vec<Entry> = Vec::new();
+        let mut first: HashMap<String, usize> = HashMap::new();
         let mut merged: Vec<Entry> = Vec::new();
         loop {
             let event = self.next(path)?;
@@ -263,15 +286,16 @@ impl<'a> Reader<'a, '_> {
             let value = self.node(value, &here, depth + 1)?;
             if name == "<<" && plain {
                 self.merge(value, &here, &mut merged);
-            } else if let Some(first) = entries.iter().find(|entry| entry.key == name) {
+            } else if let Some(line) = first.get(&name) {
                 let what = Problem::new(format!("{} is given twice", shown(&name)));
-                self.problems.add(key.place.at(&here), what.help(format!("the first is on line {}", first.place.line)));
+                self.problems.add(key.place.at(&here), what.help(format!("the first is on line {line}")));
             } else {
+                first.insert(name.clone(), key.place.line);
                 entries.push(Entry { key: name, place: key.place, value });
             }
         }
         for entry in merged {
-            if !entries.iter().any(|own| own.key == entry.key) {
+            if !first.contains_key(&entry.key) {
                 entries.push(entry);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write,
+    fmt::{Display, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -93,7 +93,7 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     writeln!(out, "  lanes: {lanes}\n\nsources")?;
     let mut known = true;
     for source in &job.sources {
-        let (what, again) = describe_source(&source.kind);
+        let (what, again) = describe_source(job, source);
         writeln!(out, "  {}: {what}\n      {again}", source.name.value)?;
         match given_schema(source) {
             Some(schema) => writeln!(out, "      columns: {}", columns(&schema))?,
@@ -120,16 +120,16 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     }
     writeln!(out, "\nsinks")?;
     for sink in &job.sinks {
-        writeln!(out, "  {}: {}", sink.name.value, describe_sink(&sink.kind))?;
+        writeln!(out, "  {}: {}", sink.name.value, describe_sink(job, sink))?;
         if let Some(from) = &sink.from {
-            writeln!(out, "      rows of {}", from.value)?;
+            writeln!(out, "      rows of {}", job.shown(&from.at.path, &from.value))?;
         }
         if let Some(filter) = &sink.filter {
-            writeln!(out, "      where {}", filter.value)?;
+            writeln!(out, "      where {}", job.shown(&filter.at.path, &filter.value))?;
         }
     }
     match &job.dead_letters {
-        Some(sink) => writeln!(out, "  {DEAD_LETTERS}: {}", describe_sink(&sink.kind))?,
+        Some(sink) => writeln!(out, "  {DEAD_LETTERS}: {}", describe_sink(job, sink))?,
         None => writeln!(
             out,
             "  {DEAD_LETTERS}: files in <data dir>/{}/dead-letters, exactly once within this data dir",
@@ -165,46 +165,52 @@ fn columns(schema: &SchemaRef) -> String {
     columns.join(", ")
 }
 
-fn describe_source(kind: &config::SourceKind) -> (String, &'static str) {
-    match kind {
+/// The value of an option as it may be shown: what comes from the environment may be a secret.
+fn option(job: &config::Job, of: &config::At, key: &str, value: impl Display) -> String {
+    job.shown(&format!("{}.{key}", of.path), value)
+}
+
+fn describe_source(job: &config::Job, source: &config::Source) -> (String, &'static str) {
+    let option = |key: &str, value: &dyn Display| option(job, &source.name.at, key, value);
+    match &source.kind {
         config::SourceKind::Socket(socket) => {
-            let (what, address) = match &socket.address {
-                config::SocketAddress::Connect(address) => ("connects to", address),
-                config::SocketAddress::Listen(address) => ("listens on", address),
+            let address = match &socket.address {
+                config::SocketAddress::Connect(address) => format!("connects to {}", option("connect", address)),
+                config::SocketAddress::Listen(address) => format!("listens on {}", option("listen", address)),
             };
             let again = if socket.ack {
                 "exactly once from the moment that the sender got its ack: records are spooled to disk first"
             } else {
                 "exactly once from the moment that a record is in the spool; bytes in flight at a power cut are lost, unless the sender uses `ack: line`"
             };
-            (format!("{what} {address}"), again)
+            (address, again)
         }
         config::SourceKind::Directory(directory) => (
-            format!("files in {}", directory.path.display()),
+            format!("files in {}", option("path", &directory.path.display())),
             "exactly once: a file is read again where a batch is replayed",
         ),
         config::SourceKind::Test(test) => (format!("test shards in {}", test.path.display()), "for tests"),
     }
 }
 
-fn describe_sink(kind: &config::SinkKind) -> String {
-    match kind {
+fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
+    let option = |key: &str, value: &dyn Display| option(job, &sink.name.at, key, value);
+    match &sink.kind {
         config::SinkKind::Console { first } => {
             let rows = first.map_or_else(|| "all rows".to_owned(), |first| format!("the first {first} rows"));
             format!("{rows} of each batch on standard output; at least once: a batch that is replayed is printed again")
         }
         config::SinkKind::Files(files) => {
-            format!("files in {}; exactly once (marks in its _tidemill folder)", files.path.display())
+            let path = option("path", &files.path.display());
+            format!("files in {path}; exactly once (marks in its _tidemill folder)")
         }
         config::SinkKind::Sqlite { path, table, mode } => {
             let mode = match mode {
                 config::Mode::Append => "appended",
                 config::Mode::Upsert(_) => "upserted by key",
             };
-            format!(
-                "rows {mode} to table {table} of {}; exactly once (marks in its table tidemill_marks)",
-                path.display()
-            )
+            let (table, path) = (option("table", table), option("path", &path.display()));
+            format!("rows {mode} to table {table} of {path}; exactly once (marks in its table tidemill_marks)")
         }
         config::SinkKind::Blackhole => "nowhere; at least once".to_owned(),
     }

@@ -355,7 +355,9 @@ fn encoding(text: &str) -> Result<(), Problem> {
 }
 
 fn level(text: &str) -> Result<(), Problem> {
-    if LEVELS.contains(&text) || text.contains(['=', ',']) {
+    // A filter, as `tracing` writes it: levels, and levels of targets.
+    let is_level = |part: &str| LEVELS.contains(&part.rsplit_once('=').map_or(part, |(_, level)| level).trim());
+    if text.contains('[') || text.split(',').all(is_level) {
         return Ok(());
     }
     let meant = if text.eq_ignore_ascii_case("warning") {
