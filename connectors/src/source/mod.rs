@@ -33,7 +33,7 @@ pub enum SourceEvent {
 pub struct Budget {
     /// At most this many records.
     pub records: usize,
-    /// At most this many bytes, but always at least one record.
+    /// At most this many bytes, rounded up to what the source reads at once (64 KiB), and always at least one record.
     pub bytes: usize,
 }
 

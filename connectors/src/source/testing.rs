@@ -227,8 +227,12 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = (u32, u32)> {
     })
 }
 
-fn offset(position: Option<&Position>) -> u64 {
-    position.and_then(Position::as_number).unwrap_or(0)
+/// The beginning, where the mark does not know the shard.
+fn offset(position: Option<&Position>) -> Result<u64, SourceError> {
+    let number = |position: &Position| {
+        position.as_number().ok_or_else(|| SourceError::Fatal(format!("{position} is no position of a test source")))
+    };
+    position.map_or(Ok(0), number)
 }
 
 /// The first read of a proposal is not a replay.
@@ -266,7 +270,7 @@ impl Source for TestSource {
         let shards = self.shards_of(lane)?;
         for (shard, position) in at {
             let Some(number) = self.number(shard) else { continue };
-            let position = offset(Some(position));
+            let position = offset(Some(position))?;
             if shards.get(&number).copied().unwrap_or(0) < position {
                 return Err(self.lost(number, position));
             }
@@ -275,7 +279,7 @@ impl Source for TestSource {
         let mut state = self.state();
         for number in shards.keys() {
             let shard = self.shard(*number);
-            state.seen.insert(*number, offset(at.get(&shard)));
+            state.seen.insert(*number, offset(at.get(&shard))?);
             if !at.contains_key(&shard) {
                 adopted.new_shards.insert(shard, Position::number(0));
             }
@@ -287,7 +291,7 @@ impl Source for TestSource {
         let (mut spans, mut records, mut bytes) = (Spans::new(), 0, 0);
         for (number, length) in self.shards_of(lane)? {
             let shard = self.shard(number);
-            let start = offset(from.get(&shard));
+            let start = offset(from.get(&shard))?;
             if length < start {
                 return Err(self.lost(number, start));
             }
@@ -325,7 +329,7 @@ impl Source for TestSource {
         let mut batch = RawBatch::default();
         for (shard, span) in &proposal.spans {
             let Some(number) = self.number(shard) else { continue };
-            let (from, to) = (offset(Some(&span.from)), offset(Some(&span.to)));
+            let (from, to) = (offset(Some(&span.from))?, offset(Some(&span.to))?);
             let bytes = self.bytes(number, from, to)?;
             batch.slices.push(self.slice(number, from, bytes, leave_out_gone));
         }
@@ -344,7 +348,8 @@ impl Source for TestSource {
 
     fn lag(&self, at: &Positions) -> Lag {
         let shards = self.shards().unwrap_or_default();
-        let waiting = |(number, length): (&u64, &u64)| length.saturating_sub(offset(at.get(&self.shard(*number))));
+        let waiting =
+            |(number, length): (&u64, &u64)| length.saturating_sub(offset(at.get(&self.shard(*number))).unwrap_or(0));
         Lag { bytes: Some(shards.iter().map(waiting).sum()), ..Lag::default() }
     }
 
