@@ -31,6 +31,8 @@ use crate::{
 
 /// Loops that have not moved for so long are dead to the watchdog; the longest thing that a loop awaits is a commit.
 const WATCHDOG_PATIENCE: Duration = Duration::from_secs(600);
+/// How often `--once` looks whether its jobs are done.
+const ENDED_POLL: Duration = Duration::from_millis(10);
 /// A second signal means it only after so long.
 const INSISTING: Duration = Duration::from_millis(500);
 /// A clean stop takes no longer: what holds a job then (a sink that does not answer) is left, and its batch is replayed at
@@ -150,8 +152,11 @@ impl Supervisor {
         }
     }
 
-    /// Waits until every job has ended by itself (`--once`).
+    /// Waits until every job has ended by itself (`--once`). Until then they can be seen and stopped.
     async fn ended(&self) -> Vec<(String, Ended)> {
+        while !self.jobs().values().all(|running| running.task.is_finished()) {
+            tokio::time::sleep(ENDED_POLL).await;
+        }
         let all = std::mem::take(&mut *self.jobs());
         let mut ends = Vec::new();
         for (name, running) in all {
@@ -215,7 +220,8 @@ async fn open_and_run(
 /// Where a daemon's jobs come from, for a reload.
 pub type Loader = Box<dyn Fn() -> Option<(Vec<config::Job>, Vec<PathBuf>)> + Send + Sync>;
 
-/// Runs until a signal, or with `--once` until every job is done. The exit code.
+/// Runs until a signal, or with `--once` until every job is done. The exit code: with `--once` a signal leaves work undone,
+/// which is a failure.
 pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: bool) -> anyhow::Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -231,9 +237,13 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
     let code = loop {
         tokio::select! {
             ends = &mut ended => break report(&ends),
-            _ = terminate.recv() => { stop(&supervisor, &mut terminate, &mut interrupt).await; break 0; }
-            _ = interrupt.recv() => { stop(&supervisor, &mut terminate, &mut interrupt).await; break if once { 1 } else { 0 }; }
+            _ = terminate.recv() => { stop(&supervisor, &mut terminate, &mut interrupt).await; break u8::from(once); }
+            _ = interrupt.recv() => { stop(&supervisor, &mut terminate, &mut interrupt).await; break u8::from(once); }
             _ = hangup.recv() => {
+                if once {
+                    tracing::info!("no reload: --once works off what the jobs were at the start");
+                    continue;
+                }
                 systemd::notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
                 tracing::info!("reloading jobs");
                 if let Some((jobs, wrong)) = loader() {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rand::RngExt;
-use tidemill_checkpoint::{Decision, Digest, Lane, LogName, Mark};
+use tidemill_checkpoint::{Decision, Digest, Lane, LogName, Mark, SinkId};
 use tidemill_connectors::source::History;
 
 use super::{
@@ -93,12 +93,14 @@ impl Runner {
             return Ok(Err(reason));
         }
         let mut owned = self.job.claim(lane, &held).await?;
+        self.claimed(&owned);
         let mut adopted: Option<(Digest, History)> = None;
         loop {
             if *self.stop.borrow() {
                 self.release(lane, &owned).await;
                 return Err(LaneError::Transient(format!("lane {lane}: told to stop")));
             }
+            self.moved();
             let closed = self
                 .job
                 .around
@@ -108,6 +110,12 @@ impl Runner {
             let marks = owned.marks.clone();
             match self.job.decide(&marks, closed.as_ref()) {
                 Decision::Origin => {
+                    // A ledger of another life would be taken for a restored backup after a crash.
+                    if let Some(closed) = closed.filter(|_| !owned.keys.contains_key(&SinkId::ledger())) {
+                        tracing::warn!(job = self.job.name(), lane = %lane, was = describe_head(&closed), "no sink has a mark any more: they were emptied. The lane begins anew");
+                        let forgotten = self.job.around.ledger.forget(self.job.name(), Some(lane));
+                        forgotten.map_err(|error| LaneError::Transient(error.to_string()))?;
+                    }
                     self.job.commit_origin(lane, &owned).await?;
                     self.refresh(lane, &mut owned).await?;
                 }

@@ -9,9 +9,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use arrow::{
+    array::RecordBatch,
+    datatypes::{Schema, SchemaRef},
+};
 use tidemill_checkpoint::{
-    Digest, Entry, Lane, LaneKey, Mark, Permit, Plan, PlanKind, Positions, SinkId, Span, Timestamp, Touch, failpoint,
+    Digest, Entry, Lane, LaneKey, Mark, Permit, Plan, PlanKind, Positions, ShardId, SinkId, Span, Spans, Timestamp,
+    Touch, failpoint,
     next::{self, Content, Draft, Step, Writer},
 };
 use tidemill_connectors::{
@@ -238,8 +242,11 @@ impl Job {
         let raw = Arc::new(raw);
         let computed = self.compute(&compiled, &raw, draft.plan()).await?;
         pass("compute")?;
-        let with_rows =
-            self.marked().filter(|slot| !rows_for(slot, &computed).is_empty()).map(|slot| slot.id().clone()).collect();
+        let with_rows = self
+            .marked()
+            .filter(|slot| !rows_for(slot, &computed, &compiled).is_empty())
+            .map(|slot| slot.id().clone())
+            .collect();
         let writer = writer(owned, head.mark.anchor())?;
         let step =
             draft.finish(&head.mark, &head.joined, &with_rows, writer).map_err(|error| cannot_plan(lane, &error))?;
@@ -377,7 +384,7 @@ impl Job {
         let mut staged = Vec::new();
         let mut written = BTreeMap::new();
         for slot in &self.sinks {
-            let rows = rows_for(slot, computed);
+            let rows = rows_for(slot, computed, compiled);
             let touched = if slot.is_marked() { plan.touches(slot.id()) } else { !rows.is_empty() };
             if !touched {
                 continue;
@@ -408,7 +415,7 @@ impl Job {
         tracing::info!(job = self.name(), lane = %plan.lane, batch = plan.seq, sinks = names.join(","), "replaying the head to sinks that lack it");
         let (compiled, computed) = self.compute_again(head, pinned, schemas).await?;
         for (slot, key, before) in targets {
-            let rows = rows_for(slot, &computed);
+            let rows = rows_for(slot, &computed, &compiled);
             let staged = match plan.touches.get(slot.id()) {
                 Some(Touch::Joined { touched: true, .. }) => {
                     if !rows.is_empty() {
@@ -451,22 +458,42 @@ impl Job {
             let compiled = schemas.compiled(self, self.digest, pinned)?;
             return Ok((compiled, Computed::default()));
         }
-        let mut proposals = Vec::new();
-        for source in &self.sources {
-            let spans: BTreeMap<_, _> = plan
-                .spans
-                .iter()
-                .filter(|(s, _)| s.source() == source.name())
-                .map(|(s, span)| (s.clone(), span.clone()))
-                .collect();
-            proposals.push((!spans.is_empty()).then(|| Proposal { spans, ..Proposal::default() }));
-        }
-        let raw = Arc::new(self.read_all(&plan.lane, &proposals).await?);
+        // By the text that planned it: its sources in its order, each found again by the name that its shards have.
         let compiled = schemas.compiled(self, plan.job, pinned)?;
+        let (mut raw, mut unread) = (Vec::new(), plan.spans.clone());
+        for config in &compiled.job().sources {
+            let name = super::shard_name(config);
+            let spans: Spans = unread.extract_if(.., |shard, _| shard.source() == name).collect();
+            let source = self.sources.iter().find(|source| source.name() == name);
+            raw.push(match source {
+                Some(source) if !spans.is_empty() => {
+                    let proposal = Proposal { spans, ..Proposal::default() };
+                    let read = source.read(&plan.lane, &proposal).await;
+                    read.map_err(|error| LaneError::of_source(source.name(), &error))?
+                }
+                None if !spans.is_empty() => {
+                    unread.extend(spans);
+                    RawBatch::default()
+                }
+                _ => RawBatch::default(),
+            });
+        }
+        if !unread.is_empty() {
+            let shards: Vec<_> = unread.keys().map(ShardId::to_string).collect();
+            return Err(LaneError::Stop(format!(
+                "lane {}: batch {} is to be replayed, and {} of it belongs to no source of this job any more. Way out: put the \
+                 source back until the batch is closed, or `tidemill checkpoint resolve --sink S --accept-loss` for the sink \
+                 that lacks the batch",
+                plan.lane,
+                plan.seq,
+                shards.join(", ")
+            )));
+        }
+        let raw = Arc::new(raw);
         let computed = self.compute(&compiled, &raw, plan).await?;
         for slot in self.marked().filter(|slot| slot.role != Role::Ledger) {
             let untouched = matches!(plan.touches.get(slot.id()), Some(Touch::Joined { touched: false, .. }));
-            if untouched && !rows_for(slot, &computed).is_empty() {
+            if untouched && !rows_for(slot, &computed, &compiled).is_empty() {
                 return Err(LaneError::Stop(format!(
                     "lane {}: a replay of batch {} has rows for {}, the batch had none: the source or a step does not repeat itself",
                     plan.lane, plan.seq, slot.name
@@ -514,7 +541,7 @@ impl Job {
             next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
         let compiled = schemas.compiled(self, self.digest, &head.pinned)?;
         let computed = self.compute(&compiled, &raw, step.plan()).await?;
-        let rows = rows_for(slot, &computed);
+        let rows = rows_for(slot, &computed, &compiled);
         if !rows.is_empty() {
             schemas.prepared(slot, &row_schema(slot, &compiled)).await?;
         }
@@ -565,9 +592,10 @@ fn unmarked_key(slot: &SinkSlot, plan: &Plan, owned: &Owned) -> LaneKey {
     LaneKey { sink: slot.id().clone(), lane: plan.lane.clone(), ..any_key(&owned.keys) }
 }
 
-fn rows_for<'a>(slot: &SinkSlot, computed: &'a Computed) -> &'a [RecordBatch] {
+/// The rows of a sink, as the text of `compiled` names it.
+fn rows_for<'a>(slot: &SinkSlot, computed: &'a Computed, compiled: &Compiled) -> &'a [RecordBatch] {
     match slot.role {
-        Role::Rows => computed.rows.get(&slot.name).map_or(&[], Vec::as_slice),
+        Role::Rows => compiled.sink_of(slot.id()).and_then(|name| computed.rows.get(name)).map_or(&[], Vec::as_slice),
         Role::DeadLetters => &computed.rejects,
         Role::Ledger => &[],
     }
@@ -576,7 +604,7 @@ fn rows_for<'a>(slot: &SinkSlot, computed: &'a Computed) -> &'a [RecordBatch] {
 fn row_schema(slot: &SinkSlot, compiled: &Compiled) -> SchemaRef {
     match slot.role {
         Role::DeadLetters => dead_letters_schema(),
-        _ => compiled.sink_schema(&slot.name),
+        _ => compiled.sink_of(slot.id()).map_or_else(|| Arc::new(Schema::empty()), |name| compiled.sink_schema(name)),
     }
 }
 

@@ -176,7 +176,10 @@ impl Job {
         pass("after-close")?;
         for source in &self.sources {
             let reached = self.positions_of(&**source, &batch.mark().positions);
-            source.release(&batch.lane, &reached).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
+            // The batch is done whatever becomes of this: a file that cannot be put away now is so with the next batch.
+            if let Err(error) = source.release(&batch.lane, &reached).await {
+                tracing::warn!(job = self.name(), lane = %batch.lane, source = source.name(), %error, "releasing what every sink has failed; tried again with the next batch");
+            }
         }
         pass("after-release")?;
         self.account(batch);

@@ -8,7 +8,7 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
 };
 use rayon::prelude::*;
-use tidemill_checkpoint::{Digest, Position, ShardId};
+use tidemill_checkpoint::{Digest, Position, ShardId, SinkId};
 use tidemill_config as config;
 use tidemill_connectors::{
     Codec,
@@ -146,6 +146,12 @@ impl Compiled {
     /// The steps, for `explain`.
     pub fn pipeline(&self) -> &Pipeline {
         &self.pipeline
+    }
+
+    /// The name that this text has for a sink.
+    pub fn sink_of(&self, id: &SinkId) -> Option<&str> {
+        let sink = self.job.sinks.iter().find(|sink| super::sink_id(sink) == *id)?;
+        Some(&sink.name.value)
     }
 
     /// The schema of the rows that a sink gets.

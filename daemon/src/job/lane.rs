@@ -79,6 +79,14 @@ pub struct Owned {
     pub marks: BTreeMap<SinkId, Option<Mark>>,
 }
 
+impl Owned {
+    /// The key whose beats are sent: a beat is a record in the anchor alone.
+    pub fn beaten(&self) -> Option<&LaneKey> {
+        let newest = self.marks.values().flatten().max_by_key(|mark| mark.plan.seq);
+        newest.and_then(|mark| self.keys.get(mark.anchor())).or_else(|| self.keys.values().next())
+    }
+}
+
 impl Job {
     /// Looks at a lane in every marked sink; changes nothing.
     pub async fn peek(&self, lane: &Lane) -> Result<HeldBy, LaneError> {
@@ -109,8 +117,8 @@ impl Job {
             AtOnce::Start => {
                 claim.owner.is_same_daemon(me) || (self.around.owner_is_explicit && claim.owner.name == me.name)
             }
-            AtOnce::Mine => claim.owner.instance == me.instance,
-            AtOnce::No => false,
+            // A claim of this very process shuts nobody out but itself.
+            AtOnce::Mine | AtOnce::No => claim.owner.instance == me.instance,
         };
         if mine || claim.released {
             return Ok(());

@@ -118,6 +118,27 @@ fn shard_name(source: &config::Source) -> String {
     source.formerly.clone().unwrap_or_else(|| source.name.value.clone())
 }
 
+/// What a plan names of its job: the text, and of the values that the environment puts into it those that decide which
+/// rows a sink gets. With other values a replay would give other rows.
+pub fn digest_of(config: &config::Job) -> Digest {
+    if !config.text.contains("${") {
+        return Digest::of(config.text.as_bytes());
+    }
+    let deciding = config.sinks.iter().map(|sink| {
+        let folders: Vec<_> = match &sink.kind {
+            config::SinkKind::Files(files) => files.partition_by.iter().map(|column| column.value.as_str()).collect(),
+            _ => Vec::new(),
+        };
+        (sink.filter.as_ref().map(|filter| filter.value.as_str()), folders)
+    });
+    Digest::of_json(&(&config.text, deciding.collect::<Vec<_>>()))
+}
+
+/// A sink's identity: its old name where it was renamed.
+fn sink_id(sink: &config::Sink) -> SinkId {
+    SinkId::new(sink.formerly.as_deref().unwrap_or(&sink.name.value))
+}
+
 /// A source's config as the connector sees it: under the name that its shards have.
 fn for_connector(source: &config::Source) -> config::Source {
     let mut source = source.clone();
@@ -143,7 +164,7 @@ impl Job {
     /// Opens the sinks alone: enough to look at marks and to set positions, also where a source is in use by a job that
     /// runs, or is what keeps the job from opening.
     pub fn open_sinks(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
-        let digest = Digest::of(config.text.as_bytes());
+        let digest = digest_of(&config);
         let folder = around.data_dir.join(&config.name);
         let scheme = match config.lanes {
             Some(config::Lanes::Partition) => LaneScheme::Partition,
@@ -151,11 +172,10 @@ impl Job {
         };
         let mut sinks = Vec::new();
         for sink in &config.sinks {
-            let id = SinkId::new(sink.formerly.as_deref().unwrap_or(&sink.name.value));
             sinks.push(SinkSlot {
                 name: sink.name.value.clone(),
                 role: Role::Rows,
-                sink: sink::open(id, &config.name, &sink.kind)?,
+                sink: sink::open(sink_id(sink), &config.name, &sink.kind)?,
             });
         }
         sinks.push(SinkSlot {
@@ -222,7 +242,7 @@ impl Job {
         self.keep_place()?;
         let folder = self.folder().join("texts");
         let path = folder.join(format!("{}.yaml", self.digest));
-        if std::fs::read(&path).is_ok_and(|text| Digest::of(&text) == self.digest) {
+        if std::fs::read(&path).is_ok_and(|text| text == self.config.text.as_bytes()) {
             return Ok(());
         }
         std::fs::create_dir_all(&folder)?;
@@ -244,8 +264,7 @@ impl Job {
 
     /// The text of another version of this job, where it was kept.
     pub fn kept_text(&self, digest: &Digest) -> Option<String> {
-        let path = self.folder().join("texts").join(format!("{digest}.yaml"));
-        std::fs::read_to_string(path).ok().filter(|text| Digest::of(text.as_bytes()) == *digest)
+        std::fs::read_to_string(self.folder().join("texts").join(format!("{digest}.yaml"))).ok()
     }
 }
 

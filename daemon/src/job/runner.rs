@@ -221,6 +221,8 @@ impl Runner {
             moved(&self.progress, self.begun);
             self.acquire_due().await;
             if let Some(ended) = self.finished(commit.is_some()) {
+                // Whoever comes next need not wait until this owner is silent.
+                self.shut_down(None).await;
                 return ended;
             }
             if commit.is_none() {
@@ -370,13 +372,23 @@ impl Runner {
                             return Wake::Lanes;
                         }
                         Err(error) => {
-                            let source = self.job.sources[index].name();
+                            let source = self.job.sources[index].name().to_owned();
                             tracing::warn!(job = self.job.name(), source, %error, "source failed");
                             let deaf = &mut self.deaf[index];
                             deaf.until = Instant::now() + backoff(deaf.failures);
                             deaf.failures += 1;
                             if owns {
-                                self.fail_all(&LaneError::of_source(source, &error));
+                                // A lane is not claimed again under a commit of its own.
+                                if let Some(mut running) = commit.take() {
+                                    match unless_stopped(self.stop.clone(), &mut running).await {
+                                        Some(results) => self.settle(results),
+                                        None => {
+                                            *commit = Some(running);
+                                            return Wake::Stop;
+                                        }
+                                    }
+                                }
+                                self.fail_all(&LaneError::of_source(&source, &error));
                                 return Wake::Lanes;
                             }
                         }
@@ -416,13 +428,15 @@ impl Runner {
 
     /// Revoked lanes: the running commit is awaited within the limit, then they are released.
     async fn let_go(&mut self, lanes: Vec<Lane>, commit: &mut Option<Commit>, limit: Duration) {
+        let mut abandoned = None;
         if let Some(running) = commit.take() {
             match tokio::time::timeout(limit, running).await {
                 Ok(results) => self.settle(results),
-                Err(_) => tracing::warn!(
-                    job = self.job.name(),
-                    "a revoked lane's batch is abandoned: its commit took longer than {limit:?}"
-                ),
+                Err(_) => {
+                    let reason = format!("a revoked lane's batch is abandoned: its commit took longer than {limit:?}");
+                    tracing::warn!(job = self.job.name(), "{reason}");
+                    abandoned = Some(reason);
+                }
             }
         }
         for lane in lanes {
@@ -430,6 +444,10 @@ impl Runner {
                 self.release(&lane, &running.owned).await;
             }
             self.job.status.lane(lane.as_str(), LaneState::Released);
+        }
+        if let Some(reason) = abandoned {
+            // The other lanes of that commit stand on a head that may not come true: they are claimed anew.
+            self.fail_all(&LaneError::Transient(reason));
         }
         self.lanes_changed();
     }
@@ -580,16 +598,22 @@ impl Runner {
         let up = !self.lanes.is_empty()
             && self.lanes.values().all(|phase| matches!(phase, Phase::Running(running) if running.failures == 0));
         self.job.around.metrics.job_up.with_label_values(&[self.job.name()]).set(up.into());
-        let keys = self
-            .lanes
-            .values()
-            .filter_map(|phase| if let Phase::Running(running) = phase { Some(&running.owned) } else { None });
-        // A beat is a record in the anchor alone.
-        let anchors = keys.flat_map(|owned| {
-            let anchor = owned.marks.values().flatten().next().map(|mark| mark.anchor().clone());
-            owned.keys.values().filter(move |key| anchor.as_ref().is_none_or(|anchor| key.sink == *anchor)).cloned()
+        let running = self.lanes.values().filter_map(|phase| match phase {
+            Phase::Running(running) => running.owned.beaten(),
+            _ => None,
         });
-        *self.beating.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = anchors.collect();
+        *self.beating.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = running.cloned().collect();
+    }
+
+    /// A lane that was just claimed: its beats are sent while it is brought to its head, which may take long.
+    pub(super) fn claimed(&self, owned: &Owned) {
+        let mut beating = self.beating.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        beating.extend(owned.beaten().cloned());
+    }
+
+    /// The loop got on.
+    pub(super) fn moved(&self) {
+        moved(&self.progress, self.begun);
     }
 
     fn report_lag(&self) {

@@ -66,8 +66,15 @@ fn older(job: &Job, digest: Digest) -> Result<config::Job, LaneError> {
             job.folder().join("texts").display()
         ))
     })?;
-    config::Job::parse(&text, &job.config.file, &config::ProcessEnvironment)
-        .map_err(|errors| LaneError::Stop(format!("the job's older text {digest} cannot be read: {errors}")))
+    let older = config::Job::parse(&text, &job.config.file, &config::ProcessEnvironment)
+        .map_err(|errors| LaneError::Stop(format!("the job's older text {digest} cannot be read: {errors}")))?;
+    if super::digest_of(&older) != digest {
+        return Err(LaneError::Stop(format!(
+            "the open batch was planned with other values of the environment in `where:` or `partition_by:` (digest {digest}). \
+             Way out: set them back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`"
+        )));
+    }
+    Ok(older)
 }
 
 /// The log that holds the pinned schema of a source.
