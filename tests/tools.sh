@@ -83,6 +83,7 @@ for_tests() {
     want systemd-analyze systemd "the test of deploy/systemd" || missing=1
     want_promtool || missing=1
     want_module kubernetes_validate kubernetes-validate==1.37.0 "the test of deploy/kubernetes" || missing=1
+    want_module jsonschema jsonschema==4.26.0 "the test of \`tidemill schema\`" || missing=1
     [ "$missing" = 0 ] || say "tests that need what is missing are skipped by name, or fail where CI=true"
     return 0
 }

@@ -60,13 +60,9 @@ pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
     }
     let (distance, length, name) = known
         .into_iter()
-        .map(|name| {
-            let folded = fold(name);
-            if given.len().abs_diff(folded.len()) > MAX_DISTANCE {
-                return (usize::MAX / 3, 0, name);
-            }
-            (distance(&given, &folded), given.len().max(folded.len()), name)
-        })
+        .map(|name| (name, fold(name)))
+        .filter(|(_, folded)| given.len().abs_diff(folded.len()) <= MAX_DISTANCE)
+        .map(|(name, folded)| (distance(&given, &folded), given.len().max(folded.len()), name))
         .min_by_key(|found| found.0)?;
     (distance * 3 <= length && distance <= MAX_DISTANCE || distance == 1 && length > 2).then_some(name)
 }

@@ -33,3 +33,35 @@ fn a_wrong_job_is_told_everything_at_once_with_exit_code_78() {
         assert!(said.contains(part), "{part:?} is not in:\n{said}");
     }
 }
+
+/// A job whose texts come from a file that holds a secret; `where` is the condition of its sink.
+fn secret_job(folder: &Folder, condition: &str) {
+    folder.write("secret", "hunter2\n");
+    let text = format!(
+        r#"job: a
+sources: {{ in: {{ type: directory, path: "in-${{file:secret}}", codec: json, schema: {{ b: string }} }} }}
+sinks:
+  db: {{ type: sqlite, path: "${{file:secret}}.db", table: "t-${{file:secret}}", where: "{condition} = '${{file:secret}}'" }}
+  files: {{ type: files, path: out }}
+"#
+    );
+    folder.write("job.yaml", text);
+}
+
+#[test]
+fn explain_and_the_errors_of_planning_show_no_value_from_outside() {
+    let folder = Folder::new();
+    for (condition, code, part) in [
+        ("b", 0, "to table t-${file:secret} of ${file:secret}.db"),
+        ("c", 78, "sinks.db.where: `***` does not fit the rows that come here"),
+    ] {
+        secret_job(&folder, condition);
+        for command in ["explain", "validate"] {
+            let output = tidemill(&folder, &[command, "job.yaml"]);
+            let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+            assert_eq!(output.status.code(), Some(code), "{command}: {said}");
+            assert!(!said.contains("hunter2"), "{command}: {said}");
+            assert!(said.contains(part) || (command, code) == ("validate", 0), "{command}: {said}");
+        }
+    }
+}

@@ -42,7 +42,7 @@ pub(crate) static DAEMON: Object = Object {
     ],
 };
 
-static LOG: Object = Object {
+pub(crate) static LOG: Object = Object {
     noun: "`log`",
     exactly_one: &[],
     keys: &[

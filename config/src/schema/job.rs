@@ -71,7 +71,7 @@ pub(crate) static JOB: Object = Object {
     ],
 };
 
-static BATCH: Object = Object {
+pub(crate) static BATCH: Object = Object {
     noun: "`batch`",
     exactly_one: &[],
     keys: &[
@@ -217,7 +217,7 @@ static DIRECTORY: &[Key] = &[
     ),
 ];
 
-static MOVE: Object =
+pub(crate) static MOVE: Object =
     Object { noun: "`on_done`", exactly_one: &[], keys: &[required("move", PATH, "The folder to move it to.")] };
 
 static TEST: &[Key] = &[
@@ -376,7 +376,7 @@ static FILES: &[Key] = &[
     ),
 ];
 
-static ROLL: Object = Object {
+pub(crate) static ROLL: Object = Object {
     noun: "`roll`",
     exactly_one: &[],
     keys: &[
@@ -491,7 +491,7 @@ pub(crate) static VERBS: &[Verb] = &[
     later_verb("lookup", "Adds columns of a table."),
 ];
 
-static SPLIT: Object = Object {
+pub(crate) static SPLIT: Object = Object {
     noun: "`split`",
     exactly_one: &[],
     keys: &[
@@ -505,7 +505,7 @@ static SPLIT: Object = Object {
     ],
 };
 
-static PARSE_TIMESTAMP: Object = Object {
+pub(crate) static PARSE_TIMESTAMP: Object = Object {
     noun: "`parse_timestamp`",
     exactly_one: &[],
     keys: &[

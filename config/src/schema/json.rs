@@ -55,7 +55,10 @@ fn kind(what: &Kind) -> Value {
         Kind::OneOrMore { of, min } => {
             json!({ "anyOf": [kind(of), { "type": "array", "items": kind(of), "minItems": min }] })
         }
-        Kind::Map { value, .. } => json!({ "type": "object", "additionalProperties": kind(value), "minProperties": 1 }),
+        Kind::Map { key, value, .. } => {
+            let names = if *key == Scalar::Name { text(*key) } else { json!({ "minLength": 1 }) };
+            json!({ "type": "object", "additionalProperties": kind(value), "propertyNames": names, "minProperties": 1 })
+        }
         Kind::Object(keys) => object(keys),
         Kind::Variants(all) => variants(all),
         Kind::WordOr(all, keys) => json!({ "anyOf": [words(all), object(keys)] }),
@@ -63,19 +66,49 @@ fn kind(what: &Kind) -> Value {
     }
 }
 
+/// The words; a number among them may be written as one.
 fn words(all: &[Word]) -> Value {
-    let names: Vec<_> = all.iter().filter(|word| word.state == State::Now).map(|word| word.name).collect();
-    json!({ "enum": names })
+    let now = || all.iter().filter(|word| word.state == State::Now).map(|word| word.name);
+    let numbers = now().filter_map(|name| name.parse::<u64>().ok()).map(|number| json!(number));
+    let names: Vec<Value> = now().map(|name| json!(name)).chain(numbers).collect();
+    json!({ "anyOf": [{ "enum": names }, PUT_IN.pattern()] })
+}
+
+/// A pattern that a whole text matches.
+struct Pattern(&'static str);
+
+/// `${...}` may give any value; the schema sees none of them.
+const PUT_IN: Pattern = Pattern(r"\$\{");
+const DURATION: Pattern = Pattern(r"^\s*[0-9][0-9_]*\s*(ms|s|m|h|d)\s*$|\$\{");
+const TRIGGER: Pattern = Pattern(r"^asap$|^\s*[0-9][0-9_]*\s*(ms|s|m|h|d)\s*$");
+const SIZE: Pattern = Pattern(r"^\s*[0-9][0-9_]*\s*([kMGT]?B|[KMGT]iB)\s*$|\$\{");
+const COUNT: Pattern = Pattern(r"^[0-9][0-9_]*$|\$\{");
+const FLAG: Pattern = Pattern(r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$|\$\{");
+const ADDRESS: Pattern = Pattern(r"^[^/\s]+:[0-9]{1,5}$|\$\{");
+const TYPE: Pattern = Pattern(
+    r"^\s*(string|int32|int64|float64|boolean|timestamp|date|binary|decimal\s*\(.*\)|list\s*<.*>|struct\s*<.*>)\s*$|\$\{",
+);
+
+impl Pattern {
+    fn pattern(&self) -> Value {
+        json!({ "type": "string", "pattern": self.0 })
+    }
 }
 
 /// YAML's own numbers and truths are texts to a job: both are allowed where a text is.
 fn text(scalar: Scalar) -> Value {
     match scalar {
-        Scalar::Flag => json!({ "type": "boolean" }),
-        Scalar::Count { min, max } => json!({ "type": ["integer", "string"], "minimum": min, "maximum": max }),
-        Scalar::Name => json!({ "type": "string", "pattern": "^[a-z][a-z0-9-]*$" }),
-        Scalar::Duration { .. } | Scalar::Trigger | Scalar::Size { .. } => json!({ "type": "string" }),
-        _ => json!({ "type": ["string", "number", "boolean"] }),
+        Scalar::Flag => json!({ "anyOf": [{ "type": "boolean" }, FLAG.pattern()] }),
+        Scalar::Count { min, max } => {
+            json!({ "anyOf": [{ "type": "integer", "minimum": min, "maximum": max }, COUNT.pattern()] })
+        }
+        Scalar::Name => json!({ "type": "string", "pattern": "^[a-z][a-z0-9-]*$", "maxLength": 63 }),
+        Scalar::Duration { .. } => DURATION.pattern(),
+        Scalar::Trigger => TRIGGER.pattern(),
+        Scalar::Size { .. } => SIZE.pattern(),
+        Scalar::Type => TYPE.pattern(),
+        Scalar::Connect | Scalar::Listen => ADDRESS.pattern(),
+        _ => json!({ "type": ["string", "number", "boolean"], "minLength": 1 }),
     }
 }
 
@@ -83,7 +116,7 @@ fn variants(all: &Variants) -> Value {
     let mut any: Vec<Value> = all.listed().map(|one| variant(all, one)).collect();
     if all.short {
         let names: Vec<_> = all.listed().map(|one| one.name).collect();
-        any.insert(0, json!({ "enum": names }));
+        any.insert(0, json!({ "anyOf": [{ "enum": names }, PUT_IN.pattern()] }));
     }
     json!({ "anyOf": any })
 }

@@ -1,35 +1,67 @@
-//! Tables of options for the docs.
+//! The tables of `docs/jobs.md`.
 
 use std::fmt::Write;
 
-use super::{Key, Kind, Need, Object, State, Variants, daemon, job};
+use super::{Key, Kind, Need, Object, State, Variants, Word, daemon, job};
 
-/// The names of all tables that [`options_markdown`] makes.
+/// Mappings that have a table of their own, by the name of the table.
+const OBJECTS: [(&str, &Object); 10] = [
+    ("job", &job::JOB),
+    ("batch", &job::BATCH),
+    ("framing", &job::FRAMING),
+    ("on_done", &job::MOVE),
+    ("step", &job::STEP),
+    ("split", &job::SPLIT),
+    ("parse_timestamp", &job::PARSE_TIMESTAMP),
+    ("roll", &job::ROLL),
+    ("daemon", &daemon::DAEMON),
+    ("log", &daemon::LOG),
+];
+
+/// Mappings whose keys depend on `type:`.
+const VARIANTS: [(&str, &Variants); 4] = [
+    ("source", &job::SOURCES),
+    ("source codec", &job::SOURCE_CODECS),
+    ("sink", &job::SINKS),
+    ("sink codec", &job::SINK_CODECS),
+];
+
+/// The names of all tables that [`options_markdown`] makes: `job`, `steps`, `source types`, `source` (what all sources
+/// have), `source socket`, ...
 pub fn sections() -> Vec<String> {
-    let mut names = vec!["job".to_owned(), "daemon".to_owned(), "steps".to_owned()];
-    for all in [&job::SOURCES, &job::SINKS, &job::SINK_CODECS] {
-        names.push(all.noun.to_owned());
-        names.extend(all.listed().filter(|one| !one.keys.is_empty()).map(|one| format!("{} {}", all.noun, one.name)));
+    let mut names: Vec<String> = OBJECTS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    names.push("steps".to_owned());
+    for (noun, all) in VARIANTS {
+        names.push(format!("{noun} types"));
+        names.extend((!all.common.is_empty()).then(|| noun.to_owned()));
+        names.extend(all.listed().filter(|one| !one.keys.is_empty()).map(|one| format!("{noun} {}", one.name)));
     }
+    // CSV is the same on both sides.
+    names.retain(|name| name != "sink codec csv");
     names
 }
 
-/// The options of one section as a Markdown table; `None` where no section has the name.
+/// One table as Markdown; `None` where none has the name.
 pub fn options_markdown(section: &str) -> Option<String> {
-    match section {
-        "job" => Some(table(job::JOB.keys)),
-        "daemon" => Some(table(daemon::DAEMON.keys)),
-        "steps" => Some(verbs()),
-        _ => [&job::SOURCES, &job::SINKS, &job::SINK_CODECS].into_iter().find_map(|all| variant(all, section)),
+    if section == "steps" {
+        return Some(verbs());
     }
+    if let Some((_, object)) = OBJECTS.iter().find(|(name, _)| *name == section) {
+        return Some(table(object.keys));
+    }
+    VARIANTS.into_iter().find_map(|(noun, all)| {
+        let name = section.strip_prefix(noun)?;
+        match name.strip_prefix(' ') {
+            None => name.is_empty().then(|| table(all.common)),
+            Some("types") => Some(types(all)),
+            Some(name) => all.find(name).filter(|one| one.state == State::Now).map(|one| table(one.keys)),
+        }
+    })
 }
 
-fn variant(all: &Variants, section: &str) -> Option<String> {
-    if section == all.noun {
-        return Some(table(all.common));
-    }
-    let name = section.strip_prefix(all.noun)?.trim_start();
-    all.find(name).filter(|one| one.state == State::Now).map(|one| table(one.keys))
+/// A `|` would end a cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
 }
 
 fn table(keys: &[Key]) -> String {
@@ -40,7 +72,21 @@ fn table(keys: &[Key]) -> String {
             Need::Default(default) => format!("`{default}`"),
             Need::Optional => String::new(),
         };
-        let _ = writeln!(out, "| `{}` | {} | {default} | {} |", key.name, describe(&key.kind), key.doc);
+        let cells = [format!("`{}`", key.name), describe(&key.kind), default, key.doc.to_owned()];
+        let _ = writeln!(out, "| {} |", cells.map(|text| cell(&text)).join(" | ").replace("  ", " "));
+    }
+    out
+}
+
+fn types(all: &Variants) -> String {
+    let mut out = "| type | what it is |\n| --- | --- |\n".to_owned();
+    for one in all.listed() {
+        let _ = writeln!(out, "| `{}` | {} |", one.name, cell(one.doc));
+    }
+    let later = all.variants.iter().filter(|one| one.state == State::Later).map(|one| format!("`{}`", one.name));
+    let later: Vec<_> = later.collect();
+    if !later.is_empty() {
+        let _ = writeln!(out, "\nKnown, and not in this version: {}.", later.join(", "));
     }
     out
 }
@@ -48,28 +94,33 @@ fn table(keys: &[Key]) -> String {
 fn verbs() -> String {
     let mut out = "| step | meaning | example |\n| --- | --- | --- |\n".to_owned();
     for verb in job::VERBS.iter().filter(|verb| verb.kind.is_some()) {
-        let _ = writeln!(out, "| `{}` | {} | `{}` |", verb.name, verb.doc, verb.example.replace('|', "\\|"));
+        let _ = writeln!(out, "| `{}` | {} | `{}` |", verb.name, cell(verb.doc), cell(verb.example));
     }
+    let later = job::VERBS.iter().filter(|verb| verb.kind.is_none()).map(|verb| format!("`{}`", verb.name));
+    let _ = writeln!(out, "\nKnown, and not in this version: {}.", later.collect::<Vec<_>>().join(", "));
     out
 }
 
 fn describe(kind: &Kind) -> String {
-    let words = |all: &[super::Word]| {
+    let words = |all: &[Word]| {
         let names: Vec<_> =
             all.iter().filter(|word| word.state == State::Now).map(|word| format!("`{}`", word.name)).collect();
         names.join(", ")
     };
     let object = |keys: &Object| {
         let names: Vec<_> = keys.keys.iter().map(|key| key.name).collect();
-        format!("{{ {} }}", names.join(", "))
+        format!("`{{ {} }}`", names.join(", "))
     };
     match kind {
-        Kind::Scalar(scalar) => scalar.short().to_owned(),
+        Kind::Scalar(scalar) => scalar.short(),
         Kind::Words(all) => words(all),
+        Kind::List { of: Kind::Step, .. } => "list of steps".to_owned(),
         Kind::List { of, .. } => format!("list of {}", describe(of)),
-        Kind::OneOrMore { of, .. } => format!("{}, or a list of them", describe(of)),
-        Kind::Map { noun, value, .. } => format!("{noun}: {}", describe(value)),
+        Kind::OneOrMore { of, .. } => format!("{}, or a list", describe(of)),
+        Kind::Map { noun, value: Kind::Variants(_), .. } => format!("{noun}s by name"),
+        Kind::Map { noun, value, .. } => format!("mapping of {noun}: {}", describe(value)),
         Kind::Object(keys) => object(keys),
+        Kind::Variants(all) if all.short => format!("name of a {0}, or {0}", all.noun),
         Kind::Variants(all) => all.noun.to_owned(),
         Kind::WordOr(all, keys) => format!("{}, or {}", words(all), object(keys)),
         Kind::Step => "step".to_owned(),

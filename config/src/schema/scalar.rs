@@ -101,8 +101,8 @@ impl Scalar {
     }
 
     /// In the tables of the docs.
-    pub fn short(self) -> &'static str {
-        match self {
+    pub fn short(self) -> String {
+        let name = match self {
             Self::Text => "text",
             Self::Name => "name",
             Self::Reference => "name of a step or source",
@@ -111,17 +111,19 @@ impl Scalar {
             Self::Glob => "glob",
             Self::Path => "path",
             Self::Connect | Self::Listen => "host:port",
-            Self::Duration { .. } => "duration",
             Self::Trigger => "duration or `asap`",
-            Self::Size { .. } => "size",
-            Self::Count { .. } => "number",
             Self::Flag => "`true`, `false`",
             Self::Type => "type",
             Self::Character => "character",
             Self::Encoding => "encoding",
             Self::Level => "level",
             Self::Table => "table",
-        }
+            Self::Count { .. } => return self.limits().replace("a whole number", "number"),
+            Self::Duration { .. } if self.limits() == self.wanted() => "duration",
+            Self::Size { .. } if self.limits() == self.wanted() => "size",
+            Self::Duration { .. } | Self::Size { .. } => return self.limits().replace("a ", ""),
+        };
+        name.to_owned()
     }
 
     /// The value as serde takes it, or what is wrong. Messages about a substituted text do not hold it.
