@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod disk;
 pub mod feed;
 pub mod folder;
+pub mod golden;
 pub mod http;
 pub mod needs;
 pub mod oracle;

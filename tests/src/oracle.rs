@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use parquet::file::reader::SerializedFileReader;
 use rusqlite::{Connection, OpenFlags, types::ValueRef};
 use serde_json::{Map, Value};
 
@@ -72,17 +73,28 @@ impl Rows {
         Self(files(folder).iter().flat_map(|path| Self::file(path).0).collect())
     }
 
-    /// The rows of one file; see [`Rows::files`].
+    /// The rows of one file; see [`Rows::files`]. Those of a `.parquet` file by the row reader of its format's own library.
     ///
     /// # Panics
     /// Where it cannot be read.
     pub fn file(path: &Path) -> Self {
+        if path.extension().is_some_and(|ending| ending == "parquet") {
+            return Self::parquet(path);
+        }
         let text = read_text(path);
         match bare_extension(path).as_str() {
             "csv" => Self::csv(&text),
             "txt" => Self(text.lines().map(|line| Map::from_iter([("text".to_owned(), line.into())])).collect()),
             _ => Self::json(&text),
         }
+    }
+
+    fn parquet(path: &Path) -> Self {
+        let reader = SerializedFileReader::new(fs::File::open(path).unwrap()).unwrap();
+        let row = |row: parquet::record::Row| {
+            row.get_column_iter().map(|(name, value)| (name.clone(), parquet_value(value))).collect()
+        };
+        Self(reader.into_iter().map(|next| row(next.unwrap())).collect())
     }
 
     /// How many.
@@ -223,6 +235,22 @@ fn sqlite_value(value: ValueRef<'_>) -> Value {
         ValueRef::Real(number) => number.into(),
         ValueRef::Text(text) => String::from_utf8_lossy(text).into(),
         ValueRef::Blob(bytes) => bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}")).into(),
+    }
+}
+
+/// Other types than JSON has are texts, as the library shows them.
+fn parquet_value(value: &parquet::record::Field) -> Value {
+    use parquet::record::Field;
+    match value {
+        Field::Null => Value::Null,
+        Field::Bool(value) => (*value).into(),
+        Field::Int(value) => (*value).into(),
+        Field::Long(value) => (*value).into(),
+        Field::Double(value) => (*value).into(),
+        Field::Str(text) => text.clone().into(),
+        Field::Group(row) => row.get_column_iter().map(|(name, value)| (name.clone(), parquet_value(value))).collect(),
+        Field::ListInternal(list) => list.elements().iter().map(parquet_value).collect(),
+        other => other.to_string().into(),
     }
 }
 
