@@ -80,6 +80,8 @@ for_tests() {
     local missing=0
     want python3 python3 "the other side of many tests" || missing=1
     want sqlite3 sqlite3 "looking at databases as a person does" || missing=1
+    want nc netcat-openbsd "the classic job's other end" || missing=1
+    want script bsdutils "a terminal for the progress bar" || missing=1
     want systemd-analyze systemd "the test of deploy/systemd" || missing=1
     want_promtool || missing=1
     want_module kubernetes_validate kubernetes-validate==1.37.0 "the test of deploy/kubernetes" || missing=1
