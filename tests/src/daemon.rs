@@ -276,6 +276,11 @@ impl Daemon {
         self.signal(Signal::TERM);
     }
 
+    /// SIGINT: what Ctrl-C sends.
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
     /// SIGHUP.
     pub fn hup(&self) {
         self.signal(Signal::HUP);
