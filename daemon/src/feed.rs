@@ -31,44 +31,42 @@ pub struct Feed {
     pub fields: Vec<String>,
 }
 
-/// Listens, serves every client the whole file from its beginning; without `repeat` ends after the first client has it all.
+/// Listens, serves every client the whole file from its beginning; without `repeat` takes no more clients once one has it
+/// all, and ends when those that are connected have it too.
 pub async fn serve(feed: Feed, listen: &str) -> anyhow::Result<()> {
     let records = Arc::new(load(&feed)?);
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let address = listener.local_addr()?;
     let mut out = std::io::stderr();
     writeln!(out, "feeding {} records of {} on {address}; waiting for a client", records.len(), feed.file.display())?;
-    let (done, mut finished) = tokio::sync::mpsc::channel::<()>(1);
+    let mut clients = tokio::task::JoinSet::new();
+    let mut one_has_all = false;
     loop {
         tokio::select! {
-            accepted = listener.accept() => {
+            accepted = listener.accept(), if !one_has_all => {
                 let (stream, peer) = accepted.context("accepting a client")?;
                 writeln!(std::io::stderr(), "{peer} connected")?;
-                tokio::spawn(client(stream, peer, feed.clone(), records.clone(), done.clone()));
+                clients.spawn(client(stream, peer, feed.clone(), records.clone()));
             }
-            _ = finished.recv() => return Ok(()),
+            Some(has_all) = clients.join_next() => {
+                one_has_all |= has_all.unwrap_or(false);
+                if one_has_all && clients.is_empty() {
+                    return Ok(());
+                }
+            }
         }
     }
 }
 
-/// Serves one client; says so on `done` where it got everything.
-async fn client(
-    stream: TcpStream,
-    peer: std::net::SocketAddr,
-    feed: Feed,
-    records: Arc<Vec<Vec<u8>>>,
-    done: tokio::sync::mpsc::Sender<()>,
-) {
+/// Serves one client. Whether it got everything.
+async fn client(stream: TcpStream, peer: std::net::SocketAddr, feed: Feed, records: Arc<Vec<Vec<u8>>>) -> bool {
     let mut out = std::io::stderr();
-    match send(stream, &feed, &records).await {
-        Ok(sent) => {
-            let _ = writeln!(out, "{peer} has all {sent} records");
-            let _ = done.send(()).await;
-        }
-        Err(error) => {
-            let _ = writeln!(out, "{peer} went away: {error}");
-        }
-    }
+    let sent = send(stream, &feed, &records).await;
+    let _ = match &sent {
+        Ok(sent) => writeln!(out, "{peer} has all {sent} records"),
+        Err(error) => writeln!(out, "{peer} went away: {error}"),
+    };
+    sent.is_ok()
 }
 
 async fn send(mut stream: TcpStream, feed: &Feed, records: &[Vec<u8>]) -> std::io::Result<u64> {
@@ -108,7 +106,7 @@ fn load(feed: &Feed) -> anyhow::Result<Vec<Vec<u8>>> {
         return Ok(split(&bytes, &feed.delimiter));
     }
     // JSON values may span lines: a stream of them, or one array.
-    let mut records = Vec::new();
+    let (mut records, mut without) = (Vec::new(), 0);
     let mut values = serde_json::Deserializer::from_slice(&bytes).into_iter::<serde_json::Value>();
     while let Some(value) = values.next() {
         let value = value.with_context(|| format!("{}: JSON at byte {}", feed.file.display(), values.byte_offset()))?;
@@ -116,7 +114,14 @@ fn load(feed: &Feed) -> anyhow::Result<Vec<Vec<u8>>> {
             serde_json::Value::Array(items) => items,
             value => vec![value],
         };
+        let picked = records.len();
         records.extend(items.iter().filter_map(|item| pick(item, &feed.fields)));
+        without += items.len() - (records.len() - picked);
+    }
+    let fields = feed.fields.join(", ");
+    anyhow::ensure!(!records.is_empty(), "{}: none of its {without} records has {fields}", feed.file.display());
+    if without > 0 {
+        eprintln!("{without} records have none of {fields}: they are left out");
     }
     Ok(records)
 }

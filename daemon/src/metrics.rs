@@ -1,9 +1,10 @@
 //! Prometheus metrics: names and labels of the docs' table, one registry for the process.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use prometheus::{
     Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::{Collector, MetricVec, MetricVecBuilder},
     process_collector::ProcessCollector,
 };
 
@@ -151,6 +152,44 @@ impl Metrics {
         match TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             Ok(()) => String::from_utf8(out).unwrap_or_default(),
             Err(error) => format!("# cannot encode: {error}\n"),
+        }
+    }
+
+    /// Drops all series of a job that does not run here any more: their last values would raise alerts for ever.
+    pub fn forget(&self, job: &str) {
+        fn drop_of<B: MetricVecBuilder>(vec: &MetricVec<B>, job: &str)
+        where
+            MetricVec<B>: Collector,
+        {
+            for family in vec.collect() {
+                for metric in family.get_metric() {
+                    let labels: HashMap<&str, &str> =
+                        metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
+                    if labels.get("job") == Some(&job) {
+                        // It is there: it was just listed.
+                        let _ = vec.remove(&labels);
+                    }
+                }
+            }
+        }
+        for counters in [
+            &self.records_received,
+            &self.bytes_received,
+            &self.records_rejected,
+            &self.records_written,
+            &self.batches,
+            &self.sink_retries,
+        ] {
+            drop_of(counters, job);
+        }
+        for histograms in [&self.batch_duration, &self.batch_phase, &self.checkpoint_duration] {
+            drop_of(histograms, job);
+        }
+        for gauges in [&self.source_lag_records, &self.spool_bytes, &self.job_up] {
+            drop_of(gauges, job);
+        }
+        for gauges in [&self.source_lag_seconds, &self.last_batch, &self.clock_behind] {
+            drop_of(gauges, job);
         }
     }
 

@@ -125,6 +125,7 @@ impl Supervisor {
         for name in removed {
             tracing::info!(job = name, "removed");
             self.stop(&name).await;
+            self.around.metrics.forget(&name);
         }
         for job in jobs {
             let same = self.config(&job.name).is_some_and(|old| old.text == job.text && old.file == job.file);

@@ -260,11 +260,31 @@ fn feed_serves_records_by_delimiter_by_field_at_a_pace_and_again_and_again() {
     assert!(looped.0.try_wait().unwrap().is_none(), "it goes on for the next client");
     assert_eq!(&received_start(address, 8), "one\ntwo\n");
 
-    // JSON: lines, an array, nested fields; what has none of the fields is not sent, and says so.
+    // JSON: lines, an array, nested fields; what has none of the fields is not sent.
     folder.write("file", r#"[{"a":{"b":"x\ny"}},{"c":7},{"a":{"b":null},"c":"z"},{"d":1}]"#);
     let address = free_address();
     let _fields = start_feed(&folder, address, &["--field", "a.b,c", "--delimiter", "|"]);
     assert_eq!(received(address), "x\ny|7|z|");
+}
+
+#[test]
+fn feed_gives_everything_to_every_client_that_is_connected() {
+    let folder = Folder::new();
+    // More than the kernel keeps for a client that does not read yet.
+    let text: String = (0..400_000).map(|n| format!("record {n} of a long file\n")).collect();
+    folder.write("file", &text);
+    let address = free_address();
+    let mut feed = start_feed(&folder, address, &[]);
+    let (mut slow, mut fast) = (feed::connect(address), feed::connect(address));
+    let mut first = vec![0; 8];
+    slow.read_exact(&mut first).unwrap();
+    let mut all = String::new();
+    fast.read_to_string(&mut all).unwrap();
+    assert!(all == text, "{} of {} bytes", all.len(), text.len());
+    let mut rest = String::new();
+    slow.read_to_string(&mut rest).unwrap();
+    assert_eq!(8 + rest.len(), text.len());
+    assert!(feed.0.wait().unwrap().success());
 }
 
 fn received_start(address: SocketAddr, length: usize) -> String {
@@ -287,8 +307,10 @@ fn feed_says_what_is_wrong() {
     let (code, _, err) = run(&["file", "--listen", "127.0.0.1:0", "--field", "a"]);
     assert_eq!(code, Some(1));
     assert_has(&err, &["file: JSON at byte", "line 2"]);
-    let (code, _, err) = run(&["file", "--listen", "127.0.0.1:0", "--field", "text"]);
+    folder.write("typo", "{\"text\": 1}\n");
+    let (code, _, err) = run(&["typo", "--listen", "127.0.0.1:0", "--field", "txet,b"]);
     assert_eq!(code, Some(1), "{err}");
+    assert_has(&err, &["none of its 1 records has txet, b"]);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let (code, _, err) = run(&["file", "--listen", &address]);

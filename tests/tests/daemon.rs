@@ -250,6 +250,8 @@ fn sighup_takes_new_changed_and_removed_jobs_and_keeps_what_is_wrong_as_it_was()
     wait_state(&daemon, "changed", "running");
     publish(&folder, "changed", "b", 5..10);
     expect(&folder, "changed", 8);
+    let metrics = daemon.get("/metrics").unwrap().body;
+    assert!(metrics.contains("job=\"kept\"") && !metrics.contains("job=\"removed\""), "{metrics}");
     publish(&folder, "removed", "b", 5..10);
     assert_eq!(batches("kept"), 1, "a job that did not change was not started anew");
 

@@ -232,10 +232,12 @@ impl Runner {
             let retries = self.retrying().any(|(_, running)| !running.tried);
             let due = if at_once || retries { Instant::now() } else { next_tick };
             let wake = self.wait(&mut commit, due).await;
-            self.report_lag();
             match wake {
                 Wake::Stop => return self.shut_down(commit).await,
-                Wake::Committed | Wake::Lanes => continue,
+                Wake::Committed | Wake::Lanes => {
+                    self.report_lag();
+                    continue;
+                }
                 Wake::Batch | Wake::Data(_) => {}
             }
             next_tick = self.following_tick(next_tick);
@@ -262,6 +264,7 @@ impl Runner {
                 let job = self.job.clone();
                 commit = Some(Box::pin(settled(lanes, tokio::spawn(async move { job.commit(group).await }))));
             }
+            self.report_lag();
         }
     }
 
