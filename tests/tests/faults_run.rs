@@ -100,7 +100,8 @@ fn fault_20_sockets_that_are_cut_in_mid_record_merge_nothing() {
     let mut found: Vec<_> = rejects.column("record");
     let half = |client| format!("half of {client}{}", if client % 2 == 0 { "" } else { "__en" });
     let mut wanted: Vec<String> = (0..CLIENTS).map(half).collect();
-    (found.sort(), wanted.sort());
+    found.sort();
+    wanted.sort();
     assert_eq!(found, wanted);
     assert!(rejects.column("reason").iter().all(|reason| reason == "half_record"), "{:?}", rejects.column("reason"));
     // Each client's records are in its order.
