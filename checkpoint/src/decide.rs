@@ -169,13 +169,23 @@ fn find_head<'a>(facts: &Facts<'a>) -> Result<Option<Head<'a>>, Stop> {
             }
             Ok(Some(head))
         }
-        Some(None) => Err(Stop::AnchorEmptied {
-            lane: newest.plan.lane.clone(),
-            anchor: anchor.clone(),
-            sink: newest_id.clone(),
-            stands: newest.positions.clone(),
-        }),
+        Some(None) => {
+            let (sink, mark) = successor(facts).unwrap_or((newest_id, newest));
+            Err(Stop::AnchorEmptied {
+                lane: newest.plan.lane.clone(),
+                anchor: anchor.clone(),
+                sink: sink.clone(),
+                stands: mark.positions.clone(),
+            })
+        }
     }
+}
+
+/// The sink that an operator is told to make the anchor: the newest mark that may be one, the dead letters last.
+fn successor<'a, 'f>(facts: &'f Facts<'a>) -> Option<(&'f SinkId, &'a Mark)> {
+    let marks = facts.sinks.iter().filter_map(|(id, sink)| Some((id, sink.mark?)));
+    let candidates = marks.filter(|(id, _)| !id.is_local());
+    candidates.max_by_key(|(id, mark)| (mark.plan.seq, id.as_str() != SinkId::DEAD_LETTERS, Reverse(*id)))
 }
 
 /// The anchor is gone from the job: the plan that the ledger closed last is the head, if it is the gone anchor's.
@@ -186,8 +196,8 @@ fn head_of_ledger<'a>(facts: &Facts<'a>, gone: &SinkId, newest: Option<&Mark>) -
             lane: newest.or(facts.closed).map_or_else(Lane::single, |mark| mark.plan.lane.clone()),
             anchor: gone.clone(),
             closed: facts.closed.map(|closed| closed.positions.clone()),
-            sink: newest.map_or_else(|| facts.anchor.clone(), |mark| mark.sink.clone()),
-            stands: newest.map(|mark| mark.positions.clone()),
+            sink: successor(facts).map_or_else(|| facts.anchor.clone(), |(id, _)| id.clone()),
+            stands: successor(facts).map(|(_, mark)| mark.positions.clone()),
         });
     };
     if let Some((log, _)) = closed.logs.iter().find(|(_, state)| state.next > state.first) {

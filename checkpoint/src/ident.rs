@@ -129,6 +129,8 @@ impl SinkId {
     pub fn local(name: &str, data_dir: Uuid) -> Self {
         Self::new(&format!("{name}@{data_dir}"))
     }
+    /// The name under which a job's dead letters are a sink.
+    pub const DEAD_LETTERS: &str = "dead-letters";
     /// Whether the sink lives in a data dir.
     pub fn is_local(&self) -> bool {
         self.as_str().contains('@')

@@ -172,7 +172,9 @@ impl Progress {
             LaneState::Running | LaneState::Released => None,
             LaneState::Starting => Some(format!("lane {lane} is starting")),
             LaneState::Waiting { reason } | LaneState::Retrying { reason, .. } | LaneState::Stopped { reason } => {
-                Some(format!("lane {lane}: {reason}"))
+                // A reason may name the lane by itself.
+                let named = format!("lane {lane}: ");
+                Some(if reason.starts_with(&named) { reason.clone() } else { named + reason })
             }
         })
     }

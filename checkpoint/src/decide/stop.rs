@@ -182,19 +182,35 @@ impl Stop {
         let over =
             || "`tidemill checkpoint reset --sinks` (start over; sinks that append will hold rows twice)".to_owned();
         match self {
-            Self::AnchorEmptied { sink: other, .. } => {
-                vec![anchor(other, "go on from what it holds; the emptied sink gets new rows only"), over()]
-            }
+            Self::AnchorEmptied { sink: other, .. } if other.is_local() => vec![over()],
+            Self::AnchorEmptied { sink: other, .. } => vec![
+                anchor(
+                    other,
+                    "go on from what it holds; the emptied sink gets new rows only, but a directory's files are taken again",
+                ),
+                over(),
+            ],
             Self::AnchorGone { anchor: gone, sink: other, .. } => vec![
                 format!("put the sink {} back into the job", name(gone)),
                 anchor(other, "go on from what it holds"),
                 over(),
             ],
+            Self::HistoryGone { anchor: gone, sink: other, .. } if *other == SinkId::ledger() => {
+                vec![format!("put the sink {} back into the job", name(gone)), over()]
+            }
             Self::HistoryGone { anchor: gone, sink: other, .. } => vec![
                 format!("put the sink {} back into the job", name(gone)),
                 anchor(other, "files that were taken already are taken again"),
                 over(),
             ],
+            // A local sink is never the anchor, and nothing is brought to it from elsewhere.
+            Self::Gap { sink: id, why: Misfit::Beyond, .. } if id.is_local() => {
+                vec![sink(id, "join", "it gets new rows from the head on, some of them twice")]
+            }
+            Self::Gap { sink: id, why: Misfit::Digest, .. } if id.is_local() => {
+                vec![sink(id, "accept-loss", "what it lacks is not written to it")]
+            }
+            Self::Emptied { sink: id, .. } if id.is_local() => vec![sink(id, "join", "it gets new rows only")],
             Self::Emptied { sink: id, .. } => vec![
                 sink(id, "catch-up", "it gets everything again from the start"),
                 sink(id, "join", "it gets new rows only"),
@@ -204,7 +220,11 @@ impl Stop {
                 sink(id, "accept-loss", "what it lacks is not written to it"),
             ],
             Self::Gap { sink: id, why: Misfit::Beyond, .. } => vec![
-                anchor(id, "go on from what it holds; what the present anchor lacks is not written to it"),
+                anchor(
+                    id,
+                    "go on from what it holds; what the present anchor lacks is not written to it, but a directory's files \
+                     that it does not list are taken again",
+                ),
                 sink(id, "join", "it gets new rows from the head on, some of them twice"),
             ],
             Self::Gap { sink: id, why: Misfit::OtherOrigin, .. } => {

@@ -406,6 +406,7 @@ fn a_stop_says_what_and_where_and_how_to_go_on() {
         stop.to_string(),
         "lane all: the mark of b is beyond the head (was the anchor restored from a backup?): it stands at s 3, the head in a \
          at s 1. Way out: `tidemill checkpoint resolve --anchor b` (go on from what it holds; what the present anchor lacks is \
-         not written to it), or `tidemill checkpoint resolve --sink b --join` (it gets new rows from the head on, some of them twice)"
+         not written to it, but a directory's files that it does not list are taken again), or \
+         `tidemill checkpoint resolve --sink b --join` (it gets new rows from the head on, some of them twice)"
     );
 }

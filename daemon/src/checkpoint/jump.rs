@@ -166,6 +166,9 @@ fn other(head: &Mark, to: &Positions, id: &SinkId, mark: Option<&Mark>, new_anch
     let (given, holds) = (head.gives(id), mark.map(|mark| mark.digest));
     let lacks_head =
         matches!(head.plan.touches.get(id), Some(Touch::Joined { before, touched: true }) if *before == holds);
+    if matches!(head.plan.touches.get(id), Some(Touch::CatchingUp)) {
+        return Some(Place::CatchUp);
+    }
     let Some(mark) = mark else {
         // A sink that holds nothing and should is left as it is; any other is new.
         let emptied = matches!(given, Some(Some(_))) && !lacks_head;

@@ -13,7 +13,7 @@ use tidemill_connectors::source::History;
 use super::{
     batch::Head,
     compile::Pinned,
-    lane::{AtOnce, LaneError, Owned, Watch, describe_head, joined_after, stop_text},
+    lane::{AtOnce, LaneError, Owned, Watch, describe_head, joined_after},
     runner::{Phase, Runner, Running},
     schemas::{parse_schema, schema_log},
 };
@@ -153,7 +153,7 @@ impl Runner {
                 }
                 Decision::Stop(stop) => {
                     if self.job.still_owned(lane, &owned).await? {
-                        return Err(LaneError::Stop(stop_text(lane, &stop)));
+                        return Err(LaneError::Stop(stop.to_string()));
                     }
                     return Err(LaneError::Fenced(format!("lane {lane}: another owner claimed it meanwhile")));
                 }

@@ -413,7 +413,17 @@ impl Job {
             sinks.iter().filter_map(|(id, before)| Some((self.sink(id)?, owned.keys.get(id)?, *before))).collect();
         let names: Vec<_> = targets.iter().map(|(slot, ..)| slot.name.clone()).collect();
         tracing::info!(job = self.name(), lane = %plan.lane, batch = plan.seq, sinks = names.join(","), "replaying the head to sinks that lack it");
-        let (compiled, computed) = self.compute_again(head, pinned, schemas).await?;
+        let (compiled, computed) = self.compute_again(head, pinned, schemas).await.map_err(|error| match error {
+            LaneError::Lost { what, .. } => LaneError::Stop(format!(
+                "lane {}: batch {} is to be replayed to {}: {what}. Put back what is gone, or let a sink do without this \
+                 batch: {}",
+                plan.lane,
+                plan.seq,
+                names.join(", "),
+                names.iter().map(|sink| do_without(sink)).collect::<Vec<_>>().join(", ")
+            )),
+            other => other,
+        })?;
         for (slot, key, before) in targets {
             let rows = rows_for(slot, &computed, &compiled);
             let staged = match plan.touches.get(slot.id()) {
@@ -518,17 +528,29 @@ impl Job {
             return Err(LaneError::Stop(format!("lane {lane}: {sink} is to catch up, but is not a sink of this job")));
         };
         let budget = self.budget();
-        let mut proposals = self.propose(lane, from, budget, 0).await?.unwrap_or_default();
+        // What the other sinks have is not given up for this one.
+        let for_the_sink = |error| match error {
+            LaneError::Lost { what, .. } => LaneError::Stop(format!(
+                "lane {lane}: {sink} stands at {} and is to catch up with the head at {}: {what}. Put back what is gone, or \
+                 let it do without: {}",
+                super::describe(from),
+                super::describe(&head.mark.positions),
+                do_without(&slot.name)
+            )),
+            other => other,
+        };
+        let mut proposals = self.propose(lane, from, budget, 0).await.map_err(for_the_sink)?.unwrap_or_default();
         cut_to(&head.mark.positions, &mut proposals);
         if proposals.iter().flatten().all(|proposal| proposal.spans.is_empty()) {
             return Err(LaneError::Stop(format!(
                 "lane {lane}: {sink} stands at {}, the head at {}, and the sources have nothing between them any more. \
-                 Way out: `tidemill checkpoint resolve --sink {sink} --accept-loss`",
+                 Way out: {}",
                 super::describe(from),
-                super::describe(&head.mark.positions)
+                super::describe(&head.mark.positions),
+                do_without(&slot.name)
             )));
         }
-        let raw = Arc::new(self.read_all(lane, &proposals).await?);
+        let raw = Arc::new(self.read_all(lane, &proposals).await.map_err(for_the_sink)?);
         let content = Content {
             spans: proposals.into_iter().flatten().flat_map(|p| p.spans).collect(),
             clock: Timestamp::now(),
@@ -582,6 +604,11 @@ fn writer<'a>(owned: &'a Owned, sink: &SinkId) -> Result<Writer<'a>, LaneError> 
         .get(sink)
         .ok_or_else(|| LaneError::Stop(format!("{sink} is to commit first, but was not claimed")))?;
     Ok(Writer { generation: key.generation, owner: &key.owner })
+}
+
+/// The command by which a sink goes on without what cannot be read again.
+fn do_without(sink: &str) -> String {
+    format!("`tidemill checkpoint resolve --sink {sink} --accept-loss`")
 }
 
 fn cannot_plan(lane: &Lane, error: &next::Error) -> LaneError {

@@ -7,7 +7,7 @@ use std::{
 
 use futures::future::join_all;
 use tidemill_checkpoint::{
-    Decision, Digest, Entry, Facts, Generation, Held, Lane, LaneKey, LogName, Mark, Positions, SinkId, Stop, decide,
+    Decision, Digest, Entry, Facts, Generation, Held, Lane, LaneKey, LogName, Mark, Positions, SinkId, decide,
     decide::SinkFacts,
 };
 use tidemill_connectors::{SinkError, SourceError, source::History};
@@ -26,6 +26,15 @@ pub enum LaneError {
     /// An operator has to decide.
     #[error("{0}")]
     Stop(String),
+    /// The same: a source cannot read again what a plan or a mark speaks of. The way out is the source's own; who wanted
+    /// to read may know a better one.
+    #[error("{what}. {way_out}")]
+    Lost {
+        /// What is gone.
+        what: String,
+        /// The way out.
+        way_out: String,
+    },
 }
 
 impl LaneError {
@@ -41,9 +50,14 @@ impl LaneError {
     }
     /// What a source's error means to the lane.
     pub fn of_source(source: &str, error: &SourceError) -> Self {
+        let named = format!("source {source}: ");
+        let name = |text: String| if text.starts_with(&named) { text } else { named.clone() + &text };
         match error {
-            SourceError::Transient { .. } => Self::Transient(format!("source {source}: {error}")),
-            SourceError::Lost { .. } | SourceError::Fatal(_) => Self::Stop(format!("source {source}: {error}")),
+            SourceError::Transient { .. } => Self::Transient(name(error.to_string())),
+            SourceError::Fatal(text) => Self::Stop(name(text.clone())),
+            SourceError::Lost { shard, what, way_out } => {
+                Self::Lost { what: name(format!("shard {shard}: {what}")), way_out: way_out.clone() }
+            }
         }
     }
 }
@@ -231,11 +245,6 @@ fn checked(lane: &Lane, log: &LogName, first: u64, next: u64, entries: Vec<Entry
          Way out: restore it from a backup, or `tidemill checkpoint reset --sinks`",
         entries.len()
     )))
-}
-
-/// A stop in words.
-pub fn stop_text(lane: &Lane, stop: &Stop) -> String {
-    format!("lane {lane}: {stop}")
 }
 
 /// One line about a head, for logs.

@@ -32,7 +32,7 @@ use tidemill_connectors::{
 use crate::{memory::Memory, metrics::Metrics, status::Status};
 
 /// The name under which the dead letters are known as a sink.
-pub const DEAD_LETTERS: &str = "dead-letters";
+pub const DEAD_LETTERS: &str = SinkId::DEAD_LETTERS;
 
 /// In a job's folder in the data dir: the path of its YAML.
 pub const JOB_FILE: &str = "job-file";

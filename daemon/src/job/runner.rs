@@ -19,8 +19,8 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use rand::RngExt;
 use tidemill_checkpoint::{Lane, LaneKey, LaneScheme};
 use tidemill_config as config;
-use tidemill_connectors::source::SourceEvent;
-use tokio::sync::watch;
+use tidemill_connectors::{SinkError, source::SourceEvent};
+use tokio::sync::{mpsc, watch};
 
 use super::{
     Job,
@@ -105,6 +105,9 @@ pub struct Runner {
     turn: usize,
     /// By source.
     deaf: Vec<Deaf>,
+    /// Keys whose beat was refused: another owner has the lane, also where this one has nothing to commit.
+    refused: mpsc::Receiver<LaneKey>,
+    refuse: mpsc::Sender<LaneKey>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -133,6 +136,7 @@ impl Runner {
     /// A loop that has not begun. `stop` turns true when the job shall stop cleanly.
     pub fn new(job: Arc<Job>, stop: watch::Receiver<bool>) -> Self {
         let sources = job.sources.len();
+        let (refuse, refused) = mpsc::channel(1);
         Self {
             job,
             schemas: Schemas::default(),
@@ -144,6 +148,8 @@ impl Runner {
             started: false,
             turn: 0,
             deaf: vec![Deaf { until: Instant::now(), failures: 0 }; sources],
+            refused,
+            refuse,
             stop,
         }
     }
@@ -162,7 +168,13 @@ impl Runner {
         if self.job.around.once {
             self.job.sources.iter().for_each(|source| source.finish());
         }
-        let beats = tokio::spawn(beat(self.job.clone(), self.beating.clone(), self.progress.clone(), self.begun));
+        let beats = tokio::spawn(beat(
+            self.job.clone(),
+            self.beating.clone(),
+            self.refuse.clone(),
+            self.progress.clone(),
+            self.begun,
+        ));
         let _beats = AbortOnDrop(beats.abort_handle());
         let ended = self.work().await;
         self.job.status.lock().finished = true;
@@ -356,6 +368,11 @@ impl Runner {
                     drop(events);
                     self.settle(results);
                     return Wake::Committed;
+                }
+                Some(key) = self.refused.recv() => {
+                    drop(events);
+                    self.refuse(&key);
+                    return Wake::Lanes;
                 }
                 Some((index, event)) = events.next() => {
                     drop(events);
@@ -552,6 +569,16 @@ impl Runner {
         self.lanes_changed();
     }
 
+    /// A beat was refused: where the lane is still held by that key, it is not any more.
+    fn refuse(&mut self, key: &LaneKey) {
+        let Some(Phase::Running(running)) = self.lanes.get(&key.lane) else { return };
+        if running.owned.keys.get(&key.sink) == Some(key) {
+            let reason =
+                format!("lane {}: sink {} is owned by a newer generation than {}", key.lane, key.sink, key.generation);
+            self.fail(&key.lane, LaneError::Fenced(reason));
+        }
+    }
+
     /// A source failed: every lane that it works for.
     fn fail_all(&mut self, error: &LaneError) {
         let running = self.lanes.iter().filter(|(_, phase)| matches!(phase, Phase::Running(_)));
@@ -586,7 +613,8 @@ impl Runner {
                 let at = Instant::now() + self.peek_interval();
                 (Phase::Wanted { at, how: AtOnce::No, watch: None, failures: 0 }, LaneState::Waiting { reason })
             }
-            LaneError::Stop(reason) => {
+            error @ (LaneError::Stop(_) | LaneError::Lost { .. }) => {
+                let reason = error.to_string();
                 tracing::error!(job, lane = %lane, "stopped: {reason}");
                 (Phase::Stopped(reason.clone()), LaneState::Stopped { reason })
             }
@@ -695,7 +723,13 @@ impl Drop for AbortOnDrop {
 }
 
 /// Says that this owner lives, every quarter of `takeover_after`, for as long as the loop makes progress.
-async fn beat(job: Arc<Job>, keys: Arc<Mutex<Vec<LaneKey>>>, progress: Arc<AtomicU64>, begun: Instant) {
+async fn beat(
+    job: Arc<Job>,
+    keys: Arc<Mutex<Vec<LaneKey>>>,
+    refused: mpsc::Sender<LaneKey>,
+    progress: Arc<AtomicU64>,
+    begun: Instant,
+) {
     let every = job.config.takeover_after / 4;
     // A batch may take long; a loop that has not moved for so many intervals is not alive.
     let patience = every * 40;
@@ -712,6 +746,10 @@ async fn beat(job: Arc<Job>, keys: Arc<Mutex<Vec<LaneKey>>>, progress: Arc<Atomi
                 && let Err(error) = slot.sink.beat(&key).await
             {
                 tracing::debug!(job = job.name(), sink = slot.name, %error, "beat failed");
+                if matches!(error, SinkError::Fenced { .. }) {
+                    // A full queue has one of the same kind in it; the next beat is refused too.
+                    let _ = refused.try_send(key);
+                }
             }
         }
     }

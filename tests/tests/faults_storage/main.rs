@@ -176,10 +176,6 @@ fn says(text: &str, words: &[&str]) {
     assert!(!text.contains("panicked"), "{text}");
 }
 
-fn reason(daemon: &Daemon) -> String {
-    daemon.get("/ready").map(|answer| answer.body).unwrap_or_default()
-}
-
 /// Waits until `/ready` answers 503 with one of these words; returns the reason.
 #[track_caller]
 fn wait_reason(daemon: &mut Daemon, words: &[&str]) -> String {

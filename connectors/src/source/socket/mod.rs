@@ -116,8 +116,11 @@ impl SocketSource {
             return Err(SourceError::Fatal(format!("source {name}: `max_record_bytes` is at most 1GiB")));
         }
         let segment_bytes = (socket.max_spool_bytes / 4).clamp(4096, SEGMENT_BYTES);
-        let spool =
-            Spool::open(spool_dir, segment_bytes).map_err(|error| to_source(error, &ShardId::new(&name, "")))?;
+        let spool = Spool::open(spool_dir, segment_bytes).map_err(|error| {
+            // A spool that is damaged is named as the mark knows it: the way out needs its id.
+            let id = spool::read_id(spool_dir).ok().flatten().map_or_else(String::new, |id| id.to_string());
+            to_source(error, &ShardId::new(&name, &id))
+        })?;
         let told = fs::read_to_string(spool_dir.join("retired")).unwrap_or_default();
         let planned = AtomicU64::new(spool.end());
         let shard = ShardId::new(&name, &spool.id.to_string());

@@ -452,7 +452,7 @@ fn segment_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn read_id(dir: &Path) -> Result<Option<Uuid>, Error> {
+pub(super) fn read_id(dir: &Path) -> Result<Option<Uuid>, Error> {
     let path = dir.join("id");
     match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
