@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use tidemill_checkpoint::{Ledger, Owner, ledger::sled::SledLedger};
 use tidemill_config::{self as config, ProcessEnvironment};
+use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use crate::{
@@ -54,14 +55,19 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     let data_dir = around.data_dir.clone();
     let supervisor = Supervisor::new(around);
     let address = arguments.http.clone().or_else(|| (!arguments.once).then_some(daemon.http));
-    if let Some(address) = address {
-        serve_http(&supervisor, &address).await?;
-    }
+    let listener = match &address {
+        Some(address) => Some(listen_http(address).await?),
+        None => None,
+    };
     if let Err(error) = control::serve(supervisor.clone(), &data_dir) {
         tracing::warn!("no control socket: {error:#}; `tidemill checkpoint` cannot reach this daemon");
     }
     for job in jobs {
         supervisor.start(Arc::new(job));
+    }
+    // Not before there are jobs: a daemon that has none would call itself ready.
+    if let Some(listener) = listener {
+        serve_http(&supervisor, listener)?;
     }
     let loader = Box::new(move || sources.reload());
     let code = supervise::run(supervisor.clone(), loader, std::io::stderr().is_terminal()).await;
@@ -69,10 +75,13 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     code
 }
 
-async fn serve_http(supervisor: &Arc<Supervisor>, address: &str) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
+async fn listen_http(address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
         format!("HTTP cannot listen on {address}: is another daemon running? Choose another address with --http")
-    })?;
+    })
+}
+
+fn serve_http(supervisor: &Arc<Supervisor>, listener: TcpListener) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "HTTP: /metrics, /live, /ready, /jobs");
     let router = http::router(supervisor.clone());
     tokio::spawn(async move {

@@ -74,8 +74,9 @@ fn project_files() -> Vec<PathBuf> {
             let ours = !["target", ".git", "out", "__pycache__", "node_modules"].contains(&&*name);
             match path.is_dir() {
                 true if ours => folders.push(path),
-                false => found.push(path),
-                true => {}
+                // `.git` is a file in a second worktree.
+                false if ours => found.push(path),
+                _ => {}
             }
         }
     }

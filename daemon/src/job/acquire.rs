@@ -41,14 +41,17 @@ impl Runner {
                     tracing::info!(job = self.job.name(), lane = %lane, head = describe_head(&running.head.mark), "lane owned");
                     let running = Running { failures, ..running };
                     self.lanes.insert(lane.clone(), Phase::Running(Box::new(running)));
-                    if failures == 0 {
-                        self.job.status.lane(lane.as_str(), LaneState::Running);
-                    }
                     // What was planned and not committed is planned again: no source is at its end.
                     self.ended.fill(false);
-                    self.lanes_changed();
-                    if let Err(error) = self.start_sources().await {
-                        self.fail(&lane, error);
+                    // Ready is who listens: not before.
+                    match self.start_sources().await {
+                        Ok(()) => {
+                            if failures == 0 {
+                                self.job.status.lane(lane.as_str(), LaneState::Running);
+                            }
+                            self.lanes_changed();
+                        }
+                        Err(error) => self.fail(&lane, error),
                     }
                 }
                 Ok(Err(reason)) => {
