@@ -18,7 +18,7 @@ pub fn router(supervisor: Arc<Supervisor>) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
-        .route("/live", get(|| async { Json(json!({ "live": true })) }))
+        .route("/live", get(live))
         .route("/ready", get(ready))
         .route("/jobs", get(jobs))
         .route("/jobs/{name}", get(job))
@@ -33,6 +33,16 @@ async fn index() -> impl IntoResponse {
 
 async fn metrics(State(supervisor): State<Arc<Supervisor>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], supervisor.around().metrics.render())
+}
+
+async fn live(State(supervisor): State<Arc<Supervisor>>) -> Response {
+    match supervisor.stuck() {
+        None => Json(json!({ "live": true })).into_response(),
+        Some((job, silent)) => {
+            let reason = format!("the batch loop of job {job} has not moved for {} s", silent.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "live": false, "reason": reason }))).into_response()
+        }
+    }
 }
 
 async fn ready(State(supervisor): State<Arc<Supervisor>>) -> Response {

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     job::{
         Job, Surroundings,
+        pulse::Pulse,
         runner::{BACKOFF_MAX, Ended, Runner, backoff},
     },
     progress,
@@ -39,19 +40,11 @@ const INSISTING: Duration = Duration::from_millis(500);
 /// the next start. Below the 30 s that Kubernetes gives.
 const STOP_LIMIT: Duration = Duration::from_secs(28);
 
-/// Milliseconds since the process began, when a batch loop last moved.
-static MOVED: AtomicU64 = AtomicU64::new(0);
-static BEGUN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-
-/// A batch loop moved.
-pub fn alive() {
-    MOVED.store(u64::try_from(BEGUN.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-}
-
 struct Running {
     config: Arc<config::Job>,
     status: Status,
     stop: watch::Sender<bool>,
+    pulse: Arc<Pulse>,
     task: JoinHandle<Ended>,
 }
 
@@ -81,8 +74,9 @@ impl Supervisor {
     pub fn start(&self, config: Arc<config::Job>) {
         let status = Status::new(&config.name);
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(run_job(config.clone(), self.around.clone(), status.clone(), stopped));
-        self.jobs().insert(config.name.clone(), Running { config, status, stop, task });
+        let pulse = Pulse::new();
+        let task = tokio::spawn(run_job(config.clone(), self.around.clone(), status.clone(), pulse.clone(), stopped));
+        self.jobs().insert(config.name.clone(), Running { config, status, stop, pulse, task });
     }
 
     /// Stops a job cleanly and waits for it. Returns its config, where it ran.
@@ -101,6 +95,15 @@ impl Supervisor {
     /// The progress of every job.
     pub fn progress(&self) -> Vec<Progress> {
         self.jobs().values().map(|running| running.status.snapshot()).collect()
+    }
+
+    /// The job whose loop has not moved for longer than anything that it awaits, and for how long; a job that has ended is
+    /// not waited for.
+    pub fn stuck(&self) -> Option<(String, Duration)> {
+        let jobs = self.jobs();
+        let running = jobs.iter().filter(|(_, running)| !running.task.is_finished());
+        let silent = running.map(|(name, running)| (name.clone(), running.pulse.silent()));
+        silent.filter(|(_, silent)| *silent > WATCHDOG_PATIENCE).max_by_key(|(_, silent)| *silent)
     }
 
     /// Why the daemon is not ready, by job; empty where it is.
@@ -175,12 +178,20 @@ impl Supervisor {
 
 /// Runs a job to its end. One that cannot be opened, or that failed in the program itself, is tried again with backoff:
 /// whatever happens in it, it happens to no other job.
-async fn run_job(config: Arc<config::Job>, around: Surroundings, status: Status, stop: watch::Receiver<bool>) -> Ended {
+async fn run_job(
+    config: Arc<config::Job>,
+    around: Surroundings,
+    status: Status,
+    pulse: Arc<Pulse>,
+    stop: watch::Receiver<bool>,
+) -> Ended {
     let job = config.name.clone();
     let mut failures = 0;
     loop {
         let begun = Instant::now();
-        let attempt = tokio::spawn(open_and_run(config.clone(), around.clone(), status.clone(), stop.clone()));
+        pulse.moved();
+        let attempt =
+            tokio::spawn(open_and_run(config.clone(), around.clone(), status.clone(), pulse.clone(), stop.clone()));
         let reason = match attempt.await {
             Ok(Ended::Done) => return Ended::Done,
             Ok(Ended::Failed(reason)) => reason,
@@ -207,12 +218,13 @@ async fn open_and_run(
     config: Arc<config::Job>,
     around: Surroundings,
     status: Status,
+    pulse: Arc<Pulse>,
     stop: watch::Receiver<bool>,
 ) -> Ended {
     match Job::open(config, around, status.clone()).await {
         Ok(job) => {
             status.restart();
-            Runner::new(Arc::new(job), stop).run().await
+            Runner::new(Arc::new(job), pulse, stop).run().await
         }
         Err(error) => Ended::Failed(format!("{error:#}")),
     }
@@ -228,7 +240,7 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     systemd::notify("READY=1\nSTATUS=running");
-    let watchdog = tokio::spawn(watchdog());
+    let watchdog = tokio::spawn(watchdog(supervisor.clone()));
     let once = supervisor.around.once;
     let (statuses, begun) = (supervisor.statuses(), Instant::now());
     let drawing = (once && show_progress).then(|| tokio::spawn(progress::draw(statuses.clone())));
@@ -302,15 +314,16 @@ fn report(ends: &[(String, Ended)]) -> u8 {
     code
 }
 
-async fn watchdog() {
+/// Fed while every job's loop moves: one that hangs is a reason to begin anew, which loses nothing.
+async fn watchdog(supervisor: Arc<Supervisor>) {
     let Some(interval) = systemd::watchdog_interval() else { return };
     loop {
         tokio::time::sleep(interval).await;
-        let silent = BEGUN.elapsed().saturating_sub(Duration::from_millis(MOVED.load(Ordering::Relaxed)));
-        if silent < WATCHDOG_PATIENCE {
-            systemd::notify("WATCHDOG=1");
-        } else {
-            tracing::error!("no batch loop has moved for {silent:?}: the watchdog is not fed");
+        match supervisor.stuck() {
+            None => systemd::notify("WATCHDOG=1"),
+            Some((job, silent)) => {
+                tracing::error!(job, "the batch loop has not moved for {silent:?}: the watchdog is not fed");
+            }
         }
     }
 }

@@ -96,14 +96,15 @@ impl Runner {
             return Ok(Err(reason));
         }
         let mut owned = self.job.claim(lane, &held).await?;
-        self.claimed(&owned);
+        // Its beats are sent while it is brought to its head, which may take long.
+        owned.beaten().cloned().into_iter().for_each(|key| self.pulse.add(key));
         let mut adopted: Option<(Digest, History)> = None;
         loop {
             if *self.stop.borrow() {
                 self.release(lane, &owned).await;
                 return Err(LaneError::Transient(format!("lane {lane}: told to stop")));
             }
-            self.moved();
+            self.pulse.moved();
             let closed = self
                 .job
                 .around

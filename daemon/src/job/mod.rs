@@ -5,7 +5,8 @@
 //! - `lane`: who owns a lane, claims, and what `decide()` says.
 //! - `batch` and `commit`: one batch of each lane, from the proposal to the close. The order of the protocol is there and
 //!   nowhere else. `schemas`: the compiled versions that batches use.
-//! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane.
+//! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
+//!   `pulse`: how others know that it lives.
 
 mod acquire;
 pub mod batch;
@@ -13,6 +14,7 @@ pub mod commit;
 pub mod compile;
 pub mod lane;
 pub mod probe;
+pub mod pulse;
 pub mod runner;
 pub mod schemas;
 

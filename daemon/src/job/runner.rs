@@ -8,10 +8,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,13 +16,14 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use rand::RngExt;
 use tidemill_checkpoint::{Lane, LaneKey, LaneScheme};
 use tidemill_config as config;
-use tidemill_connectors::{SinkError, source::SourceEvent};
+use tidemill_connectors::source::SourceEvent;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     Job,
     batch::{Head, Prepared},
     lane::{AtOnce, LaneError, Owned, Watch, describe_head},
+    pulse::Pulse,
     schemas::Schemas,
 };
 use crate::status::LaneState;
@@ -94,10 +92,7 @@ pub struct Runner {
     pub(super) job: Arc<Job>,
     pub(super) schemas: Schemas,
     pub(super) lanes: BTreeMap<Lane, Phase>,
-    /// Keys whose beats are sent, shared with the beating task.
-    beating: Arc<Mutex<Vec<LaneKey>>>,
-    progress: Arc<AtomicU64>,
-    begun: Instant,
+    pub(super) pulse: Arc<Pulse>,
     /// Sources that have nothing more to give (`--once`).
     pub(super) ended: Vec<bool>,
     started: bool,
@@ -134,16 +129,14 @@ enum Room {
 
 impl Runner {
     /// A loop that has not begun. `stop` turns true when the job shall stop cleanly.
-    pub fn new(job: Arc<Job>, stop: watch::Receiver<bool>) -> Self {
+    pub fn new(job: Arc<Job>, pulse: Arc<Pulse>, stop: watch::Receiver<bool>) -> Self {
         let sources = job.sources.len();
         let (refuse, refused) = mpsc::channel(1);
         Self {
             job,
             schemas: Schemas::default(),
             lanes: BTreeMap::new(),
-            beating: Arc::default(),
-            progress: Arc::default(),
-            begun: Instant::now(),
+            pulse,
             ended: vec![false; sources],
             started: false,
             turn: 0,
@@ -168,13 +161,7 @@ impl Runner {
         if self.job.around.once {
             self.job.sources.iter().for_each(|source| source.finish());
         }
-        let beats = tokio::spawn(beat(
-            self.job.clone(),
-            self.beating.clone(),
-            self.refuse.clone(),
-            self.progress.clone(),
-            self.begun,
-        ));
+        let beats = tokio::spawn(self.pulse.clone().beat(self.job.clone(), self.refuse.clone()));
         let _beats = AbortOnDrop(beats.abort_handle());
         let ended = self.work().await;
         self.job.status.lock().finished = true;
@@ -184,7 +171,7 @@ impl Runner {
     /// Claims a lane, does what `decide()` says until every sink is at the head, and lets go. Where that is, in words.
     pub async fn bring_to_head(job: Arc<Job>, lane: &Lane) -> Result<String, LaneError> {
         let (_keep, stop) = watch::channel(false);
-        let runner = Self::new(job, stop);
+        let runner = Self::new(job, Pulse::new(), stop);
         let how = if runner.job.around.take_over { AtOnce::Told } else { AtOnce::Start };
         let running = match runner.acquire(lane, how, &mut None).await? {
             Ok(running) => running,
@@ -230,7 +217,7 @@ impl Runner {
         let mut next_tick = Instant::now();
         let mut at_once = false;
         loop {
-            moved(&self.progress, self.begun);
+            self.pulse.moved();
             self.acquire_due().await;
             if let Some(ended) = self.finished(commit.is_some()) {
                 // Whoever comes next need not wait until this owner is silent.
@@ -530,7 +517,7 @@ impl Runner {
                 Ok(None) => {}
                 Err(error) => failures.push((lane.clone(), error)),
             }
-            moved(&self.progress, self.begun);
+            self.pulse.moved();
         }
         for (lane, error) in failures {
             self.fail(&lane, error);
@@ -553,7 +540,7 @@ impl Runner {
                 Err(error) => self.fail(&lane, error),
             }
         }
-        moved(&self.progress, self.begun);
+        self.pulse.moved();
     }
 
     /// A batch is closed, or there is nothing to do: what failed before has passed, but where a source says that it has not.
@@ -633,18 +620,7 @@ impl Runner {
             Phase::Running(running) => running.owned.beaten(),
             _ => None,
         });
-        *self.beating.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = running.cloned().collect();
-    }
-
-    /// A lane that was just claimed: its beats are sent while it is brought to its head, which may take long.
-    pub(super) fn claimed(&self, owned: &Owned) {
-        let mut beating = self.beating.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        beating.extend(owned.beaten().cloned());
-    }
-
-    /// The loop got on.
-    pub(super) fn moved(&self) {
-        moved(&self.progress, self.begun);
+        self.pulse.set(running.cloned());
     }
 
     fn report_lag(&self) {
@@ -675,12 +651,6 @@ impl Runner {
             self.job.status.lock().lag.insert(source.name().to_owned(), shown);
         }
     }
-}
-
-/// The loop got on: its beats and the watchdog go on.
-fn moved(progress: &AtomicU64, begun: Instant) {
-    progress.store(begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
-    crate::supervise::alive();
 }
 
 /// The longest wait after so many failures.
@@ -719,38 +689,5 @@ struct AbortOnDrop(tokio::task::AbortHandle);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
-    }
-}
-
-/// Says that this owner lives, every quarter of `takeover_after`, for as long as the loop makes progress.
-async fn beat(
-    job: Arc<Job>,
-    keys: Arc<Mutex<Vec<LaneKey>>>,
-    refused: mpsc::Sender<LaneKey>,
-    progress: Arc<AtomicU64>,
-    begun: Instant,
-) {
-    let every = job.config.takeover_after / 4;
-    // A batch may take long; a loop that has not moved for so many intervals is not alive.
-    let patience = every * 40;
-    loop {
-        tokio::time::sleep(every).await;
-        let silent = begun.elapsed().saturating_sub(Duration::from_millis(progress.load(Ordering::Relaxed)));
-        if silent > patience {
-            tracing::warn!(job = job.name(), "the batch loop has not moved for {silent:?}: no more beats");
-            continue;
-        }
-        let now = keys.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        for key in now {
-            if let Some(slot) = job.sink(&key.sink)
-                && let Err(error) = slot.sink.beat(&key).await
-            {
-                tracing::debug!(job = job.name(), sink = slot.name, %error, "beat failed");
-                if matches!(error, SinkError::Fenced { .. }) {
-                    // A full queue has one of the same kind in it; the next beat is refused too.
-                    let _ = refused.try_send(key);
-                }
-            }
-        }
     }
 }
