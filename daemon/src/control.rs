@@ -52,11 +52,13 @@ async fn operate(State(supervisor): State<Arc<Supervisor>>, Json(request): Json<
     let operation = tokio::spawn(async move {
         let looks_only = request.operation == Operation::Show;
         if !looks_only {
+            supervisor.hold(&request.job, Some("stopped for `tidemill checkpoint`"));
             supervisor.stop(&request.job).await;
         }
         let result = checkpoint::execute(&request, config.clone(), supervisor.around()).await;
         if !looks_only {
             supervisor.start(config);
+            supervisor.hold(&request.job, None);
         }
         result
     });

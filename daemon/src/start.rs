@@ -69,6 +69,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     if let Some(listener) = listener {
         serve_http(&supervisor, listener)?;
     }
+    supervisor.begun();
     let loader = Box::new(move || sources.reload());
     let code = supervise::run(supervisor.clone(), loader, std::io::stderr().is_terminal()).await;
     let _ = std::fs::remove_file(control::path(&data_dir));

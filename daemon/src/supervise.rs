@@ -52,13 +52,33 @@ struct Running {
 pub struct Supervisor {
     around: Surroundings,
     jobs: Mutex<BTreeMap<String, Running>>,
+    /// Why the daemon is not ready besides what its jobs say, by what it is about: a job that is not there says nothing.
+    held: Mutex<BTreeMap<String, &'static str>>,
     draining: AtomicBool,
 }
 
+/// What `/ready` calls the daemon itself.
+const DAEMON: &str = "(daemon)";
+
 impl Supervisor {
-    /// No job runs yet.
+    /// No job runs yet; not ready before [`Supervisor::begun`].
     pub fn new(around: Surroundings) -> Arc<Self> {
-        Arc::new(Self { around, jobs: Mutex::default(), draining: AtomicBool::new(false) })
+        let held = BTreeMap::from([(DAEMON.to_owned(), "starting")]);
+        Arc::new(Self { around, jobs: Mutex::default(), held: Mutex::new(held), draining: AtomicBool::new(false) })
+    }
+
+    /// Every job was started once.
+    pub fn begun(&self) {
+        self.hold(DAEMON, None);
+    }
+
+    /// The daemon is not ready for this reason, or not for it any more.
+    pub fn hold(&self, about: &str, reason: Option<&'static str>) {
+        let mut held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match reason {
+            Some(reason) => held.insert(about.to_owned(), reason),
+            None => held.remove(about),
+        };
     }
 
     /// What jobs need of the daemon.
@@ -110,8 +130,10 @@ impl Supervisor {
     pub fn not_ready(&self) -> BTreeMap<String, String> {
         let mut reasons: BTreeMap<_, _> =
             self.progress().into_iter().filter_map(|p| Some((p.job.clone(), p.not_ready()?))).collect();
+        let held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        reasons.extend(held.iter().map(|(about, reason)| (about.clone(), (*reason).to_owned())));
         if self.draining.load(Ordering::Relaxed) {
-            reasons.insert("(daemon)".into(), "stopping".into());
+            reasons.insert(DAEMON.into(), "stopping".into());
         }
         reasons
     }
