@@ -168,7 +168,7 @@ fn without_secret_values(line: &str) -> String {
     for colon in colons {
         let begin = chars[..colon].iter().rposition(|c| matches!(c, '{' | ',' | ' ')).map_or(0, |at| at + 1);
         let key = chars[begin..colon].iter().collect::<String>().to_lowercase();
-        if !SECRET_KEYS.iter().any(|word| key.contains(word)) || !chars.get(colon + 1).is_some_and(|c| *c == ' ') {
+        if !SECRET_KEYS.iter().any(|word| key.contains(word)) || chars.get(colon + 1) != Some(&' ') {
             continue;
         }
         let value = colon + 2;
