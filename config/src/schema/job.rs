@@ -5,6 +5,7 @@ use super::{
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
+const ANY_TEXT: Kind = Kind::Scalar(Scalar::AnyText);
 const NAME: Kind = Kind::Scalar(Scalar::Name);
 const PATH: Kind = Kind::Scalar(Scalar::Path);
 const FLAG: Kind = Kind::Scalar(Scalar::Flag);
@@ -290,8 +291,8 @@ static CSV_KEYS: &[Key] = &[
     optional("escape", CHARACTER, "Before a quote inside a quoted field. Left out: quotes are doubled."),
     optional(
         "nulls",
-        Kind::OneOrMore { of: &TEXT, min: 0 },
-        "Texts that mean null. Left out: an empty field without quotes.",
+        Kind::OneOrMore { of: &ANY_TEXT, min: 0 },
+        "Texts that mean null, where they stand without quotes. Left out: the empty one.",
     ),
     default(
         "encoding",

@@ -14,6 +14,8 @@ use crate::{
 pub(crate) enum Scalar {
     /// Any text that is not empty.
     Text,
+    /// Any text at all.
+    AnyText,
     /// `[a-z][a-z0-9-]*`
     Name,
     /// The name of a step or source.
@@ -79,7 +81,7 @@ impl Scalar {
     /// What is wanted, for "expected ...".
     pub fn wanted(self) -> &'static str {
         match self {
-            Self::Text => "a text",
+            Self::Text | Self::AnyText => "a text",
             Self::Name => "a name like `web-logs`",
             Self::Reference => "the name of a step or source",
             Self::Column | Self::NewColumn => "the name of a column",
@@ -103,7 +105,7 @@ impl Scalar {
     /// In the tables of the docs.
     pub fn short(self) -> String {
         let name = match self {
-            Self::Text => "text",
+            Self::Text | Self::AnyText => "text",
             Self::Name => "name",
             Self::Reference => "name of a step or source",
             Self::Column | Self::NewColumn => "column",
@@ -149,12 +151,12 @@ impl Scalar {
     }
 
     fn read(self, text: &str) -> Result<Value, Problem> {
-        if text.trim().is_empty() && self != Self::Text && self != Self::Character {
+        if text.trim().is_empty() && !matches!(self, Self::Text | Self::AnyText | Self::Character) {
             return Err(Problem::new(format!("an empty text is not {}", self.wanted())));
         }
         match self {
             Self::Text if text.is_empty() => return Err(Problem::new("this text is empty")),
-            Self::Text | Self::Expression | Self::Reference | Self::Column => {}
+            Self::Text | Self::AnyText | Self::Expression | Self::Reference | Self::Column => {}
             Self::Name => name(text)?,
             Self::NewColumn => new_column(text)?,
             Self::Glob => drop(glob(text)?),
