@@ -65,13 +65,15 @@ pub(in crate::codec) fn special(bytes: &[u8], mut at: usize) -> usize {
 pub(in crate::codec) struct Cursor<'a> {
     pub bytes: &'a [u8],
     pub at: usize,
+    /// An object in a column had a field that the column lacks.
+    pub skipped: bool,
 }
 
 type Scan<T> = Result<T, Fault>;
 
 impl<'a> Cursor<'a> {
     pub(in crate::codec) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+        Self { bytes, at: 0, skipped: false }
     }
 
     #[cold]

@@ -37,6 +37,8 @@ pub(super) struct JsonDecoder {
 struct Extras {
     /// By key number and range in the record.
     fields: Vec<(usize, Range<usize>)>,
+    /// Columns inside of which there are unknown fields, whole.
+    inside: Vec<(usize, Range<usize>)>,
     text: Vec<u8>,
 }
 
@@ -49,17 +51,45 @@ impl Extras {
         }
     }
 
+    /// The column's value of this field is the last one of its name.
+    fn push_inside(&mut self, column: usize, field: Range<usize>, is_whole: bool) {
+        self.inside.retain(|(other, _)| *other != column);
+        if !is_whole {
+            self.inside.push((column, field));
+        }
+    }
+
+    fn clear(&mut self) {
+        self.fields.clear();
+        self.inside.clear();
+    }
+
     fn finish(&mut self, record: &[u8], column: &mut Column) {
-        if self.fields.is_empty() {
+        if self.fields.is_empty() && self.inside.is_empty() {
             return;
         }
         self.text.clear();
-        for (_, field) in self.fields.drain(..) {
-            self.text.push(if self.text.is_empty() { b'{' } else { b',' });
-            self.text.extend_from_slice(&record[field]);
+        self.text.push(b'{');
+        members(self.fields.drain(..), record, &mut self.text);
+        if !self.inside.is_empty() {
+            if self.text.len() > 1 {
+                self.text.push(b',');
+            }
+            self.text.extend_from_slice(format!("\"{EXTRA}\":{{").as_bytes());
+            members(self.inside.drain(..), record, &mut self.text);
+            self.text.push(b'}');
         }
         self.text.push(b'}');
         column.text(&self.text);
+    }
+}
+
+fn members(fields: impl Iterator<Item = (usize, Range<usize>)>, record: &[u8], out: &mut Vec<u8>) {
+    for (place, (_, field)) in fields.enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(&record[field]);
     }
 }
 
@@ -92,7 +122,7 @@ impl JsonDecoder {
                 format!("the record is valid JSON but no object: {}", rows::shown(record)),
             ));
         }
-        self.extras.fields.clear();
+        self.extras.clear();
         object(&mut cursor, &mut self.keys, columns, row, Some(&mut self.extras))?;
         cursor.end()?;
         if let Some(column) = self.extra.and_then(|at| columns.get_mut(at)) {
@@ -154,12 +184,21 @@ fn object(
                     // The last field of a name wins.
                     column.truncate(row);
                 }
+                let before = std::mem::take(&mut cursor.skipped);
                 if let Err(bad) = value(cursor, column) {
                     return Err(bad.inside(keys.name(at)));
+                }
+                match &mut extras {
+                    Some(extras) if cursor.skipped || !extras.inside.is_empty() => {
+                        extras.push_inside(at, start..cursor.at, !cursor.skipped);
+                    }
+                    Some(_) => {}
+                    None => cursor.skipped |= before,
                 }
             }
             Target::Skip => {
                 cursor.skip()?;
+                cursor.skipped = true;
             }
             Target::Extra(number) => {
                 cursor.skip()?;

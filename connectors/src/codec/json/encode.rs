@@ -7,7 +7,10 @@ use arrow::{
     datatypes::{DataType, SchemaRef},
 };
 
-use super::cursor::{Cursor, Fault, unescape};
+use super::{
+    cursor::{Cursor, Fault, unescape},
+    merge,
+};
 use crate::codec::{
     CodecError, EXTRA, Encoder,
     values::{Values, can_write, key, quoted},
@@ -20,6 +23,8 @@ pub(in crate::codec) struct JsonEncoder {
     columns: Vec<usize>,
     extra: Option<usize>,
     names: HashSet<String>,
+    /// A value before it is merged.
+    ours: Vec<u8>,
 }
 
 impl JsonEncoder {
@@ -40,7 +45,19 @@ impl JsonEncoder {
             keys.push(key(if place == 0 { b"{" } else { b"," }, field.name()));
             names.insert(field.name().clone());
         }
-        Ok(Self { keys, columns, extra: extra.first().copied(), names })
+        Ok(Self { keys, columns, extra: extra.first().copied(), names, ours: Vec::new() })
+    }
+
+    /// Appends a column's value with the fields that `inside` kept of it.
+    fn merged(&mut self, column: &mut Values, row: usize, theirs: &[u8], out: &mut Vec<u8>) {
+        let start = out.len();
+        self.ours.clear();
+        column.json(row, &mut self.ours);
+        if merge::merge(&self.ours, theirs, out).is_err() {
+            out.truncate(start);
+            out.extend_from_slice(&self.ours);
+        }
+        on_one_line(&mut out[start..]);
     }
 
     /// Appends the fields of a row's `_extra` that are no columns.
@@ -53,12 +70,7 @@ impl JsonEncoder {
             out.extend(key(&[if is_first { b'{' } else { b',' }], EXTRA));
             quoted(text.as_bytes(), out);
         }
-        // White space between tokens may hold line ends; strings cannot.
-        for byte in &mut out[whole..] {
-            if matches!(byte, b'\n' | b'\r') {
-                *byte = b' ';
-            }
-        }
+        on_one_line(&mut out[whole..]);
     }
 
     fn members(&self, text: &[u8], before: &mut u8, out: &mut Vec<u8>) -> Result<(), Fault> {
@@ -82,8 +94,10 @@ impl JsonEncoder {
             name.clear();
             unescape(&text[key.range], &mut name);
             cursor.colon()?;
-            cursor.skip()?;
-            if std::str::from_utf8(&name).is_ok_and(|name| !self.names.contains(name)) {
+            let value = cursor.skip()?;
+            // What it keeps of columns was merged into them, or is gone with them.
+            let is_inside = name == EXTRA.as_bytes() && text.get(value.start) == Some(&b'{');
+            if !is_inside && std::str::from_utf8(&name).is_ok_and(|name| !self.names.contains(name)) {
                 out.push(std::mem::replace(before, b','));
                 out.extend_from_slice(&text[start..cursor.at]);
             }
@@ -95,6 +109,13 @@ impl JsonEncoder {
                 return cursor.fault("a comma or } is expected");
             }
         }
+    }
+}
+
+/// White space between tokens may hold line ends; strings cannot.
+fn on_one_line(json: &mut [u8]) {
+    for byte in json.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
+        *byte = b' ';
     }
 }
 
@@ -115,14 +136,20 @@ impl Encoder for JsonEncoder {
         out.reserve(batch.num_rows() * (keys + 2) + values);
         for row in 0..batch.num_rows() {
             let start = out.len();
-            for (key, column) in self.keys.iter().zip(&mut columns) {
-                out.extend_from_slice(key);
-                column.json(row, out);
+            let extra =
+                extra.as_ref().filter(|extra| !extra.is_null(row)).map(|extra| extra.text(row).unwrap_or_default());
+            let inside =
+                extra.filter(|text| text.contains(EXTRA)).and_then(|text| merge::member(text.as_bytes(), EXTRA));
+            for (place, column) in columns.iter_mut().enumerate() {
+                out.extend_from_slice(&self.keys[place]);
+                let name = batch.schema_ref().field(self.columns[place]).name();
+                match inside.and_then(|inside| merge::member(inside, name)) {
+                    Some(theirs) => self.merged(column, row, theirs, out),
+                    None => column.json(row, out),
+                }
             }
-            if let Some(extra) = &extra
-                && !extra.is_null(row)
-            {
-                self.extra(extra.text(row).unwrap_or_default(), columns.is_empty(), out);
+            if let Some(text) = extra {
+                self.extra(text, columns.is_empty(), out);
             }
             if out.len() == start {
                 out.push(b'{');

@@ -1,7 +1,7 @@
 //! JSON: one object a line, the elements of a top-level array, or objects over several lines.
 //!
 //! [`cursor`] reads text, strictly; [`decode`] puts records into columns, [`infer`] finds their types, [`encode`] writes
-//! rows, [`frame`] cuts files.
+//! rows, [`merge`] puts back what `_extra` keeps of fields inside of columns, [`frame`] cuts files.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ pub(super) mod encode;
 pub(super) mod frame;
 pub(super) mod infer;
 pub(super) mod keys;
+mod merge;
 
 /// A schema with more columns is not inferred: such objects are rather maps.
 pub(super) const MAX_COLUMNS: usize = 4096;

@@ -213,6 +213,38 @@ fn unknown_fields_are_kept_as_they_were_written() {
 }
 
 #[test]
+fn unknown_fields_inside_of_columns_are_kept_and_put_back() {
+    let pinned = schema(&[("id", "int64"), ("o", "struct<a: int64, l: list<struct<x: int64>>>")]);
+    let known = with_extra(&pinned);
+    let read = |text: &str| {
+        let decoded = codec(&JSON).decoder(&known, &pinned).decode(&one_record(text.as_bytes()));
+        assert_eq!(decoded.rejects, [], "{text}");
+        decoded.rows
+    };
+    let extra = |rows: &RecordBatch| {
+        let column = rows.column(2).as_string::<i32>();
+        column.is_valid(0).then(|| column.value(0).to_owned())
+    };
+    let rows = read(r#"{"o":{"a":1,"new":{"deep":[1,2.50]},"l":[{"x":1},{"y":2}, null]},"id":7,"late":true}"#);
+    assert_eq!(
+        extra(&rows).unwrap(),
+        r#"{"late":true,"_extra":{"o":{"a":1,"new":{"deep":[1,2.50]},"l":[{"x":1},{"y":2}, null]}}}"#
+    );
+    let written = as_json(&rows)[0].to_string();
+    assert_eq!(
+        written,
+        r#"{"id":7,"o":{"a":1,"l":[{"x":1},{"x":null,"y":2},null],"new":{"deep":[1,2.5]}},"late":true}"#
+    );
+    // The last field of a name is the one, with or without unknown fields.
+    assert_eq!(extra(&read(r#"{"o":{"b":1},"o":{"a":2}}"#)), None);
+    assert_eq!(extra(&read(r#"{"o":{"a":1},"o":{"b":2}}"#)).unwrap(), r#"{"_extra":{"o":{"b":2}}}"#);
+    assert_eq!(extra(&read(r#"{"o":{"a":1}}"#)), None);
+    // A column that a step dropped does not come back.
+    let dropped = rows.project(&[0, 2]).unwrap();
+    assert_eq!(as_json(&dropped)[0], json!({"id": 7, "late": true}));
+}
+
+#[test]
 fn an_extra_that_is_no_object_is_written_as_it_is() {
     let schema = with_extra(&schema(&[]));
     for (text, expected) in
