@@ -206,6 +206,54 @@ fn what_is_staged_and_dropped_is_withdrawn() {
 }
 
 #[test]
+fn staging_that_is_cut_off_anywhere_leaves_nothing_and_the_lane_goes_on() {
+    each(async |rig| {
+        let mut runner = Runner::claim(rig.open(), &lane(), 1).await.unwrap();
+        runner.run(1).await.unwrap();
+        let only = rig.kind == Kind::Ledger;
+        let mut cut = 0;
+        for round in 0..40_u64 {
+            let (mark, _) = next(&runner.key, runner.head.as_ref().unwrap(), &[], 0);
+            let context = context(&runner.key, &mark, only);
+            let rows = if only { vec![] } else { vec![batch(mark.plan.seq)] };
+            let stage = runner.sink.stage(&context, &rows);
+            let limit = std::time::Duration::from_micros(round % 8 * 40);
+            cut += u32::from(tokio::time::timeout(limit, stage).await.is_err());
+            if round % 8 == 7 {
+                runner.step().await.unwrap();
+            }
+        }
+        assert!(rig.kind != Kind::Files || cut > 0, "no future was dropped");
+        rig.expect(runner.seq().unwrap());
+        // What was cut off may still write for a moment; a claim puts away what it left.
+        let mut runner = Runner::claim(rig.open(), &lane(), 2).await.unwrap();
+        let last = runner.seq().unwrap() + 1;
+        runner.run(last).await.unwrap();
+        rig.expect(last);
+        let waiting = listing(rig.dir.path()).into_iter().filter(|path| path.contains("/tmp/")).count();
+        assert!(waiting <= 32, "{waiting} temporaries were left behind");
+    });
+}
+
+#[test]
+fn a_sink_says_what_it_guarantees_and_has_no_rejects_of_a_lane_that_had_none() {
+    each(async |rig| {
+        let sink = rig.open();
+        assert!(keeps_marks(&*sink));
+        assert_eq!(*sink.id(), id(rig.kind));
+        let mut runner = Runner::claim(sink.clone(), &lane(), 1).await.unwrap();
+        runner.run(2).await.unwrap();
+        assert_eq!(sink.rejects(&lane(), 0).await.unwrap(), []);
+        // Preparing is outside of any batch, and may be repeated.
+        for _ in 0..2 {
+            sink.prepare(&batch(1).schema()).await.unwrap();
+        }
+        runner.run(3).await.unwrap();
+        rig.expect(3);
+    });
+}
+
+#[test]
 fn entries_come_back_in_order_and_pruned_ones_do_not() {
     each(async |rig| {
         let mut runner = Runner::claim(rig.open(), &lane(), 1).await.unwrap();

@@ -3,6 +3,7 @@
 
 mod csv;
 mod framing;
+mod fuzz;
 mod json;
 mod real;
 mod round_trip;
