@@ -12,7 +12,9 @@ use super::*;
 const RECORDS: usize = 120;
 
 /// What is done to the folder of the ledger.
-const DAMAGES: [(&str, fn(&Path)); 9] = [
+type Damage = fn(&Path);
+
+const DAMAGES: [(&str, Damage); 9] = [
     ("torn (the last 512 bytes that are no zeros gone)", |ledger| {
         let bytes = fs::read(ledger.join("db")).unwrap();
         let end = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
