@@ -182,7 +182,8 @@ impl Rig {
                 include: vec!["*".to_owned()],
                 exclude: Vec::new(),
                 recursive: false,
-                settle: Duration::ZERO,
+                // A file that is taken back must settle again, and is not forgotten meanwhile.
+                settle: Duration::from_millis(20),
                 on_done: OnDone::Keep,
                 on_changed: OnChanged::Fail,
                 start: Start::Earliest,

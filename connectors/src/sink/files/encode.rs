@@ -23,6 +23,8 @@ const MEMBER: usize = 1 << 20;
 const MAX_PARTITIONS: usize = 1_000;
 /// The level that zstd itself calls its default.
 const ZSTD_LEVEL: i32 = 3;
+/// Longer names are none on any file system that this sink is made for.
+const MAX_NAME_BYTES: usize = 255;
 /// The folder of rows whose partition column is null, as Hive has it.
 const NULL_PARTITION: &str = "__HIVE_DEFAULT_PARTITION__";
 
@@ -199,6 +201,17 @@ impl Format {
             for (partition, rows) in rows {
                 let taken = take_record_batch(&rest, &UInt32Array::from(rows)).map_err(arrow)?;
                 partitions.entry(partition).or_default().push(taken);
+            }
+            if let Some(long) =
+                partitions.keys().flat_map(|path| path.split('/')).find(|name| name.len() > MAX_NAME_BYTES)
+            {
+                let shown: String = long.chars().take(40).collect();
+                return Err(SinkError::Fatal(format!(
+                    "partition_by: [{}] gives a folder {shown}… of {} bytes, a name has at most {MAX_NAME_BYTES}: \
+                     partition by something shorter",
+                    self.partition_by.join(", "),
+                    long.len()
+                )));
             }
             if partitions.len() > MAX_PARTITIONS {
                 return Err(SinkError::Fatal(format!(

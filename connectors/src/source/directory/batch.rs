@@ -99,8 +99,9 @@ impl State {
         }
         let keep = needed(from).max(self.anchored);
         if keep < self.known.next() {
+            let taken = self.taken_from(keep);
             self.known.truncate(keep);
-            self.scan_soon();
+            self.take_back(taken);
         }
         if self.prune.is_some_and(|(_, to)| to > from) {
             self.prune = None;

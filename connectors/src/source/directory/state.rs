@@ -17,7 +17,7 @@ use super::{
     entry::{FileEntry, Role},
     known::Known,
     pending::Pending,
-    scan::{Folder, Found, Seen},
+    scan::{Folder, Found, Seen, Stamp},
     watch::{Board, Hints, Watch},
 };
 use crate::source::{Adopted, History, Lag, Origin, SourceError};
@@ -312,18 +312,36 @@ impl State {
             ));
         }
         known.keep_sightings(&self.known);
+        let taken = self.taken_from(known.next());
         self.known = known;
         (self.floor, self.head, self.anchored) = (at, at, self.known.next());
         (self.prune, self.adopted, self.done) = (None, true, self.known.first());
         self.open.clear();
-        self.scan_soon();
+        self.take_back(taken);
         Ok(adopted)
     }
 
-    /// Files that were taken back from the list are found again by a scan.
+    /// The files from this number of the list on.
+    pub(super) fn taken_from(&self, number: u64) -> Vec<(Arc<str>, Stamp)> {
+        let listed = (number..self.known.next()).filter_map(|number| self.known.get(number));
+        listed.map(|listed| (listed.path.clone(), listed.stamp)).collect()
+    }
+
+    /// Files that are not listed any more stood still before: they need not settle again, and keep their turn.
+    pub(super) fn take_back(&mut self, taken: Vec<(Arc<str>, Stamp)>) {
+        self.scan_soon();
+        for (path, stamp) in taken {
+            if let Found::File(seen) = self.folder.look_at(&self.folder.absolute(&path))
+                && seen.stamp == stamp
+            {
+                self.observe(&path, seen, Instant::now(), clock_ns(), true);
+            }
+        }
+    }
+
+    /// Files that were taken back from the list are found again by a scan; `finish` awaits them once more.
     pub(super) fn scan_soon(&mut self) {
         self.scanned = false;
-        // They are waited for again.
         if matches!(self.finish, Finish::Awaiting(_)) {
             self.finish = Finish::Asked;
         }
