@@ -124,6 +124,7 @@ fn separator(cursor: &mut Cursor<'_>, close: u8) -> Result<(), Fault> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
