@@ -146,6 +146,10 @@ impl Spool {
             at = at.max(segment.base + SEGMENT_HEAD);
             let mut bytes = vec![0; usize::try_from((segment.end() - at).min(entry::GROUP as u64)).ok()?];
             segment.read(&mut bytes, at).ok()?;
+            if bytes.is_empty() {
+                // A segment without entries: the next one begins here.
+                continue;
+            }
             if bytes.len() < entry::HEAD {
                 break;
             }
