@@ -37,36 +37,55 @@ pub fn check(job: &config::Job) -> anyhow::Result<()> {
 
 /// `tidemill validate`: all errors of all files; exit code 78 where there are any.
 pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
-    let mut wrong = Vec::new();
+    let (mut wrong, mut unreachable) = (Vec::new(), Vec::new());
+    let mut names: BTreeMap<String, &PathBuf> = BTreeMap::new();
     for file in files {
         let loaded = config::Job::load(file, &ProcessEnvironment).map_err(|errors| errors.to_string());
         let checked = loaded.and_then(|job| check(&job).map(|()| job).map_err(|error| error.to_string()));
-        match checked {
-            Ok(job) => {
-                if connect {
-                    try_sinks(&job).await?;
-                }
-                println!("{}: job {} is valid", file.display(), job.name);
+        let job = match checked {
+            Ok(job) => job,
+            Err(error) => {
+                wrong.push(error);
+                continue;
             }
-            Err(error) => wrong.push(error),
+        };
+        if let Some(first) = names.insert(job.name.clone(), file) {
+            wrong.push(format!(
+                "{}: a job of the name `{}` is in {} too: a job's name is its identity, one daemon cannot run both",
+                file.display(),
+                job.name,
+                first.display()
+            ));
+            continue;
+        }
+        println!("{}: job {} is valid", file.display(), job.name);
+        if connect {
+            unreachable.extend(try_sinks(&job).await);
         }
     }
-    if wrong.is_empty() { Ok(0) } else { Err(ConfigError(wrong.join("\n")).into()) }
+    let all = wrong.iter().chain(&unreachable).map(String::as_str).collect::<Vec<_>>().join("\n");
+    match (wrong.is_empty(), unreachable.is_empty()) {
+        (true, true) => Ok(0),
+        (true, false) => anyhow::bail!("{all}"),
+        (false, _) => Err(ConfigError(all).into()),
+    }
 }
 
-/// Peeks at every sink: reaches it, claims and creates nothing.
-async fn try_sinks(job: &config::Job) -> anyhow::Result<()> {
+/// Peeks at every sink: reaches it, claims and creates nothing. What cannot be reached, and why.
+async fn try_sinks(job: &config::Job) -> Vec<String> {
+    let mut unreachable = Vec::new();
     for sink in job.sinks.iter().chain(&job.dead_letters) {
         let name = &sink.name.value;
-        let opened = sink::open(SinkId::new(name), &job.name, &sink.kind)
-            .map_err(|error| anyhow::anyhow!("sink {name}: {error}"))?;
-        opened
-            .peek(&[tidemill_checkpoint::Lane::single()])
-            .await
-            .map_err(|error| anyhow::anyhow!("sink {name}: {error}"))?;
-        println!("sink {name}: reached");
+        let tried = async {
+            let opened = sink::open(SinkId::new(name), &job.name, &sink.kind)?;
+            opened.peek(&[tidemill_checkpoint::Lane::single()]).await
+        };
+        match tried.await {
+            Ok(_) => println!("sink {name}: reached"),
+            Err(error) => unreachable.push(format!("job {}: sink {name}: {error}", job.name)),
+        }
     }
-    Ok(())
+    unreachable
 }
 
 /// `tidemill explain`.

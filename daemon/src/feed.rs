@@ -86,7 +86,9 @@ async fn send(mut stream: TcpStream, feed: &Feed, records: &[Vec<u8>]) -> std::i
                     pending.clear();
                     tokio::time::sleep_until(due.into()).await;
                 }
-            } else if pending.len() >= 64 * 1024 {
+            }
+            // Also where a client was slow and all is overdue.
+            if pending.len() >= 64 * 1024 {
                 stream.write_all(&pending).await?;
                 pending.clear();
             }

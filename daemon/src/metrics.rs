@@ -146,6 +146,23 @@ impl Metrics {
         })
     }
 
+    /// Every series of a job that can be known before its first batch, at 0: a rate sees the first event, too.
+    pub fn begin(&self, job: &str, sources: &[&str], sinks: &[&str]) {
+        for source in sources {
+            self.records_received.with_label_values(&[job, source]);
+            self.bytes_received.with_label_values(&[job, source]);
+            self.source_lag_seconds.with_label_values(&[job, source]);
+        }
+        for sink in sinks {
+            self.records_written.with_label_values(&[job, sink]);
+            self.sink_retries.with_label_values(&[job, sink]);
+        }
+        self.batches.with_label_values(&[job]);
+        self.batch_duration.with_label_values(&[job]);
+        self.checkpoint_duration.with_label_values(&[job]);
+        self.job_up.with_label_values(&[job]);
+    }
+
     /// The exposition text.
     pub fn render(&self) -> String {
         let mut out = Vec::new();

@@ -126,7 +126,22 @@ fn validate_connect_reaches_sinks_and_creates_nothing() {
     folder.write("out", "in the way");
     let (code, _, err) = said(&tidemill(&folder, &["validate", "job.yaml", "--connect"]));
     assert_eq!(code, Some(1));
-    assert_has(&err, &["sink db", "out"]);
+    assert_has(&err, &["job shop: sink db", "job shop: sink files"]);
+    // What cannot be reached and what is wrong come together; what is wrong decides the code.
+    folder.write("key.yaml", JOB.replace("first: 2", "frist: 2"));
+    let (code, _, err) = said(&tidemill(&folder, &["validate", "job.yaml", "key.yaml", "--connect"]));
+    assert_eq!(code, Some(78));
+    assert_has(&err, &["sink db", "`frist`"]);
+}
+
+#[test]
+fn validate_refuses_two_jobs_of_one_name_as_run_does() {
+    let folder = Folder::new();
+    folder.write("a.yaml", JOB);
+    folder.write("b.yaml", JOB);
+    let (code, _, err) = said(&tidemill(&folder, &["validate", "a.yaml", "b.yaml"]));
+    assert_eq!(code, Some(78));
+    assert_has(&err, &["b.yaml", "`shop`", "a.yaml"]);
 }
 
 #[test]

@@ -108,6 +108,7 @@ fn text(scalar: Scalar) -> Value {
         Scalar::Size { .. } => SIZE.pattern(),
         Scalar::Type => TYPE.pattern(),
         Scalar::Connect | Scalar::Listen => ADDRESS.pattern(),
+        Scalar::AnyText => json!({ "type": ["string", "number", "boolean"] }),
         _ => json!({ "type": ["string", "number", "boolean"], "minLength": 1 }),
     }
 }

@@ -26,7 +26,7 @@ use tidemill_steps::BatchContext;
 
 use super::{
     Job, Role, SinkSlot,
-    commit::{any_key, commit_one},
+    commit::any_key,
     compile::{Compiled, Computed, Pinned, dead_letters_schema},
     lane::{LaneError, Owned, joined_after},
     probe,
@@ -169,7 +169,7 @@ impl Job {
                 if mark.anchor() == id && !carried.is_empty() { permit.carrying(carried.to_vec()) } else { permit };
             let staged = self.stage(slot, key, &mark.plan, &[]).await?;
             pass("mark")?;
-            let done = commit_one(slot, permit, staged).await?;
+            let done = self.commit_one(slot, permit, staged).await?;
             receipt.get_or_insert(done);
         }
         Ok(())
@@ -370,7 +370,7 @@ impl Job {
     ) -> Result<Staged, LaneError> {
         let context =
             StageContext { key: key.clone(), input: plan.input(), plan: plan.clone(), mark_only: rows.is_empty() };
-        slot.sink.stage(&context, rows).await.map_err(|error| LaneError::of_sink(slot.id(), &error))
+        slot.sink.stage(&context, rows).await.map_err(|error| self.sink_failed(slot, &error))
     }
 
     async fn stage_all(
@@ -391,7 +391,7 @@ impl Job {
             }
             let key = owned.keys.get(slot.id()).cloned().unwrap_or_else(|| unmarked_key(slot, plan, owned));
             if !rows.is_empty() {
-                schemas.prepared(slot, &row_schema(slot, compiled)).await?;
+                schemas.prepared(self, slot, &row_schema(slot, compiled)).await?;
             }
             staged.push((slot.clone(), self.stage(slot, &key, plan, rows).await?));
             written.insert(slot.name.clone(), rows.iter().map(|batch| batch.num_rows() as u64).sum());
@@ -429,7 +429,7 @@ impl Job {
             let staged = match plan.touches.get(slot.id()) {
                 Some(Touch::Joined { touched: true, .. }) => {
                     if !rows.is_empty() {
-                        schemas.prepared(slot, &row_schema(slot, &compiled)).await?;
+                        schemas.prepared(self, slot, &row_schema(slot, &compiled)).await?;
                     }
                     self.stage(slot, key, plan, rows).await?
                 }
@@ -445,7 +445,7 @@ impl Job {
             pass("replay")?;
             let permit = Permit::replay(head, key.clone(), before);
             let permit = if slot.id() == head.anchor() { permit.carrying(self.carried(head).await?) } else { permit };
-            commit_one(slot, permit, staged).await?;
+            self.commit_one(slot, permit, staged).await?;
         }
         Ok(())
     }
@@ -565,12 +565,12 @@ impl Job {
         let computed = self.compute(&compiled, &raw, step.plan()).await?;
         let rows = rows_for(slot, &computed, &compiled);
         if !rows.is_empty() {
-            schemas.prepared(slot, &row_schema(slot, &compiled)).await?;
+            schemas.prepared(self, slot, &row_schema(slot, &compiled)).await?;
         }
         let staged = self.stage(slot, key, step.plan(), rows).await?;
         pass("catch-up")?;
         let permit = Permit::catch_up(key.clone(), own.map(|mark| mark.digest), step.mark);
-        commit_one(slot, permit, staged).await.map(|_| ())
+        self.commit_one(slot, permit, staged).await.map(|_| ())
     }
 
     fn watch_clock(&self, clock: Timestamp, head: &Head) {

@@ -155,9 +155,9 @@ impl Job {
     }
 
     fn failed(&self, batch: &Batch, slot: &SinkSlot, error: &SinkError, failed: &mut BTreeMap<Lane, LaneError>) {
-        self.around.metrics.sink_retries.with_label_values(&[self.name(), &slot.name]).inc();
         tracing::warn!(job = self.name(), lane = %batch.lane, batch = batch.mark().plan.seq, sink = slot.name, %error, "commit failed");
-        failed.entry(batch.lane.clone()).or_insert_with(|| LaneError::of_sink(slot.id(), error));
+        let meaning = self.sink_failed(slot, error);
+        failed.entry(batch.lane.clone()).or_insert(meaning);
     }
 
     /// Every sink has the batch: the ledger says so, and the sources may forget it.
@@ -221,6 +221,19 @@ impl Job {
     }
 }
 
+impl Job {
+    /// One permit, as the lane sees its outcome.
+    pub(super) async fn commit_one(
+        &self,
+        slot: &SinkSlot,
+        permit: Permit,
+        staged: Staged,
+    ) -> Result<Receipt, LaneError> {
+        let result = commit_to(slot, vec![(permit, staged)]).await.pop();
+        result.unwrap_or_else(|| Err(no_answer(slot.id()))).map_err(|error| self.sink_failed(slot, &error))
+    }
+}
+
 fn no_answer(sink: &SinkId) -> SinkError {
     SinkError::Fatal(format!("sink {sink} gave no answer to a commit"))
 }
@@ -240,12 +253,6 @@ async fn commit_to(slot: &SinkSlot, group: Vec<(Permit, Staged)>) -> Vec<Result<
         Ok(Err(error)) => failed(format!("it panicked: {error}")),
         Err(_) => failed(format!("no answer in {COMMIT_DEADLINE:?}")),
     }
-}
-
-/// One permit, as the lane sees its outcome.
-pub(super) async fn commit_one(slot: &SinkSlot, permit: Permit, staged: Staged) -> Result<Receipt, LaneError> {
-    let result = commit_to(slot, vec![(permit, staged)]).await.pop();
-    result.unwrap_or_else(|| Err(no_answer(slot.id()))).map_err(|error| LaneError::of_sink(slot.id(), &error))
 }
 
 /// Any key of the lane: what a sink without marks is shown.

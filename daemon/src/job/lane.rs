@@ -12,7 +12,7 @@ use tidemill_checkpoint::{
 };
 use tidemill_connectors::{SinkError, SourceError, source::History};
 
-use super::{Job, describe};
+use super::{Job, SinkSlot, describe};
 
 /// Why a lane does not go on.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -102,6 +102,15 @@ impl Owned {
 }
 
 impl Job {
+    /// What a sink's error means to the lane; one that is tried again is counted.
+    pub(super) fn sink_failed(&self, slot: &SinkSlot, error: &SinkError) -> LaneError {
+        let meaning = LaneError::of_sink(slot.id(), error);
+        if matches!(meaning, LaneError::Transient(_)) {
+            self.around.metrics.sink_retries.with_label_values(&[self.name(), &slot.name]).inc();
+        }
+        meaning
+    }
+
     /// Looks at a lane in every marked sink; changes nothing.
     pub async fn peek(&self, lane: &Lane) -> Result<HeldBy, LaneError> {
         let lanes = std::slice::from_ref(lane);
@@ -109,7 +118,7 @@ impl Job {
         let answers = join_all(slots.iter().map(|slot| slot.sink.peek(lanes))).await;
         let mut held = HeldBy::new();
         for (slot, answer) in slots.iter().zip(answers) {
-            let mut marks = answer.map_err(|error| LaneError::of_sink(slot.id(), &error))?;
+            let mut marks = answer.map_err(|error| self.sink_failed(slot, &error))?;
             held.insert(slot.id().clone(), marks.remove(lane).unwrap_or_default());
         }
         Ok(held)
@@ -170,7 +179,7 @@ impl Job {
             let claimed = tokio::spawn(async move { sink.claim(&lane, generation, &owner).await }).await;
             let (key, mark) = claimed
                 .map_err(|error| LaneError::Transient(format!("sink {}: the claim panicked: {error}", id.name())))?
-                .map_err(|error| LaneError::of_sink(&id, &error))?;
+                .map_err(|error| self.sink_failed(slot, &error))?;
             owned.keys.insert(id.clone(), key);
             owned.marks.insert(id, mark);
         }
@@ -209,11 +218,8 @@ impl Job {
         };
         let mut history = History { states: head.logs.clone(), entries: Vec::new() };
         for (log, state) in &head.logs {
-            let entries = anchor
-                .sink
-                .history(lane, log, state.first)
-                .await
-                .map_err(|error| LaneError::of_sink(anchor.id(), &error))?;
+            let entries =
+                anchor.sink.history(lane, log, state.first).await.map_err(|error| self.sink_failed(anchor, &error))?;
             history.entries.extend(checked(lane, log, state.first, state.next, entries)?);
         }
         Ok(history)

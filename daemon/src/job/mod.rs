@@ -202,6 +202,9 @@ impl Job {
             sinks.push(SinkSlot { name: "(ledger)".into(), role: Role::Ledger, sink: ledger });
         }
         let sources = Vec::new();
+        let names: Vec<_> = sources.iter().map(|source: &Arc<dyn Source>| source.name()).collect();
+        let rows = sinks.iter().filter(|slot| slot.role != Role::Ledger);
+        around.metrics.begin(&config.name, &names, &rows.map(|slot| slot.name.as_str()).collect::<Vec<_>>());
         Ok(Self { digest, scheme, sources, sinks, anchor, around, status, config, catch_up: BTreeSet::new() })
     }
 

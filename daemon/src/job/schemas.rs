@@ -45,12 +45,12 @@ impl Schemas {
     }
 
     /// Creates or checks a sink's target, once per schema.
-    pub async fn prepared(&self, slot: &SinkSlot, schema: &SchemaRef) -> Result<(), LaneError> {
+    pub async fn prepared(&self, job: &Job, slot: &SinkSlot, schema: &SchemaRef) -> Result<(), LaneError> {
         let mut prepared = self.prepared.lock().await;
         if prepared.get(slot.id()) == Some(schema) {
             return Ok(());
         }
-        slot.sink.prepare(schema).await.map_err(|error| LaneError::of_sink(slot.id(), &error))?;
+        slot.sink.prepare(schema).await.map_err(|error| job.sink_failed(slot, &error))?;
         prepared.insert(slot.id().clone(), schema.clone());
         Ok(())
     }
