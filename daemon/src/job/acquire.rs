@@ -1,13 +1,12 @@
 //! How a lane is had: peek, wait or claim, then what `decide()` says, until every sink is at the head.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use rand::RngExt;
-use tidemill_checkpoint::{Decision, Digest, Lane, LogName, Mark, SinkId};
+use tidemill_checkpoint::{Decision, Digest, Lane, Mark, SinkId};
 use tidemill_connectors::source::History;
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
     compile::Pinned,
     lane::{AtOnce, LaneError, Owned, Watch, describe_head, joined_after},
     runner::{Phase, Runner, Running},
-    schemas::{parse_schema, schema_log},
+    schemas::{parse_schema, source_of_log},
 };
 use crate::status::LaneState;
 
@@ -196,12 +195,7 @@ impl Runner {
 
     /// The pinned schemas in the anchor's logs: the last entry of each.
     fn pinned(&self, history: &History) -> Pinned {
-        let logs: BTreeMap<LogName, &str> =
-            self.job.config.sources.iter().map(|source| (schema_log(source), source.name.value.as_str())).collect();
-        let entries = history
-            .entries
-            .iter()
-            .filter_map(|entry| Some(((*logs.get(&entry.log)?).to_owned(), parse_schema(&entry.text)?)));
-        entries.collect()
+        let entries = history.entries.iter();
+        entries.filter_map(|entry| Some((source_of_log(&entry.log)?.to_owned(), parse_schema(&entry.text)?))).collect()
     }
 }

@@ -237,7 +237,7 @@ impl Job {
         self.pin(&raw, &mut pinned, &mut content)?;
         content.versions = versions(&pinned);
         let new_entries = content.entries.values().map(Vec::len).sum::<usize>();
-        let compiled = schemas.compiled(self, self.digest, &pinned)?;
+        let compiled = schemas.compiled_for(self, self.digest, &pinned, &raw)?;
         let draft = Draft::batch(&head.mark, head.mark.anchor(), content).map_err(|error| cannot_plan(lane, &error))?;
         let raw = Arc::new(raw);
         let computed = self.compute(&compiled, &raw, draft.plan()).await?;
@@ -267,8 +267,12 @@ impl Job {
             phases,
             duration_seconds: 0.0,
         };
-        let full =
-            2 * records >= budget.records as u64 || 2 * bytes >= budget.bytes as u64 || new_entries >= FULL_ENTRIES;
+        // A source has a share of the budget: what fills its own has more.
+        let share = self.sources.len() as u64;
+        let full = new_entries >= FULL_ENTRIES
+            || raw.iter().any(|batch| {
+                2 * share * count(batch) >= budget.records as u64 || 2 * share * bytes_of(batch) >= budget.bytes as u64
+            });
         let received = self
             .sources
             .iter()
@@ -340,8 +344,8 @@ impl Job {
     /// Infers and pins the schema of a source that has none, from the first batch that has records of it.
     fn pin(&self, raw: &[RawBatch], pinned: &mut Pinned, content: &mut Content) -> Result<(), LaneError> {
         for (config, batch) in self.config.sources.iter().zip(raw) {
-            let name = &config.name.value;
-            if pinned.contains_key(name)
+            let (name, shards) = (&config.name.value, super::shard_name(config));
+            if pinned.contains_key(&shards)
                 || super::compile::given_schema(config).is_some()
                 || batch.slices.iter().all(|s| s.records.is_empty())
             {
@@ -356,7 +360,7 @@ impl Job {
             }
             content.entries.insert(schema_log(config), vec![schema_text(&schema)]);
             tracing::info!(job = self.name(), source = %name, schema = schema_text(&schema), "schema inferred and pinned");
-            pinned.insert(name.clone(), schema);
+            pinned.insert(shards, schema);
         }
         Ok(())
     }
@@ -469,9 +473,9 @@ impl Job {
             return Ok((compiled, Computed::default()));
         }
         // By the text that planned it: its sources in its order, each found again by the name that its shards have.
-        let compiled = schemas.compiled(self, plan.job, pinned)?;
+        let text = schemas.text(self, plan.job)?;
         let (mut raw, mut unread) = (Vec::new(), plan.spans.clone());
-        for config in &compiled.job().sources {
+        for config in &text.sources {
             let name = super::shard_name(config);
             let spans: Spans = unread.extract_if(.., |shard, _| shard.source() == name).collect();
             let source = self.sources.iter().find(|source| source.name() == name);
@@ -499,6 +503,7 @@ impl Job {
                 shards.join(", ")
             )));
         }
+        let compiled = schemas.compiled_for(self, plan.job, pinned, &raw)?;
         let raw = Arc::new(raw);
         let computed = self.compute(&compiled, &raw, plan).await?;
         for slot in self.marked().filter(|slot| slot.role != Role::Ledger) {

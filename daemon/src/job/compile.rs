@@ -12,15 +12,12 @@ use tidemill_checkpoint::{Digest, Position, ShardId, SinkId};
 use tidemill_config as config;
 use tidemill_connectors::{
     Codec,
-    codec::{self, Decoded},
+    codec::{self, Decoded, EXTRA},
     source::{RawBatch, Slice},
 };
 use tidemill_steps::{BatchContext, Pipeline, Rows};
 
-/// The column that keeps fields outside a pinned schema.
-pub const EXTRA: &str = "_extra";
-
-/// Schemas pinned so far, by source name: what the codec decodes, without metadata columns.
+/// Schemas pinned so far, by the name that the source's shards have: what the codec decodes, without metadata columns.
 pub type Pinned = BTreeMap<String, SchemaRef>;
 
 struct CompiledSource {
@@ -39,6 +36,8 @@ pub struct Compiled {
     pinned: Pinned,
     sources: Vec<CompiledSource>,
     pipeline: Pipeline,
+    /// No schema is known yet that the steps could be planned over: whatever comes is a reject.
+    undecided: bool,
 }
 
 /// Why a batch cannot be computed.
@@ -65,9 +64,10 @@ pub struct Computed {
     pub phases: Vec<(&'static str, f64)>,
 }
 
-/// The schema with `_extra` where the codec keeps unknown fields.
+/// The schema with `_extra` where it is inferred and the codec knows fields by name.
 pub fn with_extra(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
-    if source.schema.is_some() || source.codec != config::Codec::Json || schema.field_with_name(EXTRA).is_ok() {
+    let named = matches!(source.codec, config::Codec::Json | config::Codec::Csv(_));
+    if source.schema.is_some() || !named || schema.fields().is_empty() || schema.field_with_name(EXTRA).is_ok() {
         return schema.clone();
     }
     let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
@@ -84,6 +84,11 @@ pub fn given_schema(source: &config::Source) -> Option<SchemaRef> {
     }
 }
 
+/// The schema of a source, as far as it is known.
+fn schema_of(source: &config::Source, pinned: &Pinned) -> Option<SchemaRef> {
+    given_schema(source).or_else(|| pinned.get(&super::shard_name(source)).cloned())
+}
+
 fn metadata_field(name: &str) -> Field {
     Field::new(format!("_{name}"), DataType::Utf8, true)
 }
@@ -94,8 +99,7 @@ impl Compiled {
         let mut schemas = Vec::new();
         for source in &job.sources {
             let name = &source.name.value;
-            let known =
-                given_schema(source).or_else(|| pinned.get(name).cloned()).unwrap_or_else(|| Arc::new(Schema::empty()));
+            let known = schema_of(source, pinned).unwrap_or_else(|| Arc::new(Schema::empty()));
             let full = with_extra(&known, source);
             let mut fields: Vec<_> = full.fields().iter().cloned().collect();
             fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(&item.value))));
@@ -130,7 +134,30 @@ impl Compiled {
                 }
             })
             .collect();
-        Ok(Self { job: job.clone(), pinned: pinned.clone(), sources, pipeline })
+        Ok(Self { job: job.clone(), pinned: pinned.clone(), sources, pipeline, undecided: false })
+    }
+
+    /// For a batch without one record that a schema could be inferred from, where the steps cannot be planned yet: all of it
+    /// goes to the dead letters.
+    pub fn undecided(job: &Arc<config::Job>, pinned: &Pinned) -> Result<Self, ComputeError> {
+        let mut bare = (**job).clone();
+        bare.steps.clear();
+        for sink in &mut bare.sinks {
+            (sink.from, sink.filter) = (None, None);
+        }
+        Ok(Self { job: job.clone(), undecided: true, ..Self::new(&Arc::new(bare), pinned)? })
+    }
+
+    /// Sources of which no schema is known.
+    pub fn unknown(job: &config::Job, pinned: &Pinned) -> Vec<String> {
+        let unknown = job.sources.iter().filter(|source| schema_of(source, pinned).is_none());
+        unknown.map(|source| source.name.value.clone()).collect()
+    }
+
+    /// Whether a batch has a record of a source whose schema is known. `raw` is by source, in the job's order.
+    pub fn knows_any(job: &config::Job, pinned: &Pinned, raw: &[RawBatch]) -> bool {
+        let has_records = |batch: &RawBatch| batch.slices.iter().any(|slice| !slice.records.is_empty());
+        job.sources.iter().zip(raw).any(|(source, batch)| schema_of(source, pinned).is_some() && has_records(batch))
     }
 
     /// The job as this version of its text has it.
@@ -177,7 +204,14 @@ impl Compiled {
             self.job.sources.iter().map(|s| (s.name.value.clone(), Vec::new())).collect();
         let mut rejects = Vec::new();
         for ((index, (source, _)), (rows, undecodable)) in slices.iter().enumerate().zip(decoded) {
-            if rows.batch.num_rows() > 0 {
+            if self.undecided {
+                rejects.extend(rows.origin.iter().map(|origin| RejectRow {
+                    origin: *origin,
+                    step: "decode".to_owned(),
+                    reason: "no_schema".to_owned(),
+                    detail: "the source has no schema yet, and the record no field to infer one from".to_owned(),
+                }));
+            } else if rows.batch.num_rows() > 0 {
                 inputs[*source].1.push(rows);
             }
             rejects.extend(undecodable.into_iter().map(|bad| RejectRow {

@@ -3,13 +3,13 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use arrow::datatypes::SchemaRef;
 use tidemill_checkpoint::{Digest, LogName, SinkId};
 use tidemill_config as config;
-use tidemill_connectors::codec;
+use tidemill_connectors::{codec, source::RawBatch};
 
 use super::{
     Job, SinkSlot,
@@ -19,6 +19,9 @@ use super::{
 
 /// More compiled versions of one job are not kept: its own, and the one of an open plan before an edit.
 const COMPILED_KEPT: usize = 4;
+/// What names of such logs begin with.
+const SCHEMA_LOG: &str = "schema:";
+
 /// Compiled versions of a job, and which sinks are prepared for which schema.
 #[derive(Default)]
 pub struct Schemas {
@@ -29,19 +32,68 @@ pub struct Schemas {
 impl Schemas {
     /// The steps of the job's text `digest` over these schemas: made once, kept for the next batch.
     pub fn compiled(&self, job: &Job, digest: Digest, pinned: &Pinned) -> Result<Arc<Compiled>, LaneError> {
-        let mut kept = self.compiled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((.., compiled)) = kept.iter().find(|(d, p, _)| *d == digest && p == pinned) {
-            return Ok(compiled.clone());
+        self.planned(job, digest, pinned)?.map_err(|error| LaneError::Stop(error.to_string()))
+    }
+
+    /// The same for a batch, some of whose sources may have no schema yet. `raw` is by source, in the order of the text.
+    /// Where nothing in it has a schema, all of it goes to the dead letters; where something has, and the steps need the
+    /// columns of a source that has brought nothing yet, the batch waits for it.
+    pub fn compiled_for(
+        &self,
+        job: &Job,
+        digest: Digest,
+        pinned: &Pinned,
+        raw: &[RawBatch],
+    ) -> Result<Arc<Compiled>, LaneError> {
+        let error = match self.planned(job, digest, pinned)? {
+            Ok(compiled) => return Ok(compiled),
+            Err(error) => error,
+        };
+        let config = self.text(job, digest)?;
+        let unknown = Compiled::unknown(&config, pinned);
+        if unknown.is_empty() {
+            return Err(LaneError::Stop(error.to_string()));
         }
-        let config = if digest == job.digest { job.config.clone() } else { Arc::new(older(job, digest)?) };
-        let compiled =
-            Compiled::new(&config, pinned).map_err(|error: ComputeError| LaneError::Stop(error.to_string()))?;
-        let compiled = Arc::new(compiled);
+        if !Compiled::knows_any(&config, pinned, raw) {
+            let compiled = Compiled::undecided(&config, pinned).map_err(|error| LaneError::Stop(error.to_string()))?;
+            return Ok(Arc::new(compiled));
+        }
+        let reason = format!(
+            "{error}\n  the columns of {} are not known yet: the batch waits for its first records; give it a `schema:` to begin without",
+            unknown.join(", ")
+        );
+        // With `--once` nothing more comes that would be worth waiting for.
+        Err(if job.around.once { LaneError::Stop(reason) } else { LaneError::Transient(reason) })
+    }
+
+    fn planned(
+        &self,
+        job: &Job,
+        digest: Digest,
+        pinned: &Pinned,
+    ) -> Result<Result<Arc<Compiled>, ComputeError>, LaneError> {
+        let known = self.kept().iter().find(|(d, p, _)| *d == digest && p == pinned).map(|kept| kept.2.clone());
+        if let Some(compiled) = known {
+            return Ok(Ok(compiled));
+        }
+        let compiled = match Compiled::new(&self.text(job, digest)?, pinned) {
+            Ok(compiled) => Arc::new(compiled),
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut kept = self.kept();
         if kept.len() >= COMPILED_KEPT {
             kept.remove(0);
         }
         kept.push((digest, pinned.clone(), compiled.clone()));
-        Ok(compiled)
+        Ok(Ok(compiled))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<(Digest, Pinned, Arc<Compiled>)>> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn text(&self, job: &Job, digest: Digest) -> Result<Arc<config::Job>, LaneError> {
+        if digest == job.digest { Ok(job.config.clone()) } else { older(job, digest).map(Arc::new) }
     }
 
     /// Creates or checks a sink's target, once per schema.
@@ -77,9 +129,14 @@ fn older(job: &Job, digest: Digest) -> Result<config::Job, LaneError> {
     Ok(older)
 }
 
-/// The log that holds the pinned schema of a source.
+/// The log that holds the pinned schema of a source, by the name that its shards have: a renamed source keeps it.
 pub fn schema_log(source: &config::Source) -> LogName {
-    LogName::new(&format!("schema:{}", source.name.value))
+    LogName::new(&format!("{SCHEMA_LOG}{}", super::shard_name(source)))
+}
+
+/// The source (by the name that its shards have) whose schemas a log holds; `None` for another log.
+pub fn source_of_log(log: &LogName) -> Option<&str> {
+    log.as_str().strip_prefix(SCHEMA_LOG)
 }
 
 /// The digests of pinned schemas, as plans name them.
