@@ -17,7 +17,7 @@ use std::{any::Any, collections::BTreeMap, sync::Arc};
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use async_trait::async_trait;
 use tidemill_checkpoint::{
-    Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Plan, Receipt, SinkId,
+    Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Plan, Receipt, ShardId, SinkId,
 };
 
 /// What a job may rely on.
@@ -126,6 +126,14 @@ pub struct SinkReject {
     pub detail: String,
     /// The row as a JSON object.
     pub record: String,
+}
+
+/// What the names of shards begin with that are a sink's rejects; no source can have such a name.
+pub const REJECTS: &str = "rejects:";
+
+/// The shard of a sink's rejects: its position in a mark says up to which number they are in the dead letters.
+pub fn rejects_shard(sink: &SinkId) -> ShardId {
+    ShardId::new(&format!("{REJECTS}{}", sink.name()), "")
 }
 
 /// The marks of several lanes.

@@ -7,7 +7,7 @@ pub mod directory;
 pub mod socket;
 pub mod testing;
 
-use std::{any::Any, collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{any::Any, borrow::Cow, collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -105,7 +105,7 @@ pub struct RawReject {
     /// Where it lies.
     pub position: Position,
     /// Why: a short, stable word for metrics and a sentence for people, `half_record: the peer closed ...`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// The sentence.
     pub detail: String,
     /// The original bytes.

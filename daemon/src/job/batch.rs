@@ -185,17 +185,45 @@ impl Job {
     ) -> Result<Option<Vec<Option<Proposal>>>, LaneError> {
         let mut proposals: Vec<Option<Proposal>> = self.sources.iter().map(|_| None).collect();
         let count = self.sources.len();
+        let share = Budget { records: (budget.records / count).max(1), bytes: (budget.bytes / count).max(1) };
         for turn in 0..count {
             // Every source may be the first to fill the budget: the one that begins moves on with each batch.
             let index = (first + turn) % count;
             let source = &self.sources[index];
-            let share = Budget { records: (budget.records / count).max(1), bytes: (budget.bytes / count).max(1) };
             let at = self.positions_of(&**source, from);
             let proposal =
                 source.plan(lane, &at, share).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
             proposals[index] = proposal.filter(|p| !p.spans.is_empty() || !p.entries.is_empty() || !p.prune.is_empty());
         }
         Ok(proposals.iter().any(Option::is_some).then_some(proposals))
+    }
+
+    /// What marked sinks refused and no batch has brought to the dead letters yet.
+    async fn plan_refused(&self, lane: &Lane, from: &Positions, budget: Budget) -> Result<Spans, LaneError> {
+        let mut spans = Spans::new();
+        for rejects in &self.rejects {
+            if let Some(span) = rejects.plan(self, lane, from, budget).await? {
+                spans.insert(rejects.shard().clone(), span);
+            }
+        }
+        Ok(spans)
+    }
+
+    /// Whether there is some.
+    pub async fn has_refused(&self, lane: &Lane, from: &Positions) -> bool {
+        let budget = self.budget();
+        self.plan_refused(lane, from, budget).await.is_ok_and(|spans| !spans.is_empty())
+    }
+
+    /// The refused rows of a plan's spans, in the order of the sinks.
+    async fn read_refused(&self, lane: &Lane, spans: &Spans) -> Result<Vec<RawBatch>, LaneError> {
+        let mut raw = Vec::new();
+        for rejects in &self.rejects {
+            if let Some(span) = spans.get(rejects.shard()) {
+                raw.push(rejects.read(self, lane, span).await?);
+            }
+        }
+        Ok(raw)
     }
 
     /// The caps of one batch.
@@ -215,7 +243,12 @@ impl Job {
         let begun = Instant::now();
         let budget = self.budget();
         let first = usize::try_from(head.mark.plan.seq).unwrap_or_default();
-        let Some(proposals) = self.propose(lane, &head.mark.positions, budget, first).await? else { return Ok(None) };
+        let proposals = self.propose(lane, &head.mark.positions, budget, first).await?;
+        let refused = self.plan_refused(lane, &head.mark.positions, budget).await?;
+        if proposals.is_none() && refused.is_empty() {
+            return Ok(None);
+        }
+        let proposals = proposals.unwrap_or_else(|| self.sources.iter().map(|_| None).collect());
         let clock = Timestamp::now();
         self.watch_clock(clock, head);
         let mut content = Content { clock, job: Some(self.digest), ..Content::default() };
@@ -224,14 +257,17 @@ impl Job {
             content.entries.extend(proposal.entries.clone());
             content.prune.extend(proposal.prune.clone());
         }
+        content.spans.extend(refused.clone());
         let plan_seconds = begun.elapsed().as_secs_f64();
         pass("plan")?;
         let reading = Instant::now();
-        let raw = self.read_all(lane, &proposals).await?;
+        let mut raw = self.read_all(lane, &proposals).await?;
         drop(proposals);
         let read_seconds = reading.elapsed().as_secs_f64();
         let bytes: u64 = raw.iter().map(bytes_of).sum();
         lease.shrink_to(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let records: u64 = raw.iter().map(count).sum();
+        raw.extend(self.read_refused(lane, &refused).await?);
         pass("read")?;
         let mut pinned = head.pinned.clone();
         self.pin(&raw, &mut pinned, &mut content)?;
@@ -253,7 +289,6 @@ impl Job {
         let Step { mark, entries } = step;
         let staging = Instant::now();
         let (staged, written) = self.stage_all(owned, &mark.plan, &computed, &compiled, schemas).await?;
-        let records: u64 = raw.iter().map(count).sum();
         let mut phases: BTreeMap<&'static str, f64> = computed.phases.iter().copied().collect();
         phases.extend([("plan", plan_seconds), ("read", read_seconds), ("stage", staging.elapsed().as_secs_f64())]);
         let report = LastBatch {
@@ -492,6 +527,9 @@ impl Job {
                 _ => RawBatch::default(),
             });
         }
+        let refused: Spans =
+            unread.extract_if(.., |shard, _| self.rejects.iter().any(|rejects| rejects.shard() == shard)).collect();
+        raw.extend(self.read_refused(&plan.lane, &refused).await?);
         if !unread.is_empty() {
             let shards: Vec<_> = unread.keys().map(ShardId::to_string).collect();
             return Err(LaneError::Stop(format!(

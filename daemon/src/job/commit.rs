@@ -96,6 +96,7 @@ impl Job {
                 batch.report.phases.insert("anchor", started.elapsed().as_secs_f64());
                 match result {
                     Ok(receipt) => {
+                        self.refused(batch, slot, &receipt);
                         receipts.insert(batch.lane.clone(), receipt);
                     }
                     Err(error) => self.failed(batch, slot, &error, failed),
@@ -138,9 +139,10 @@ impl Job {
         let any = !jobs.is_empty();
         for (slot, members, results) in join_all(jobs).await {
             for (index, result) in members.into_iter().zip(results) {
-                let (batch, _) = &work[index];
-                if let Err(error) = result {
-                    self.failed(batch, slot, &error, failed);
+                let (batch, _) = &mut work[index];
+                match result {
+                    Ok(receipt) => self.refused(batch, slot, &receipt),
+                    Err(error) => self.failed(batch, slot, &error, failed),
                 }
             }
         }
@@ -152,6 +154,20 @@ impl Job {
         if let Err(error) = pass("after-sinks") {
             failed.extend(work.iter().map(|(p, _)| (p.lane.clone(), LaneError::Transient(error.to_string()))));
         }
+    }
+
+    /// Rows that the sink kept as rejects are not written: a later batch brings them to the dead letters.
+    fn refused(&self, batch: &mut Batch, slot: &SinkSlot, receipt: &Receipt) {
+        let refused = receipt.rejected();
+        if refused == 0 {
+            return;
+        }
+        tracing::warn!(job = self.name(), lane = %batch.lane, batch = batch.mark().plan.seq, sink = slot.name, rows = refused, "the sink refused rows: they go to the dead letters with a next batch");
+        if let Some(written) = batch.report.written.get_mut(&slot.name) {
+            *written = written.saturating_sub(refused);
+        }
+        let of_sink = self.rejects.iter().filter(|rejects| rejects.sink() == slot.id());
+        of_sink.for_each(|rejects| rejects.came(&batch.lane));
     }
 
     fn failed(&self, batch: &Batch, slot: &SinkSlot, error: &SinkError, failed: &mut BTreeMap<Lane, LaneError>) {

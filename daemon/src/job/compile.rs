@@ -262,12 +262,13 @@ impl Compiled {
         let mut letters = Letters::default();
         for (source, batch) in raw.iter().enumerate() {
             for bad in &batch.rejects {
-                let name = &self.job.sources[source].name.value;
+                // What a sink refused comes after the sources, and is of no source.
+                let name = self.job.sources.get(source).map_or("", |source| source.name.value.as_str());
                 letters.push(
                     name,
                     Some((&bad.shard, bad.position.clone())),
-                    "read",
-                    bad.reason,
+                    super::rejects::sink_of(&bad.shard).unwrap_or("read"),
+                    &bad.reason,
                     &bad.detail,
                     Some(&bad.record),
                 );

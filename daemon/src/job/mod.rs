@@ -5,6 +5,7 @@
 //! - `lane`: who owns a lane, claims, and what `decide()` says.
 //! - `batch` and `commit`: one batch of each lane, from the proposal to the close. The order of the protocol is there and
 //!   nowhere else. `schemas`: the compiled versions that batches use.
+//! - `rejects`: rows that a sink refused, on their way to the dead letters.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
 
@@ -15,6 +16,7 @@ pub mod compile;
 pub mod lane;
 pub mod probe;
 pub mod pulse;
+pub mod rejects;
 pub mod runner;
 pub mod schemas;
 
@@ -105,6 +107,8 @@ pub struct Job {
     pub sources: Vec<Arc<dyn Source>>,
     /// In the order of the file, then the dead letters, then the ledger where it may be the anchor.
     pub sinks: Vec<SinkSlot>,
+    /// What marked sinks refuse: read like shards, after all sources.
+    pub rejects: Vec<rejects::SinkRejects>,
     /// The sink that an origin names as the anchor.
     pub anchor: SinkId,
     /// The daemon around it.
@@ -205,7 +209,9 @@ impl Job {
         let names: Vec<_> = sources.iter().map(|source: &Arc<dyn Source>| source.name()).collect();
         let rows = sinks.iter().filter(|slot| slot.role != Role::Ledger);
         around.metrics.begin(&config.name, &names, &rows.map(|slot| slot.name.as_str()).collect::<Vec<_>>());
-        Ok(Self { digest, scheme, sources, sinks, anchor, around, status, config, catch_up: BTreeSet::new() })
+        let refusing = sinks.iter().filter(|slot| slot.role == Role::Rows && slot.is_marked());
+        let rejects = refusing.map(rejects::SinkRejects::new).collect();
+        Ok(Self { rejects, digest, scheme, sources, sinks, anchor, around, status, config, catch_up: BTreeSet::new() })
     }
 
     /// Where a source keeps what cannot be read again.

@@ -219,7 +219,10 @@ impl Runner {
         loop {
             self.pulse.moved();
             self.acquire_due().await;
-            if let Some(ended) = self.finished(commit.is_some()) {
+            // What a sink refused of the last batches belongs to the work of `--once`.
+            let ended = self.finished(commit.is_some());
+            let refused = ended == Some(Ended::Done) && self.has_refused().await;
+            if let Some(ended) = ended.filter(|_| !refused) {
                 // Whoever comes next need not wait until this owner is silent.
                 self.shut_down(None).await;
                 return ended;
@@ -230,7 +233,7 @@ impl Runner {
             // A batch that failed is due, whatever the trigger says.
             let retries = self.retrying().any(|(_, running)| !running.tried);
             let due = if at_once || retries { Instant::now() } else { next_tick };
-            let wake = self.wait(&mut commit, due).await;
+            let wake = if refused { Wake::Batch } else { self.wait(&mut commit, due).await };
             match wake {
                 Wake::Stop => return self.shut_down(commit).await,
                 Wake::Committed | Wake::Lanes => {
@@ -265,6 +268,18 @@ impl Runner {
             }
             self.report_lag();
         }
+    }
+
+    /// Whether a sink refused rows that are not in the dead letters yet.
+    async fn has_refused(&self) -> bool {
+        for (lane, phase) in &self.lanes {
+            if let Phase::Running(running) = phase
+                && self.job.has_refused(lane, &running.head.mark.positions).await
+            {
+                return true;
+            }
+        }
+        false
     }
 
     /// Lanes that are owned again after a failure and have yet to get on.

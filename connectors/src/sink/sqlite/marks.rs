@@ -2,12 +2,12 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tidemill_checkpoint::{
-    Claim, Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, SinkId,
+    Claim, Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Position, SinkId,
 };
 use uuid::Uuid;
 
 use super::database::{Doing, Failure};
-use crate::sink::{SinkError, SinkReject};
+use crate::sink::{SinkError, SinkReject, rejects_shard};
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS tidemill_marks (
@@ -162,7 +162,8 @@ impl Scope {
         statement.query_map(params![job, sink, lane, log.as_str(), whole(from)], read)?.collect()
     }
 
-    /// Keeps rejected rows, numbered on from the last one of the lane.
+    /// Keeps rejected rows, numbered on from the last one of the lane, and from where the mark says that they were read to:
+    /// a table that was emptied or restored must not give a number twice.
     pub(super) fn reject(
         &self,
         connection: &Connection,
@@ -176,7 +177,10 @@ impl Scope {
         let [job, sink, lane] = self.keys(&permit.key().lane);
         let sql =
             "SELECT coalesce(max(number) + 1, 0) FROM tidemill_rejects WHERE job = ?1 AND sink = ?2 AND lane = ?3";
-        let first: i64 = connection.query_row(sql, [job, sink, lane], |row| row.get(0)).doing(doing)?;
+        let kept: i64 = connection.query_row(sql, [job, sink, lane], |row| row.get(0)).doing(doing)?;
+        let shard = rejects_shard(&self.sink);
+        let read = permit.mark().positions.get(&shard).and_then(Position::as_number).unwrap_or_default();
+        let first = kept.max(whole(read));
         let sql = "INSERT INTO tidemill_rejects (job, sink, lane, number, seq, input, row, reason, detail, record)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         let mut insert = connection.prepare_cached(sql).doing(doing)?;

@@ -163,7 +163,7 @@ impl State {
     fn reject_file(&self, draft: &mut Draft, path: &str, detail: String) {
         let record = Bytes::copy_from_slice(path.as_bytes());
         let (shard, position) = (self.shard.clone(), position(draft.at));
-        draft.batch.rejects.push(RawReject { shard, position, reason: "changed_file", detail, record });
+        draft.batch.rejects.push(RawReject { shard, position, reason: "changed_file".into(), detail, record });
         draft.room.records = draft.room.records.saturating_sub(1);
     }
 

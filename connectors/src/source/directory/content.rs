@@ -332,7 +332,7 @@ impl Content {
 
     fn reject(&self, offset: u64, reason: &'static str, detail: String, record: Bytes) -> RawReject {
         let position = Position::pair(self.listing.number, offset);
-        RawReject { shard: self.listing.shard.clone(), position, reason, detail, record }
+        RawReject { shard: self.listing.shard.clone(), position, reason: reason.into(), detail, record }
     }
 
     /// A record of more than the limit: one reject, up to the first line feed beyond the limit.
