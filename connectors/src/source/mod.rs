@@ -112,6 +112,17 @@ pub struct RawReject {
     pub record: Bytes,
 }
 
+#[cfg(test)]
+impl RawReject {
+    /// The reason, of a source that has words of its own.
+    fn word(&self) -> &'static str {
+        match &self.reason {
+            Cow::Borrowed(word) => word,
+            Cow::Owned(word) => panic!("{word} is not a source's own word"),
+        }
+    }
+}
+
 /// All records of one proposal, in the order of shard and position.
 #[derive(Clone, Debug, Default)]
 pub struct RawBatch {

@@ -62,7 +62,7 @@ pub struct Record {
     pub position: Position,
     pub text: String,
     /// Why it is none, where it is a reject.
-    pub reject: Option<&'static str>,
+    pub reject: Option<String>,
 }
 
 impl Record {
@@ -88,7 +88,7 @@ pub fn records(batch: &RawBatch) -> Vec<Record> {
         shard: reject.shard.clone(),
         position: reject.position.clone(),
         text: lossy(&reject.record),
-        reject: Some(reject.reason),
+        reject: Some(reject.reason.to_string()),
     }));
     all.sort();
     all

@@ -123,6 +123,7 @@ impl State {
         if at_path.is_none()
             && let Some(number) = self.known.by_inode(&stamp)
             && self.has_left(number)
+            && !self.put_away(number)
         {
             self.known.sighted(number, path, stamp);
             self.pending.forget(path);
@@ -150,7 +151,8 @@ impl State {
         };
         let touched =
             at_path.filter(|number| self.known.get(*number).is_some_and(|listed| listed.hash == Some(hashed.whole)));
-        let known = touched.or_else(|| self.known.by_hash(hashed.whole).find(|number| self.has_left(*number)));
+        let moved = |number: &u64| !self.put_away(*number) && self.has_left(*number);
+        let known = touched.or_else(|| self.known.by_hash(hashed.whole).find(moved));
         if let Some(number) = known {
             self.known.sighted(number, path, stamp);
             self.pending.forget(path);
@@ -203,6 +205,11 @@ impl State {
         };
         let unchanged = hashed.size == stamp.size && Stamp::of(&file.metadata()?) == stamp;
         Ok(unchanged.then_some((file, hashed, bytes)))
+    }
+
+    /// Whether `on_done` took the listed file away: one with the same content is another file, not that one moved.
+    fn put_away(&self, number: u64) -> bool {
+        self.config.on_done != OnDone::Keep && number < self.done
     }
 
     /// Whether a listed file is not at its path any more: nothing is there, or something else (a rotated log's successor).

@@ -200,8 +200,8 @@ impl Source for DirectorySource {
             let proposal = state.plan(from, budget)?;
             if let (None, Finish::Awaiting(_), Some((path, cause))) = (&proposal, &state.finish, state.pending.stuck())
             {
-                let what = format!("source {}: read {path} (all other files are done)", state.name);
-                return Err(SourceError::Transient { what, cause: cause.to_owned() });
+                // Nothing else is left to wait for: whoever runs it once is told, and runs it again.
+                return Err(SourceError::Fatal(format!("{path} cannot be read ({cause}); all other files are done")));
             }
             Ok(proposal)
         })

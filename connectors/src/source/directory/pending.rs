@@ -135,8 +135,9 @@ impl Pending {
     /// When `due` next has something to say.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let settles = self.unsettled.values().map(|file| file.since + self.settle);
-        let retries =
-            self.stuck.iter().filter(|(path, _)| !self.ready_at.contains_key(*path)).map(|(_, stuck)| stuck.until);
+        // As `due` has it: what waits for another reason must not wake for this one.
+        let waits = |path: &Arc<str>| !self.ready_at.contains_key(path) && !self.unsettled.contains_key(path);
+        let retries = self.stuck.iter().filter(|(path, _)| waits(path)).map(|(_, stuck)| stuck.until);
         settles.chain(retries).min()
     }
 
@@ -220,5 +221,17 @@ mod tests {
         assert_eq!(pending.ready_len(), 1);
         pending.set_aside("a", "denied".into(), start + RETRY_FIRST);
         assert_eq!(pending.next_due(), Some(start + RETRY_FIRST * 3), "the second pause is twice as long");
+    }
+
+    #[test]
+    fn what_is_due_next_is_never_over_already() {
+        let (mut pending, start) = (Pending::new(Duration::from_secs(300)), Instant::now());
+        let retried = start + RETRY_FIRST;
+        pending.observe("a", seen(1, 0), start, 1_000 * SECOND, false);
+        pending.set_aside("a", "denied".into(), start);
+        // It changed meanwhile, and has to stand still first, beside the pause that is over.
+        pending.observe("a", seen(2, 1_000), retried, 1_000 * SECOND, false);
+        assert!(pending.due(retried).is_empty());
+        assert!(pending.next_due().is_none_or(|due| due > retried), "a source that wakes for nothing spins");
     }
 }

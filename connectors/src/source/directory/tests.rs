@@ -62,7 +62,7 @@ impl Batch {
         self.records().into_iter().map(|record| record.text).collect()
     }
     fn rejects(&self) -> Vec<(String, &'static str)> {
-        self.raw.rejects.iter().map(|reject| (reject.position.to_string(), reject.reason)).collect()
+        self.raw.rejects.iter().map(|reject| (reject.position.to_string(), reject.word())).collect()
     }
     fn end(&self) -> String {
         self.proposal.spans.values().next().unwrap().to.to_string()

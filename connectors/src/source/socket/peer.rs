@@ -65,7 +65,7 @@ pub struct Peers {
     pub finishing: AtomicBool,
     /// Connections that are open.
     pub open: AtomicUsize,
-    /// Connections that ended.
+    /// Connections that came to an end of which `--once` may say: that was all.
     pub ended: AtomicUsize,
     /// The number of the next connection.
     pub next: AtomicU32,
@@ -79,20 +79,26 @@ impl Peers {
 }
 
 /// Counts a connection as open as long as it lives.
-struct Open<'a>(&'a Peers);
+struct Open(Arc<Peers>);
 
-impl<'a> Open<'a> {
-    fn new(peers: &'a Peers) -> Self {
+impl Open {
+    fn new(peers: &Arc<Peers>) -> Self {
         peers.open.fetch_add(1, Ordering::AcqRel);
-        Self(peers)
+        Self(peers.clone())
     }
 }
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::AcqRel);
         self.0.open.fetch_sub(1, Ordering::AcqRel);
         self.0.intake.touch();
     }
+}
+
+/// How a connection ended.
+struct End {
+    records: u64,
+    /// The peer closed it; else it broke.
+    closed: bool,
 }
 
 /// Accepts connections for ever.
@@ -104,10 +110,13 @@ pub async fn accept(peers: Arc<Peers>, listener: TcpListener) {
         while tasks.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let peers = peers.clone();
+                let (peers, open) = (peers.clone(), Open::new(&peers));
                 tasks.spawn(async move {
-                    run(&peers, stream, peer).await;
-                    drop(slot);
+                    let end = run(&peers, stream, peer).await;
+                    // Whoever only knocked (a health check, a port scan) was not the peer that `--once` waits for. One that
+                    // broke off comes back or not, as this side cannot know.
+                    peers.ended.fetch_add(usize::from(end.records > 0), Ordering::AcqRel);
+                    drop((open, slot));
                 });
             }
             Err(error) => {
@@ -121,22 +130,36 @@ pub async fn accept(peers: Arc<Peers>, listener: TcpListener) {
 /// Connects for ever: again after each end, slower while nothing comes. With `finishing`, until the first end.
 pub async fn connect(peers: Arc<Peers>, address: String) {
     let mut backoff = Backoff::default();
+    let mut broken = false;
     loop {
         match timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await {
             Ok(Ok(stream)) => {
-                let peer = stream.peer_addr();
-                let records = match peer {
+                let open = Open::new(&peers);
+                let end = match stream.peer_addr() {
                     Ok(peer) => run(&peers, stream, peer).await,
-                    Err(_) => 0,
+                    Err(_) => End { records: 0, closed: false },
                 };
-                if records > 0 {
+                if end.records > 0 {
                     backoff = Backoff::default();
                 }
+                // What was cut off may go on in the next connection.
+                broken = !end.closed;
+                peers.ended.fetch_add(usize::from(end.closed), Ordering::AcqRel);
+                drop(open);
                 if peers.finishing.load(Ordering::Acquire) && peers.ended.load(Ordering::Acquire) > 0 {
                     return;
                 }
             }
-            Ok(Err(error)) => tracing::warn!(source = peers.name, address, %error, "cannot connect; trying again"),
+            Ok(Err(error)) => {
+                tracing::warn!(source = peers.name, address, %error, "cannot connect; trying again");
+                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+                if broken && refused && peers.finishing.load(Ordering::Acquire) {
+                    // The connection broke, and nobody serves there any more: that was its end.
+                    peers.ended.fetch_add(1, Ordering::AcqRel);
+                    peers.intake.touch();
+                    return;
+                }
+            }
             Err(_) => {
                 tracing::warn!(source = peers.name, address, "no answer within {CONNECT_TIMEOUT:?}; trying again")
             }
@@ -169,26 +192,26 @@ impl Default for Backoff {
     }
 }
 
-/// One connection, from its beginning to its end; returns its records.
-async fn run(peers: &Peers, stream: TcpStream, address: SocketAddr) -> u64 {
-    let open = Open::new(peers);
+/// One connection, from its beginning to its end.
+async fn run(peers: &Peers, stream: TcpStream, address: SocketAddr) -> End {
     let connection = peers.next.fetch_add(1, Ordering::Relaxed) & 0xff_ffff;
     let name = &*peers.name;
     tracing::info!(source = name, %address, connection, "connected");
     if let Err(error) = set_options(&stream) {
         tracing::debug!(source = name, %address, %error, "cannot set options of the connection");
     }
-    let Some(framer) = Framer::new(&peers.framing, peers.max_record_bytes) else { return 0 };
+    let Some(framer) = Framer::new(&peers.framing, peers.max_record_bytes) else {
+        return End { records: 0, closed: false };
+    };
     let mut connection =
         Connection { peers, number: connection, framer, stream, acks: Acks { wanted: peers.ack, ..Acks::default() } };
     let result = connection.serve().await;
     let records = connection.acks.offered;
-    match result {
+    match &result {
         Ok(()) => tracing::info!(source = name, %address, records, "the peer closed the connection"),
         Err(error) => tracing::warn!(source = name, %address, records, %error, "the connection broke"),
     }
-    drop(open);
-    records
+    End { records, closed: result.is_ok() }
 }
 
 fn set_options(stream: &TcpStream) -> io::Result<()> {

@@ -31,6 +31,20 @@ async fn delete_waits_for_the_release_and_prunes_the_list() {
 }
 
 #[tokio::test]
+async fn the_same_content_again_is_another_file_where_the_first_was_put_away() {
+    let mut rig = Rig::with(Codec::Text, |config| config.on_done = OnDone::Delete).await;
+    rig.put("a", "status ok\n", 60);
+    rig.batch(ALL).await.unwrap();
+    rig.release().await;
+    assert!(!rig.path("a").exists());
+    // The list still has the first one: no plan has pruned it yet.
+    rig.put("b", "status ok\n", 50);
+    assert_eq!(rig.drain_texts().await, ["status ok"]);
+    rig.release().await;
+    assert!(!rig.path("b").exists());
+}
+
+#[tokio::test]
 async fn a_release_is_repeated_after_a_restart_and_spares_a_newer_file() {
     let mut rig = Rig::with(Codec::Text, |config| config.on_done = OnDone::Delete).await;
     rig.put("a", "1\n", 60);

@@ -123,7 +123,7 @@ async fn a_damaged_archive_gives_what_it_has_and_one_reject_however_it_is_cut() 
             outcomes.push((got, rejects));
         }
         let (got, rejects) = &outcomes[0];
-        assert_eq!((rejects.len(), rejects[0].reason), (1, "corrupt_file"), "{name}");
+        assert_eq!((rejects.len(), rejects[0].word()), (1, "corrupt_file"), "{name}");
         let (last, whole) = got.split_last().unwrap();
         assert_eq!(last, "after", "{name}: the next file goes on");
         // gzip notices a changed byte only later, by a code that cannot be: what it gave until then stands.

@@ -91,7 +91,7 @@ impl Driven {
         assert_eq!(batch.rejects, again.rejects);
         self.records.extend(lines(&batch).into_iter().map(|(_, line)| line));
         let rejects = batch.rejects.iter();
-        self.rejects.extend(rejects.map(|r| (r.reason, String::from_utf8_lossy(&r.record).into_owned())));
+        self.rejects.extend(rejects.map(|r| (r.word(), String::from_utf8_lossy(&r.record).into_owned())));
         self.at.extend(proposal.spans.into_iter().map(|(shard, span)| (shard, span.to)));
         true
     }
