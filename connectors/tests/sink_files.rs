@@ -153,16 +153,19 @@ async fn parquet_is_a_file_per_batch_and_cannot_roll() {
     assert!(refused.err().unwrap().to_string().contains("cannot roll"));
 }
 
-#[tokio::test]
-async fn every_csv_file_begins_with_its_header_and_has_it_once() {
-    let csv = || tidemill_config::Csv {
+fn csv() -> tidemill_config::Csv {
+    tidemill_config::Csv {
         delimiter: b',',
         header: true,
         quote: b'"',
         escape: None,
         nulls: Vec::new(),
         encoding: "utf-8".into(),
-    };
+    }
+}
+
+#[tokio::test]
+async fn every_csv_file_begins_with_its_header_and_has_it_once() {
     for roll in [None, Some(Roll { bytes: 40, after: Duration::from_secs(3600) })] {
         let dir = tempfile::tempdir().unwrap();
         let config = Files { codec: Codec::Csv(csv()), compression: Compression::Gzip, ..files(dir.path(), roll) };
@@ -180,6 +183,21 @@ async fn every_csv_file_begins_with_its_header_and_has_it_once() {
         }
         assert_eq!(rows, 9);
     }
+}
+
+/// A job that was edited, or a replay by the old text: the lane goes on, with other columns.
+#[tokio::test]
+async fn rows_with_another_header_begin_a_rolling_file_of_their_own() {
+    let roll = Some(Roll { bytes: 1 << 20, after: Duration::from_secs(3600) });
+    let dir = tempfile::tempdir().unwrap();
+    let mut runner = claim(Files { codec: Codec::Csv(csv()), ..files(dir.path(), roll) }, 1).await;
+    let wide = days(&[Some("a")]);
+    let narrow = wide.project(&[0]).unwrap();
+    for rows in [&narrow, &narrow, &wide, &wide, &narrow] {
+        write(&mut runner, std::slice::from_ref(rows)).await.unwrap();
+    }
+    let files: Vec<String> = out(dir.path()).into_iter().map(|(_, bytes)| String::from_utf8(bytes).unwrap()).collect();
+    assert_eq!(files, ["n\n0\n0\n", "n,day\n0,a\n0,a\n", "n\n0\n"]);
 }
 
 #[tokio::test]

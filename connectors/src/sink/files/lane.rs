@@ -67,6 +67,8 @@ struct State {
 
 struct Rolling {
     file: File,
+    /// What the file begins with: rows of another header belong in another file.
+    header: Vec<u8>,
     active: Active,
 }
 
@@ -331,7 +333,8 @@ impl Lane {
             active.bytes >= roll.bytes || (now >= active.since && age >= roll.after.as_millis())
         };
         let mut rename = None;
-        if state.rolling.get(&chunk.partition).is_none_or(|rolling| full(&rolling.active)) {
+        let unfit = |rolling: &Rolling| full(&rolling.active) || rolling.header != chunk.header;
+        if state.rolling.get(&chunk.partition).is_none_or(unfit) {
             if !state.rolling.contains_key(&chunk.partition) && state.rolling.len() >= MAX_ACTIVE {
                 let oldest =
                     state.rolling.iter().min_by_key(|(_, rolling)| rolling.active.since).map(|(name, _)| name.clone());
@@ -342,7 +345,7 @@ impl Lane {
             let (from, file) = self.temporaries(1)?.remove(0);
             file.write_all_at(&chunk.header, 0)?;
             let active = Active { path: path.clone(), bytes: chunk.header.len() as u64, since: now };
-            state.rolling.insert(chunk.partition.clone(), Rolling { file, active });
+            state.rolling.insert(chunk.partition.clone(), Rolling { file, header: chunk.header.clone(), active });
             rename = Some(Rename { from, to: path });
         }
         if let Some(rolling) = state.rolling.get_mut(&chunk.partition) {
