@@ -89,6 +89,18 @@ async fn partitions_are_folders_and_their_columns_are_not_in_the_rows() {
         ("day=a%2F..%2Fb%20c", "{\"n\":1}\n"),
     ];
     assert_eq!(files, expected.map(|(folder, text)| (folder.to_owned(), text.to_owned())));
+    // A text that takes 3 bytes a character in a name, the same with another end, and the text that stands for null.
+    let long = "é".repeat(100);
+    let (one, other) = (format!("{long}1"), format!("{long}2"));
+    write(&mut runner, &[days(&[Some(&one), Some(&other), Some(&one), Some("__HIVE_DEFAULT_PARTITION__")])])
+        .await
+        .unwrap();
+    let folders = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name());
+    let folders: Vec<String> = folders.map(|name| name.into_string().unwrap()).collect();
+    assert!(folders.contains(&"day=%5F_HIVE_DEFAULT_PARTITION__".to_owned()), "{folders:?}");
+    let cut: Vec<_> =
+        folders.iter().filter(|name| name.starts_with("day=%C3%A9%C3%A9") && name.contains('~')).collect();
+    assert_eq!(cut.len(), 2, "{folders:?}");
     config.partition_by[0].value = "dya".into();
     let error = open(config).prepare(&days(&[]).schema()).await.err().unwrap();
     assert!(error.to_string().contains("no column `dya`") && error.to_string().contains("n, day"), "{error}");

@@ -6,6 +6,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use tidemill_checkpoint::Digest;
+
 /// Syncs a folder: names made, removed or renamed in it before this call survive a power cut.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -64,6 +66,23 @@ pub(crate) fn component(name: &str) -> String {
     if text.is_empty() { "%".to_owned() } else { text }
 }
 
+/// The longest name that every file system takes, in bytes.
+const MAX_NAME_BYTES: usize = 255;
+
+/// A [`component`] that is too long for a file system ends with `~` and the first half of the whole one's digest, so
+/// that names differ where they differed. No other component holds a `~`.
+pub(crate) fn shortened(component: String) -> String {
+    if component.len() <= MAX_NAME_BYTES {
+        return component;
+    }
+    let digest = Digest::of(component.as_bytes()).to_string();
+    let ending = format!("~{}", &digest[..digest.len() / 2]);
+    let end = MAX_NAME_BYTES - ending.len();
+    // No half of a `%XX`.
+    let end = component[..end].rfind('%').filter(|at| at + 3 > end).unwrap_or(end);
+    format!("{}{ending}", &component[..end])
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -76,6 +95,21 @@ mod tests {
         {
             assert_eq!(component(name), text);
         }
+    }
+
+    #[test]
+    fn a_component_that_is_too_long_is_cut_and_still_differs() {
+        let long = |end: &str| format!("day={}{end}", "a".repeat(300));
+        let (one, other) = (shortened(long("b")), shortened(long("c")));
+        assert!(one.len() == MAX_NAME_BYTES && one.starts_with("day=aaa") && one.contains('~'), "{one}");
+        assert_ne!(one, other);
+        assert_eq!(one, shortened(long("b")));
+        for name in ["x", "xy", "xyz"].map(|start| shortened(start.to_owned() + &"%C3".repeat(100))) {
+            let cut = name.split_once('~').unwrap().0;
+            assert!(name.len() <= MAX_NAME_BYTES && cut.ends_with("%C3"), "{name}");
+        }
+        let whole = "a".repeat(MAX_NAME_BYTES);
+        assert_eq!(shortened(whole.clone()), whole);
     }
 
     #[test]

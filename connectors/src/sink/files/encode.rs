@@ -227,16 +227,18 @@ impl Format {
         let folders = self.partition_by.iter().filter_map(|name| Some((name, batch.column_by_name(name)?)));
         let folders: Vec<String> = folders
             .map(|(name, column)| {
-                let value = if column.is_null(row) {
-                    NULL_PARTITION.into()
-                } else {
-                    durable::component(&cell::text(column, row))
-                };
-                format!("{}={value}", durable::component(name))
+                let value =
+                    if column.is_null(row) { NULL_PARTITION.into() } else { folder_value(&cell::text(column, row)) };
+                durable::shortened(format!("{}={value}", durable::component(name)))
             })
             .collect();
         folders.join("/")
     }
+}
+
+/// The name of a value's folder. The text that stands for null is a value too, and has a folder of its own.
+fn folder_value(value: &str) -> String {
+    if value == NULL_PARTITION { value.replacen('_', "%5F", 1) } else { durable::component(value) }
 }
 
 fn fatal(error: CodecError) -> SinkError {
