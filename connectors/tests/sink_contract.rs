@@ -7,7 +7,7 @@ mod sinks;
 use std::{fs, path::Path, sync::Arc};
 
 use sinks::*;
-use tidemill_checkpoint::{Lane, Permit};
+use tidemill_checkpoint::{Entry, Lane, Permit};
 use tidemill_connectors::sink::{Sink, SinkError};
 
 /// What a sink is tried with: a way to open it again on the same folder, and the folder.
@@ -250,6 +250,29 @@ fn a_sink_says_what_it_guarantees_and_has_no_rejects_of_a_lane_that_had_none() {
         }
         runner.run(3).await.unwrap();
         rig.expect(3);
+    });
+}
+
+/// A sink that was the anchor before becomes it again, and is given the whole list: some of it is there already.
+#[test]
+fn entries_that_are_given_again_replace_those_that_are_there() {
+    each(async |rig| {
+        let mut runner = Runner::claim(rig.open(), &lane(), 1).await.unwrap();
+        runner.run(0).await.unwrap();
+        runner.step_with(&["a", "b"], 0).await.unwrap();
+        let head = runner.head.clone().unwrap();
+        let (mark, mut entries) = next(&runner.key, &head, &["c"], 0);
+        let again = [(0, "a"), (1, "other")];
+        entries.splice(0..0, again.map(|(number, text)| Entry { log: log(), number, text: text.into() }));
+        commit(&*runner.sink, &runner.key, Some(head.digest), &mark, entries).await.unwrap();
+        let expected = [(0, "a"), (1, "other"), (2, "c")].map(|(number, text)| (number, text.to_owned()));
+        let read = async || {
+            let entries = rig.open().history(&lane(), &log(), 0).await.unwrap();
+            entries.into_iter().map(|entry| (entry.number, entry.text)).collect::<Vec<_>>()
+        };
+        assert_eq!(read().await, expected);
+        Runner::claim(rig.open(), &lane(), 2).await.unwrap();
+        assert_eq!(read().await, expected);
     });
 }
 

@@ -191,19 +191,21 @@ impl Image {
         Ok(self.start.active.clone())
     }
 
-    /// Entries that no plan has pruned, of `log` or of all, in the order in which they were appended.
+    /// Entries that no plan has pruned, of `log` or of all, by log and number. A sink that becomes the anchor again is
+    /// given numbers that it still has: what came last counts.
     pub(super) fn entries(&self, path: &Path, log: Option<&LogName>) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
+        let mut entries = BTreeMap::new();
         for (kind, range) in &self.records {
-            match kind.as_str() {
-                "entries" => entries.extend(json::<Vec<Entry>>(path, &self.bytes[range.clone()])?),
-                "mark+entries" => entries.extend(json::<Commit>(path, &self.bytes[range.clone()])?.entries),
-                _ => {}
-            }
+            let appended: Vec<Entry> = match kind.as_str() {
+                "entries" => json(path, &self.bytes[range.clone()])?,
+                "mark+entries" => json::<Commit>(path, &self.bytes[range.clone()])?.entries,
+                _ => continue,
+            };
+            entries.extend(appended.into_iter().map(|entry| ((entry.log.clone(), entry.number), entry)));
         }
         let first = |name: &LogName| self.head().and_then(|head| head.logs.get(name)).map_or(0, |state| state.first);
-        entries.retain(|entry| log.is_none_or(|log| *log == entry.log) && entry.number >= first(&entry.log));
-        Ok(entries)
+        let wanted = |entry: &Entry| log.is_none_or(|log| *log == entry.log) && entry.number >= first(&entry.log);
+        Ok(entries.into_values().filter(wanted).collect())
     }
 }
 
