@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt as _, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
     time::Duration,
@@ -125,14 +125,22 @@ impl Database {
             return self.read_as(Access::Recover, &work).map(Some).map_err(explain);
         }
         // A database in WAL mode that nobody has open is read as immutable: a plain reader would leave `-wal` and
-        // `-shm` files. Where somebody opens it just then, a plain read is the second try.
-        let at_rest = !self.beside("-wal").exists();
+        // `-shm` files. Where somebody opens it just then, a plain read is the second try. In any other mode a writer
+        // changes the file itself, at any moment, and leaves nothing beside it that would tell: only a lock keeps it out.
+        let at_rest = self.in_wal_mode() && !self.beside("-wal").exists();
         match self.read_as(if at_rest { Access::AtRest } else { Access::Shared }, &work) {
             Err(_) if at_rest && self.beside("-wal").exists() => self.read_as(Access::Shared, &work),
             other => other,
         }
         .map(Some)
         .map_err(explain)
+    }
+
+    /// What the file's header says: the versions of the format for writing and reading are both 2 in WAL mode.
+    fn in_wal_mode(&self) -> bool {
+        let mut versions = [0; 2];
+        let read = fs::File::open(&self.path).and_then(|file| file.read_exact_at(&mut versions, 18));
+        read.is_ok() && versions == [2, 2]
     }
 
     /// The file that SQLite keeps beside the database under this ending.
@@ -248,4 +256,35 @@ fn breaks(error: &rusqlite::Error) -> bool {
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::ConstraintViolation | ErrorCode::DiskFull
         )
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A writer that comes in the middle of a read waits for it, unless the read is of a snapshot.
+    #[test]
+    fn what_is_read_of_a_database_without_wal_does_not_change_meanwhile() {
+        for (mode, writes) in [("DELETE", false), ("TRUNCATE", false), ("WAL", true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.db");
+            let writer = Connection::open(&path).unwrap();
+            writer.query_row(&format!("PRAGMA journal_mode = {mode}"), [], |_| Ok(())).unwrap();
+            writer.execute_batch("CREATE TABLE t (n); INSERT INTO t VALUES (1), (2)").unwrap();
+            writer.busy_timeout(Duration::ZERO).unwrap();
+            if mode == "TRUNCATE" {
+                fs::remove_file(dir.path().join("a.db-journal")).unwrap();
+            }
+            let read = Database::shared(&path).unwrap().read(|reader| {
+                let mut statement = reader.prepare("SELECT n FROM t")?;
+                let mut rows = statement.query([])?;
+                let first: i64 = rows.next()?.unwrap().get(0)?;
+                let written = writer.execute("UPDATE t SET n = n + 10", []).is_ok();
+                let second: i64 = rows.next()?.unwrap().get(0)?;
+                Ok((first, second, written))
+            });
+            assert_eq!(read.unwrap(), Some((1, 2, writes)), "{mode}");
+        }
+    }
 }
