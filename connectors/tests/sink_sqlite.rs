@@ -106,6 +106,26 @@ async fn every_type_has_a_form_that_sqlite_itself_understands() {
     assert_eq!(read(&path, sql), [r#"Text("2015") Integer(1)"#]);
 }
 
+/// REAL holds infinities, but SQLite makes NULL of NaN: a column that takes no NULL refuses it like one.
+#[tokio::test]
+async fn nan_is_null_and_infinities_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.db");
+    script(&path, "CREATE TABLE strict (x REAL NOT NULL)");
+    let floats: ArrayRef = Arc::new(Float64Array::from(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.5]));
+    let rows = table(vec![("x", floats)]);
+    write(&open(&path, "made", &[]), std::slice::from_ref(&rows)).await.unwrap();
+    assert_eq!(read(&path, "SELECT x FROM made"), ["Null", "Real(inf)", "Real(-inf)", "Real(0.5)"]);
+    let sink = sink::open(
+        SinkId::new("strict"),
+        "job",
+        &SinkKind::Sqlite { path: path.clone(), table: "strict".into(), mode: Mode::Append },
+    );
+    write(&sink.unwrap(), &[rows]).await.unwrap();
+    assert_eq!(read(&path, "SELECT x FROM strict"), ["Real(inf)", "Real(-inf)", "Real(0.5)"]);
+    assert_eq!(read(&path, "SELECT row, reason FROM tidemill_rejects"), ["Integer(0) Text(\"constraint\")"]);
+}
+
 #[tokio::test]
 async fn the_last_row_of_a_key_wins_within_a_batch_and_over_batches() {
     let dir = tempfile::tempdir().unwrap();
