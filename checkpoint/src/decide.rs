@@ -275,6 +275,10 @@ fn need(facts: &Facts<'_>, head: &Head<'_>, id: &SinkId, sink: &SinkFacts<'_>) -
     if mark.origin != head.mark.origin {
         return stop(Misfit::OtherOrigin);
     }
+    // A ledger that was the anchor once: what other data dirs did since is not in it, and it has no rows to lack.
+    if is_former_ledger(head, id) {
+        return Need::Nothing(holds);
+    }
     match standing(&mark.positions, &head.mark.positions) {
         Standing::Beyond => stop(Misfit::Beyond),
         _ if listed.is_some() => stop(Misfit::Digest),
@@ -290,6 +294,7 @@ fn need_of_empty(head: &Head<'_>, id: &SinkId, catch_up: bool) -> Need {
     let told = match head.mark.plan.touches.get(id) {
         // A plan that does not touch a sink without a mark leaves it without one.
         Some(Touch::Joined { before: None, touched: false }) => false,
+        _ if is_former_ledger(head, id) => false,
         Some(Touch::Joined { .. }) => {
             return Need::Stop(Stop::Emptied {
                 lane: head.mark.plan.lane.clone(),
@@ -307,6 +312,11 @@ fn need_of_empty(head: &Head<'_>, id: &SinkId, catch_up: bool) -> Need {
         return Need::CatchUp(None, from);
     }
     Need::Nothing(None)
+}
+
+/// The ledger, where another sink is the anchor.
+fn is_former_ledger(head: &Head<'_>, id: &SinkId) -> bool {
+    *id == SinkId::ledger() && head.anchor != *id && head.mark.anchor() != id
 }
 
 /// Where a sink begins that has nothing: at the origin's start, or at the head where an operator set it back further.

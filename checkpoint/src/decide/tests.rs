@@ -318,6 +318,50 @@ fn a_local_sink_joins_with_whatever_it_holds() {
     }
 }
 
+/// The ledger was the anchor before `a` was in the job. Other data dirs have ledgers of their own under the same name.
+#[test]
+fn a_ledger_that_was_the_anchor_joins_with_whatever_it_holds() {
+    let ledger = SinkId::ledger();
+    let o = origin_of(ledger.as_str(), &[ledger.as_str()], b"job");
+    let p1 = batch(&o, &[(&ledger, Some(&o))], &[], 1);
+    let a = sink("a");
+    let owner = owner();
+    let joined = BTreeMap::from([(ledger.clone(), Some(p1.digest)), (a.clone(), None)]);
+    let writer = Writer { generation: Generation(1), owner: &owner };
+    let moved = next::move_anchor(&p1, &a, &joined, Content::default(), writer).unwrap().mark;
+    let a2 = held(&moved, &a);
+    let here = batch(&a2, &[(&a, Some(&a2)), (&ledger, Some(&moved))], &[&a], 2);
+    let elsewhere = batch(&here, &[(&a, Some(&here))], &[&a], 3);
+    let with_another = batch(&here, &[(&a, Some(&here)), (&ledger, Some(&o))], &[&a], 3);
+    let back = next::jump(
+        &here,
+        9,
+        &a,
+        &BTreeMap::from([(a.clone(), Place::Join(Some(here.digest))), (ledger.clone(), Place::CatchUp)]),
+        at(0),
+        "rewind",
+        Content::default(),
+        Writer { generation: Generation(1), owner: &owner },
+    );
+    for head in [&here, &elsewhere, &with_another, &back.unwrap().mark] {
+        for holds in [None, Some(&o), Some(&p1), Some(&moved)] {
+            for catch_up in [false, true] {
+                let mark = holds.map(|mark| held(mark, &ledger));
+                let facts = facts(&a, &[(&a, Some(head), false), (&ledger, mark.as_ref(), catch_up)], None);
+                assert_eq!(ask(&facts), format!("next after {}", head.plan.seq), "{:?}", holds.map(|m| m.plan.seq));
+            }
+        }
+    }
+    // Another life is another life, and where the ledger is the anchor, its mark is the head.
+    let foreign = held(&origin_of("ledger", &["ledger"], b"another"), &ledger);
+    let with_foreign = facts(&a, &[(&a, Some(&elsewhere), false), (&ledger, Some(&foreign), false)], None);
+    assert!(ask(&with_foreign).ends_with("OtherOrigin"), "{}", ask(&with_foreign));
+    let p2 = batch(&p1, &[(&ledger, Some(&p1))], &[], 2);
+    let p3 = batch(&p2, &[(&ledger, Some(&p2))], &[], 3);
+    let beside = facts(&a, &[(&a, Some(&a2), false), (&ledger, Some(&p3), false)], Some(&p3));
+    assert_eq!(ask(&beside), "catch up a from 1");
+}
+
 /// Every combination of marks, flags and ledgers that a handful of plans can give: reachable or not, each has an answer,
 /// every stop names its sink and a way out, and nothing but the stated conditions leads to a next plan.
 #[test]

@@ -98,6 +98,13 @@ fn good() -> Vec<(&'static str, Scenario)> {
             let wanted = |stop: &Stop| matches!(stop, Stop::AnchorGone { .. });
             Scenario { jobs, crashes: 4, late: 1 << A, ledger: true, wanted, ..Scenario::new(&[ONLY_A]) }
         }),
+        ("ledger as the anchor, then A; A goes on elsewhere, and comes back", {
+            let both = job(&[LEDGER, A], A);
+            let jobs = vec![vec![job(&[LEDGER], LEDGER), both, both], vec![ONLY_A]];
+            // Elsewhere nobody knows of the ledger: where A was empty yet, another life began.
+            let wanted = |stop: &Stop| matches!(stop, Stop::Gap { why: Misfit::OtherOrigin, .. });
+            Scenario { jobs, late: 1 << A, wanted, ..Scenario::new(&[ONLY_A, ONLY_A]) }
+        }),
     ]
 }
 

@@ -456,6 +456,11 @@ impl<'s> World<'s> {
                     self.go(state, runner, lane, Step::Commit { mine, seen, mark: head, todo: sinks, again });
                 }
             }
+            // It has no rows to catch up with: everything would be read again for nothing.
+            Act::CatchUp { sink: LEDGER, .. } => {
+                self.found.stops += 1;
+                self.go(state, runner, lane, Step::Stopped);
+            }
             Act::CatchUp { head, sink, from } => {
                 let limit = self.book.at(head);
                 for to in [from + 1, from + 2].into_iter().filter(|to| *to <= limit) {
