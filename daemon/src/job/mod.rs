@@ -4,7 +4,8 @@
 //! - `compile`: codecs and pipeline for one text of the job and one set of pinned schemas; raw records to rows, purely.
 //! - `lane`: who owns a lane, claims, and what `decide()` says.
 //! - `batch` and `commit`: one batch of each lane, from the proposal to the close. The order of the protocol is there and
-//!   nowhere else. `schemas`: the compiled versions that batches use.
+//!   nowhere else. `replay`: what follows a decision that is no new batch. `schemas`: the compiled versions that batches use.
+//! - `lanes`: what failures, other owners and the source's own moves make of the lanes of a running job.
 //! - `rejects`: rows that a sink refused, on their way to the dead letters.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
@@ -14,9 +15,11 @@ pub mod batch;
 pub mod commit;
 pub mod compile;
 pub mod lane;
+pub mod lanes;
 pub mod probe;
 pub mod pulse;
 pub mod rejects;
+pub mod replay;
 pub mod runner;
 pub mod schemas;
 
