@@ -76,9 +76,9 @@ fn target(job: &Job, operation: &Operation, head: &Mark, closed: Option<&Mark>) 
         // The anchor went back and its sources cannot: they go on where the ledger closed them, the others are read again.
         Operation::JoinSink(sink) if id_of(job, sink)? == *head.anchor() => {
             let ahead = closed.filter(|closed| closed.plan.seq > head.plan.seq);
-            to.extend(ahead.into_iter().flat_map(|closed| &closed.positions).filter_map(|(shard, position)| {
-                (!can_be_read_again(job, shard)).then(|| (shard.clone(), position.clone()))
-            }));
+            let ahead = ahead.into_iter().flat_map(|closed| &closed.positions);
+            let gone = ahead.filter(|(shard, _)| !can_be_read_again(job, shard));
+            to.extend(gone.map(|(shard, position)| (shard.clone(), position.clone())));
         }
         Operation::DropShard(name) => {
             let shard = known_shard(head, name)?;

@@ -74,7 +74,7 @@ impl SinkRejects {
         let at = from.get(&self.shard).and_then(Position::as_number).unwrap_or_default();
         let found = self.slot.sink.rejects(lane, at).await.inspect_err(|_| self.came(lane));
         let found = found.map_err(|error| job.sink_failed(&self.slot, &error))?;
-        let Some(last) = found.iter().take(budget.records.max(1)).last() else { return Ok(None) };
+        let Some(last) = found.iter().take(budget.records.max(1)).next_back() else { return Ok(None) };
         // Until they are committed, and there may be more.
         self.came(lane);
         Ok(Some(Span { from: Position::number(at), to: Position::number(last.number + 1) }))
