@@ -1,9 +1,11 @@
 //! Folders and names that survive a power cut.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     path::{Component, Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use tidemill_checkpoint::Digest;
@@ -25,7 +27,25 @@ pub(crate) fn create_dir_all(path: &Path) -> io::Result<()> {
         }
         sync_dir(parent(dir))?;
     }
+    sync_above(path)?;
     if missing.is_empty() { sync_dir(parent(path)) } else { Ok(()) }
+}
+
+/// Syncs what holds the names of a folder and of those above it, once in a process: a process that was killed after it had
+/// made one of them may not have come to that. A folder that this user may not read was not made by it.
+fn sync_above(path: &Path) -> io::Result<()> {
+    static SYNCED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    for dir in path.ancestors().take_while(|dir| !dir.as_os_str().is_empty()) {
+        let is_new = SYNCED.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.to_owned());
+        if !is_new {
+            break;
+        }
+        match sync_dir(parent(dir)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// The folder that holds `path`'s name; `.` where the path is a bare name.

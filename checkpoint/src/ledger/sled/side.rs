@@ -29,9 +29,7 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
 
 /// Creates a folder, and makes it durable, where it is not there.
 pub(super) fn folder(path: &Path) -> Result<(), Error> {
-    if path.is_dir() {
-        return Ok(());
-    }
+    // Also where it is there: whoever made it may have been killed before its name was durable.
     fs::create_dir_all(path).map_err(failed("create the folder", path))?;
     path.ancestors().skip(1).find(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_folder)
 }

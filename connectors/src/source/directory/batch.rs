@@ -101,6 +101,7 @@ impl State {
         if keep < self.known.next() {
             let taken = self.taken_from(keep);
             self.known.truncate(keep);
+            self.in_place.clear();
             self.take_back(taken);
         }
         if self.prune.is_some_and(|(_, to)| to > from) {

@@ -1,6 +1,11 @@
 //! Which file is which: whether a file that stands still is new, touched, moved or grown, and where a listed one lies now.
 
-use std::{io, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    io,
+    os::unix::fs::FileExt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tidemill_config::model::OnDone;
@@ -9,11 +14,16 @@ use super::{
     MOUNT_SUSPECTED_FILES,
     content::{CHUNK_BYTES, Content},
     entry::{FileEntry, Role},
-    hash::{Hashed, hash},
+    hash::{ContentHash, Hashed, hash},
     scan::{Stamp, is_absent},
     state::State,
 };
 use crate::source::SourceError;
+
+/// For so long listed files that were found in their places count as being there.
+const IN_PLACE_FOR: Duration = Duration::from_secs(1);
+/// So many files of one content are looked at each time.
+const FEW: usize = 8;
 
 /// What taking a file from the pending ones gave.
 pub(super) enum Taken {
@@ -151,8 +161,7 @@ impl State {
         };
         let touched =
             at_path.filter(|number| self.known.get(*number).is_some_and(|listed| listed.hash == Some(hashed.whole)));
-        let moved = |number: &u64| !self.put_away(*number) && self.has_left(*number);
-        let known = touched.or_else(|| self.known.by_hash(hashed.whole).find(moved));
+        let known = touched.or_else(|| self.moved_from(hashed.whole, stamp.size));
         if let Some(number) = known {
             self.known.sighted(number, path, stamp);
             self.pending.forget(path);
@@ -205,6 +214,26 @@ impl State {
         };
         let unchanged = hashed.size == stamp.size && Stamp::of(&file.metadata()?) == stamp;
         Ok(unchanged.then_some((file, hashed, bytes)))
+    }
+
+    /// The listed file with this content that has left its place, latest first. Many files of one content are looked at
+    /// once in [`IN_PLACE_FOR`], not once for each new one. An empty file that comes again has no records to double.
+    fn moved_from(&mut self, hash: ContentHash, size: u64) -> Option<u64> {
+        if size == 0 {
+            return None;
+        }
+        let known = self.in_place.get(&hash).filter(|(since, _)| since.elapsed() < IN_PLACE_FOR).copied();
+        let (since, below) = known.unwrap_or_else(|| (Instant::now(), 0));
+        let mut looked = 0;
+        let mut left = |number: &u64| {
+            looked += 1;
+            !self.put_away(*number) && self.has_left(*number)
+        };
+        let found = self.known.by_hash(hash).take_while(|number| *number >= below).find(&mut left);
+        if found.is_none() && (known.is_some() || looked > FEW) {
+            self.in_place.insert(hash, (since, self.known.next()));
+        }
+        found
     }
 
     /// Whether `on_done` took the listed file away: one with the same content is another file, not that one moved.

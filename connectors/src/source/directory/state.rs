@@ -1,7 +1,7 @@
 //! The source's state and what keeps it true to the folder: looking, adopting, releasing. Everything here blocks.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -15,6 +15,7 @@ use super::{
     buffers::Buffers,
     content::Content,
     entry::{FileEntry, Role},
+    hash::ContentHash,
     known::Known,
     pending::Pending,
     scan::{Folder, Found, Seen, Stamp},
@@ -50,6 +51,8 @@ pub(super) struct State {
     pub buffers: Arc<Buffers>,
     pub known: Known,
     pub pending: Pending,
+    /// By content: since when all listed files below a number were found in their places.
+    pub in_place: HashMap<ContentHash, (Instant, u64)>,
     pub adopted: bool,
     /// What is closed for sure: what lies before was planned by earlier plans.
     pub floor: At,
@@ -107,6 +110,7 @@ impl State {
             anchored: 0,
             open: Vec::new(),
             done: 0,
+            in_place: HashMap::new(),
             prune: None,
             scan_at: Instant::now(),
             scanned: false,
@@ -316,6 +320,7 @@ impl State {
         self.known = known;
         (self.floor, self.head, self.anchored) = (at, at, self.known.next());
         (self.prune, self.adopted, self.done) = (None, true, self.known.first());
+        self.in_place.clear();
         self.open.clear();
         self.take_back(taken);
         Ok(adopted)
