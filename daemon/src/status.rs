@@ -54,10 +54,27 @@ pub struct LastBatch {
     pub written: BTreeMap<String, u64>,
     /// Records rejected.
     pub rejected: u64,
+    /// What each step did, in the job's order; after the steps the conditions of sinks, as `sinks.NAME`.
+    pub steps: Vec<StepReport>,
     /// Seconds of each phase.
     pub phases: BTreeMap<&'static str, f64>,
     /// Seconds from plan to close.
     pub duration_seconds: f64,
+}
+
+/// What a step did in a batch.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StepReport {
+    /// Its name.
+    pub step: String,
+    /// Rows that it got.
+    pub rows_in: u64,
+    /// Rows that it gave.
+    pub rows_out: u64,
+    /// Rows that it rejected.
+    pub rejected: u64,
+    /// Seconds that it worked, over all threads.
+    pub seconds: f64,
 }
 
 /// Progress of one job.

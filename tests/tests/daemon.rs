@@ -350,6 +350,9 @@ fn metrics_have_the_names_and_labels_that_are_promised_and_count_right() {
     }
 
     let progress = daemon.get("/jobs/shop").unwrap().json();
+    let step = &progress["last_batch"]["steps"][0];
+    assert_eq!((&step["step"], step["rejected"].as_u64()), (&"small".into(), Some(0)), "{step}");
+    assert!(step["rows_in"].as_u64() >= step["rows_out"].as_u64(), "{step}");
     assert_eq!(
         (&progress["records_in"], &progress["rejected"], &progress["rows_out"]),
         (&121.into(), &1.into(), &201.into())

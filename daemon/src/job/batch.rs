@@ -218,6 +218,7 @@ impl Job {
             bytes,
             written,
             rejected: computed.rejected.values().sum(),
+            steps: computed.steps.clone(),
             phases,
             duration_seconds: 0.0,
         };

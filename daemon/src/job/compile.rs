@@ -1,7 +1,11 @@
 //! From raw records to rows: codecs and pipeline for one text of the job and one set of pinned schemas. A pure function of
 //! (plan, records); the only place where a record becomes a row or a reject.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray},
@@ -15,7 +19,9 @@ use tidemill_connectors::{
     codec::{self, Decoded, EXTRA},
     source::{RawBatch, Slice},
 };
-use tidemill_steps::{BatchContext, Pipeline, Rows};
+use tidemill_steps::{BatchContext, Pipeline, Rows, StepStats};
+
+use crate::status::StepReport;
 
 /// Schemas pinned so far, by the name that the source's shards have: what the codec decodes, without metadata columns.
 pub type Pinned = BTreeMap<String, SchemaRef>;
@@ -60,6 +66,8 @@ pub struct Computed {
     pub rejects: Vec<RecordBatch>,
     /// How many rejects by (step, reason).
     pub rejected: BTreeMap<(String, String), u64>,
+    /// What each step did.
+    pub steps: Vec<StepReport>,
     /// Seconds to decode and to run the steps.
     pub phases: Vec<(&'static str, f64)>,
 }
@@ -231,7 +239,15 @@ impl Compiled {
             detail: reject.detail,
         }));
         rejects.sort_by_key(|reject| reject.origin);
+        let report = |step: StepStats| StepReport {
+            step: step.name,
+            rows_in: step.rows_in,
+            rows_out: step.rows_out,
+            rejected: step.rejected,
+            seconds: Duration::from_nanos(step.nanos).as_secs_f64(),
+        };
         let mut computed = Computed {
+            steps: applied.steps.into_iter().map(report).collect(),
             rows: applied.sinks.into_iter().collect(),
             phases: vec![("decode", decode_seconds), ("steps", started.elapsed().as_secs_f64())],
             ..Computed::default()
