@@ -9,12 +9,13 @@
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tidemill_tests::{Folder, Rows, Run, eventually, feed, free_address};
+use tidemill_tests::{Folder, Rows, Run, eventually, feed, free_address, oracle::files};
 
 /// Records of a job. With ten a batch, every kill meets a batch.
 const RECORDS: usize = 400;
@@ -59,13 +60,26 @@ impl Sink {
     }
     fn rows(self, folder: &Folder) -> Result<Rows, String> {
         match self {
-            Self::Files => Ok(Rows::files(&folder.join("files"))),
-            Self::Rolling => Ok(Rows::files(&folder.join("rolling"))),
+            Self::Files => Ok(in_order(&folder.join("files"))),
+            Self::Rolling => Ok(in_order(&folder.join("rolling"))),
             Self::Sqlite => {
                 Rows::try_sqlite(&folder.join("rows.db"), "SELECT n, text FROM rows").map_err(|e| e.to_string())
             }
         }
     }
+}
+
+/// The rows of a folder's files in the order of their batches: by the claim's generation, then by the batch's number, which
+/// a name holds (`all-g12-5649e1b8-000001-d89cd8ee9823.json`).
+fn in_order(folder: &Path) -> Rows {
+    let mut found = files(folder);
+    let place = |path: &PathBuf| -> (u64, u64) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let parts: Vec<_> = name.split('-').collect();
+        (parts[1].trim_start_matches('g').parse().unwrap(), parts[3].parse().unwrap())
+    };
+    found.sort_by_key(place);
+    Rows(found.iter().flat_map(|path| Rows::file(path).0).collect())
 }
 
 fn record(n: usize) -> String {
@@ -160,13 +174,7 @@ impl Life {
         for sink in &self.sinks {
             let numbers: Vec<i64> =
                 sink.rows(&self.folder).unwrap().column("n").iter().map(|n| n.parse().unwrap()).collect();
-            if *sink == Sink::Sqlite {
-                assert!(
-                    numbers.windows(2).all(|pair| pair[0] < pair[1]),
-                    "{}: out of order within the shard",
-                    self.name
-                );
-            }
+            assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{}: out of order within the shard", self.name);
         }
     }
 }
@@ -242,6 +250,16 @@ fn directory_to_sqlite_and_files() {
 #[test]
 fn socket_to_sqlite_and_files() {
     at_every_phase(Source::Socket, &[Sink::Sqlite, Sink::Files], &PHASES, "socket -> sqlite + files");
+}
+
+#[test]
+fn socket_to_files() {
+    at_every_phase(Source::Socket, &[Sink::Files], &PHASES, "socket -> files");
+}
+
+#[test]
+fn socket_to_sqlite() {
+    at_every_phase(Source::Socket, &[Sink::Sqlite], &PHASES, "socket -> sqlite");
 }
 
 #[test]
