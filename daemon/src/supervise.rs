@@ -1,7 +1,7 @@
 //! All jobs of a daemon: each in a task of its own, so that one that fails never stops another; signals, reload, systemd.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -54,6 +54,8 @@ pub struct Supervisor {
     jobs: Mutex<BTreeMap<String, Running>>,
     /// Why the daemon is not ready besides what its jobs say, by what it is about: a job that is not there says nothing.
     held: Mutex<BTreeMap<String, &'static str>>,
+    /// Jobs that were started once: `--take-over` is spent by a process's start, not by a reload.
+    began: Mutex<BTreeSet<String>>,
     draining: AtomicBool,
 }
 
@@ -64,7 +66,13 @@ impl Supervisor {
     /// No job runs yet; not ready before [`Supervisor::begun`].
     pub fn new(around: Surroundings) -> Arc<Self> {
         let held = BTreeMap::from([(DAEMON.to_owned(), "starting")]);
-        Arc::new(Self { around, jobs: Mutex::default(), held: Mutex::new(held), draining: AtomicBool::new(false) })
+        Arc::new(Self {
+            around,
+            jobs: Mutex::default(),
+            held: Mutex::new(held),
+            began: Mutex::default(),
+            draining: AtomicBool::new(false),
+        })
     }
 
     /// Every job was started once.
@@ -95,7 +103,9 @@ impl Supervisor {
         let status = Status::new(&config.name);
         let (stop, stopped) = watch::channel(false);
         let pulse = Pulse::new();
-        let task = tokio::spawn(run_job(config.clone(), self.around.clone(), status.clone(), pulse.clone(), stopped));
+        let first = self.began.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(config.name.clone());
+        let around = Surroundings { take_over: self.around.take_over && first, ..self.around.clone() };
+        let task = tokio::spawn(run_job(config.clone(), around, status.clone(), pulse.clone(), stopped));
         self.jobs().insert(config.name.clone(), Running { config, status, stop, pulse, task });
     }
 

@@ -159,3 +159,29 @@ fn three_daemons_settle_on_one() {
         }
     }
 }
+
+#[test]
+fn take_over_is_spent_by_the_start_and_not_by_a_reload() {
+    let folder = Folder::new();
+    publish(&folder, "a", 0..20);
+    let run = Run::new(&folder).job(&job("1h"));
+    let first = run.clone().take_over().spawn();
+    eventually("the first to work", || count(&folder, 20));
+    let second = run.clone().data_dir("data-2").take_over().spawn();
+    publish(&folder, "b", 20..40);
+    eventually("the second to go on", || count(&folder, 40));
+    // The first is told to reload a job that has changed: it waits for the second, whatever it was started with.
+    let text = std::fs::read_to_string(folder.join("job.yaml")).unwrap();
+    std::fs::write(folder.join("job.yaml"), text + "# changed\n").unwrap();
+    first.hup();
+    eventually("the reload", || {
+        let said = first.stderr();
+        if said.contains("changed: started anew") { Ok(()) } else { Err(said) }
+    });
+    eventually("the first to wait", || {
+        let said = reason(&first);
+        if said.contains("owned by") { Ok(()) } else { Err(said) }
+    });
+    assert_eq!(second.get("/ready").unwrap().status, 200, "{}", reason(&second));
+    count(&folder, 40).unwrap();
+}
