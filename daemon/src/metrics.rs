@@ -12,6 +12,9 @@ use prometheus::{
 const SECONDS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
+/// The phases of a batch.
+const PHASES: [&str; 8] = ["plan", "read", "decode", "steps", "stage", "unmarked", "anchor", "sinks"];
+
 /// Every metric of the daemon.
 #[derive(Clone)]
 pub struct Metrics {
@@ -115,7 +118,7 @@ impl Metrics {
             sink_retries: register!(
                 IntCounterVec,
                 "sink_retries_total",
-                "Commits to a sink that failed and are tried again.",
+                "Calls of a sink that failed and are tried again.",
                 ["job", "sink"]
             ),
             spool_bytes: register!(
@@ -132,7 +135,7 @@ impl Metrics {
             last_batch: register!(
                 GaugeVec,
                 "last_batch_timestamp_seconds",
-                "When the last batch was closed, seconds since the epoch.",
+                "When the last batch was closed, seconds since the epoch; 0 before the first.",
                 ["job"]
             ),
             clock_behind: register!(
@@ -146,9 +149,13 @@ impl Metrics {
         })
     }
 
-    /// Every series of a job that can be known before its first batch, at 0: a rate sees the first event, too.
-    pub fn begin(&self, job: &str, sources: &[&str], sinks: &[&str]) {
-        for source in sources {
+    /// Every series of a job that can be known before its first batch, at 0: a rate sees the first event, too. Of a
+    /// source it is said whether it has a spool.
+    pub fn begin(&self, job: &str, sources: &[(String, bool)], sinks: &[&str]) {
+        for (source, spooled) in sources {
+            if *spooled {
+                self.spool_bytes.with_label_values(&[job, source]);
+            }
             self.records_received.with_label_values(&[job, source]);
             self.bytes_received.with_label_values(&[job, source]);
             self.source_lag_seconds.with_label_values(&[job, source]);
@@ -157,6 +164,13 @@ impl Metrics {
             self.records_written.with_label_values(&[job, sink]);
             self.sink_retries.with_label_values(&[job, sink]);
         }
+        for phase in PHASES {
+            self.batch_phase.with_label_values(&[job, phase]);
+        }
+        // The reject that every codec knows; others appear with their first.
+        self.records_rejected.with_label_values(&[job, "decode", "type"]);
+        self.last_batch.with_label_values(&[job]);
+        self.clock_behind.with_label_values(&[job]);
         self.batches.with_label_values(&[job]);
         self.batch_duration.with_label_values(&[job]);
         self.checkpoint_duration.with_label_values(&[job]);

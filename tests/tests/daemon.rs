@@ -304,6 +304,50 @@ const METRICS: [(&str, &str); 15] = [
     ("process_resident_memory_bytes", ""),
 ];
 
+/// A counter that comes into being with its first event has had no event as far as `increase()` knows.
+#[test]
+fn every_metric_is_there_before_the_first_event() {
+    let folder = Folder::new();
+    let job = format!(
+        "job: idle\nsources: {{ in: {{ type: socket, listen: \"{}\", codec: json, schema: {{ n: int64 }} }} }}\n\
+         sinks:\n  db: {{ type: sqlite, path: rows.db, table: rows }}\n",
+        free_address()
+    );
+    let mut daemon = Run::new(&folder).job(&job).spawn();
+    daemon.wait_ready();
+    eventually("every metric", || {
+        let text = daemon.get("/metrics").unwrap().body;
+        let there = |name: &str| {
+            text.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        };
+        let missing: Vec<_> = METRICS.iter().map(|(name, _)| name).filter(|name| !there(name)).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("no {missing:?} in:\n{text}")) }
+    });
+    let text = daemon.get("/metrics").unwrap().body;
+    for series in ["records_received_total{job=\"idle\",source=\"in\"}", "sink_retries_total{job=\"idle\",sink=\"db\"}"]
+    {
+        assert!(text.contains(&format!("tidemill_{series} 0\n")), "no {series} in:\n{text}");
+    }
+    daemon.term();
+    daemon.expect_success();
+}
+
+/// A sink that refuses a claim is a sink that is tried again.
+#[test]
+fn retries_count_where_a_sink_is_down_before_the_first_commit() {
+    let folder = Folder::new();
+    fs::create_dir(folder.join("in")).unwrap();
+    let job = "job: down\nsources: { in: { type: directory, path: in, codec: json, schema: { n: int64 } } }\n\
+         sinks:\n  db: { type: sqlite, path: rows.db, table: rows }\n";
+    let mut daemon = Run::new(&folder).job(job).failpoint("sqlite.claim-before-commit:1:error").spawn();
+    eventually("a retry", || {
+        let count = daemon.metric("tidemill_sink_retries_total", &["sink=\"db\""]);
+        if count >= 1.0 { Ok(()) } else { Err(format!("{count}\n{}", daemon.stderr())) }
+    });
+    daemon.term();
+    daemon.expect_success();
+}
+
 #[test]
 fn metrics_have_the_names_and_labels_that_are_promised_and_count_right() {
     let folder = Folder::new();

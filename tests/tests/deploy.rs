@@ -34,6 +34,16 @@ fn unit_in(folder: &Folder) -> PathBuf {
     folder.write("tidemill.service", text.replace(installed, "ExecStart=/bin/true "))
 }
 
+/// systemd gives the configuration directory to root: whoever is somebody else reads it as other users do.
+#[test]
+fn the_units_user_can_read_its_configuration() {
+    let text = read(&deploy("systemd/tidemill.service"));
+    let setting = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap();
+    assert_eq!(setting("DynamicUser"), "yes");
+    let mode = u32::from_str_radix(setting("ConfigurationDirectoryMode"), 8).unwrap();
+    assert_eq!(mode & 0o005, 0o005, "{mode:o}");
+}
+
 #[test]
 fn systemd_accepts_the_unit() {
     let Some(systemd) = tool("systemd-analyze") else { return };

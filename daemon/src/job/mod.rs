@@ -209,9 +209,10 @@ impl Job {
             sinks.push(SinkSlot { name: "(ledger)".into(), role: Role::Ledger, sink: ledger });
         }
         let sources = Vec::new();
-        let names: Vec<_> = sources.iter().map(|source: &Arc<dyn Source>| source.name()).collect();
         let rows = sinks.iter().filter(|slot| slot.role != Role::Ledger);
-        around.metrics.begin(&config.name, &names, &rows.map(|slot| slot.name.as_str()).collect::<Vec<_>>());
+        let spooled = |source: &config::Source| matches!(source.kind, config::SourceKind::Socket(_));
+        let named: Vec<_> = config.sources.iter().map(|source| (shard_name(source), spooled(source))).collect();
+        around.metrics.begin(&config.name, &named, &rows.map(|slot| slot.name.as_str()).collect::<Vec<_>>());
         let refusing = sinks.iter().filter(|slot| slot.role == Role::Rows && slot.is_marked());
         let rejects = refusing.map(rejects::SinkRejects::new).collect();
         Ok(Self { rejects, digest, scheme, sources, sinks, anchor, around, status, config, catch_up: BTreeSet::new() })
