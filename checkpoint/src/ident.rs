@@ -118,6 +118,17 @@ impl Lane {
     pub fn single() -> Self {
         Self::new("all")
     }
+
+    /// A text with this lane named in every `tidemill checkpoint` command of it. A single lane needs no name.
+    pub fn in_commands(&self, text: &str) -> String {
+        const COMMAND: &str = "`tidemill checkpoint ";
+        if *self == Self::single() {
+            return text.to_owned();
+        }
+        let named = format!("{COMMAND}--lane {self} ");
+        // A command that names it already is left as it is.
+        text.replace(&named, COMMAND).replace(COMMAND, &named)
+    }
 }
 
 impl SinkId {

@@ -5,7 +5,7 @@
 
 mod jump;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -150,7 +150,11 @@ async fn show(job: &Job, lane: &Lane) -> anyhow::Result<serde_json::Value> {
 }
 
 async fn reset(job: &Job, lane: &Lane, take_over: bool) -> anyhow::Result<serde_json::Value> {
-    may_claim(job, lane, &job.peek(lane).await?, take_over)?;
+    // Sinks forget all lanes of the job, so nobody may be at work on any that is known.
+    let known = job.around.ledger.lanes()?.into_iter().filter(|(name, _)| name == job.name()).map(|(_, lane)| lane);
+    for lane in known.chain([lane.clone()]).collect::<BTreeSet<_>>() {
+        may_claim(job, &lane, &job.peek(&lane).await?, take_over)?;
+    }
     let mut names = Vec::new();
     for slot in job.marked() {
         slot.sink.reset().await.map_err(|error| anyhow::anyhow!("sink {}: {error}", slot.name))?;

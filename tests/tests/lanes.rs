@@ -6,7 +6,7 @@
 use std::{fs, io::Write, thread, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tidemill_tests::{Daemon, Folder, Rows, Run, eventually};
+use tidemill_tests::{Daemon, Folder, Rows, Run, daemon::tidemill, eventually};
 
 fn job(lanes: &str, extra: &str) -> String {
     format!(
@@ -91,6 +91,29 @@ fn wait_until_stopped(daemon: &mut Daemon) {
         let text = fs::read_to_string(&status).map_err(|e| e.to_string())?;
         if text.contains("State:\tT") { Ok(()) } else { Err("it runs".into()) }
     });
+}
+
+/// `reset` forgets every lane: it is refused where another daemon owns any, whatever lane the command speaks of.
+#[test]
+fn a_reset_respects_the_owner_of_every_lane() {
+    let folder = Folder::new();
+    let mut topic = Topic::new(&folder, 1);
+    topic.append(0, 30);
+    topic.assign("a", &[0]);
+    let text = job("partition", "");
+    let mut first = daemon_of(&folder, "a", &text).spawn();
+    topic.expect_all("the first to work");
+    first.kill9();
+    topic.assign("a", &[]);
+    topic.assign("b", &[0]);
+    let _second = daemon_of(&folder, "b", &text).spawn();
+    topic.append(0, 30);
+    topic.expect_all("the second to work");
+    let reset = tidemill(&folder, &["checkpoint", "--data-dir", "data-a", "reset", "--sinks"]);
+    let said = String::from_utf8_lossy(&reset.stderr).into_owned();
+    assert!(!reset.status.success() && said.contains("shard/0") && said.contains("owned by"), "{said}");
+    topic.append(0, 30);
+    topic.expect_all("the second to go on");
 }
 
 /// Fault 16: a daemon is paused in the middle of a batch of two lanes; one of them goes to another daemon meanwhile. When

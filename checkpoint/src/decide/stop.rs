@@ -176,6 +176,10 @@ impl Stop {
 
     /// The ways out, the mildest first: a command or a sentence, and what it costs.
     pub fn ways_out(&self) -> Vec<String> {
+        self.ways().iter().map(|way| self.lane().in_commands(way)).collect()
+    }
+
+    fn ways(&self) -> Vec<String> {
         let resolve = |what: &str, then: &str| format!("`tidemill checkpoint resolve {what}` ({then})");
         let sink = |id: &SinkId, how: &str, then: &str| resolve(&format!("--sink {} --{how}", id.name()), then);
         let anchor = |id: &SinkId, then: &str| resolve(&format!("--anchor {}", name(id)), then);

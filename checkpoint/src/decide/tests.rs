@@ -454,3 +454,15 @@ fn a_stop_says_what_and_where_and_how_to_go_on() {
          `tidemill checkpoint resolve --sink b --join` (it gets new rows from the head on, some of them twice)"
     );
 }
+
+/// Without `--lane` a command acts on a lane that a job with `lanes: partition` does not have.
+#[test]
+fn a_stop_of_one_lane_of_many_names_it_in_its_commands() {
+    let (a, b) = (sink("a"), sink("b"));
+    let stop = |lane: &str| Stop::Emptied { lane: Lane::new(lane), sink: b.clone(), anchor: a.clone(), head: at(1) };
+    let text = stop("topic/3").to_string();
+    assert!(text.contains("`tidemill checkpoint --lane topic/3 resolve --sink b --catch-up`"), "{text}");
+    assert_eq!(text.matches("`tidemill checkpoint ").count(), text.matches("--lane topic/3 ").count());
+    assert!(!stop("all").to_string().contains("--lane"));
+    assert_eq!(Lane::new("topic/3").in_commands(&text), text, "once is enough");
+}

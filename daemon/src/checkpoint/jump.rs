@@ -64,9 +64,7 @@ fn anchor_of(job: &Job, owned: &Owned, operation: &Operation) -> anyhow::Result<
         }
         return Ok(id);
     }
-    let marks = owned.marks.iter().filter_map(|(id, mark)| Some((id, mark.as_ref()?)));
-    let newest = marks.max_by_key(|(id, mark)| (mark.plan.seq, mark.anchor() == *id));
-    Ok(newest.context("no sink has a mark: the job has not begun")?.1.anchor().clone())
+    owned.anchor().cloned().context("no sink has a mark: the job has not begun")
 }
 
 /// Where the shards stand afterwards.

@@ -93,11 +93,21 @@ pub struct Owned {
     pub marks: BTreeMap<SinkId, Option<Mark>>,
 }
 
+/// The anchor that the newest mark names: another mark may be of a time when another sink had its place. Of marks with one
+/// number, an anchor's own is the newer one: a catch-up keeps the head's number.
+fn anchor_of<'a>(marks: impl Iterator<Item = (&'a SinkId, &'a Mark)>) -> Option<&'a SinkId> {
+    marks.max_by_key(|(id, mark)| (mark.plan.seq, mark.anchor() == *id)).map(|(_, mark)| mark.anchor())
+}
+
 impl Owned {
     /// The key whose beats are sent: a beat is a record in the anchor alone.
     pub fn beaten(&self) -> Option<&LaneKey> {
-        let newest = self.marks.values().flatten().max_by_key(|mark| mark.plan.seq);
-        newest.and_then(|mark| self.keys.get(mark.anchor())).or_else(|| self.keys.values().next())
+        self.anchor().and_then(|anchor| self.keys.get(anchor)).or_else(|| self.keys.values().next())
+    }
+
+    /// The anchor, where any sink has a mark.
+    pub fn anchor(&self) -> Option<&SinkId> {
+        anchor_of(self.marks.iter().filter_map(|(id, mark)| Some((id, mark.as_ref()?))))
     }
 }
 
@@ -168,7 +178,8 @@ impl Job {
     }
 
     async fn claim_as(&self, lane: &Lane, held: &HeldBy, generation: Generation) -> Result<Owned, LaneError> {
-        let anchor = held.values().find_map(|h| h.mark.as_ref()).map_or(&self.anchor, Mark::anchor).clone();
+        let marks = held.iter().filter_map(|(id, held)| Some((id, held.mark.as_ref()?)));
+        let anchor = anchor_of(marks).unwrap_or(&self.anchor).clone();
         let mut slots: Vec<_> = self.marked().collect();
         slots.sort_by_key(|slot| (*slot.id() != anchor, slot.id().clone()));
         let mut owned = Owned { keys: BTreeMap::new(), marks: BTreeMap::new() };
@@ -261,4 +272,47 @@ pub fn describe_head(head: &Mark) -> String {
 /// The digests that sinks hold after a plan, of those that it lists as joined.
 pub fn joined_after(head: &Mark) -> BTreeMap<SinkId, Option<Digest>> {
     head.plan.touches.keys().filter_map(|sink| head.gives(sink).map(|digest| (sink.clone(), digest))).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use tidemill_checkpoint::{
+        LaneScheme, Owner,
+        next::{self, Content, Draft, Writer},
+    };
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// `a` was the anchor, then `b`: what `a` holds of that time, or of a later plan, names the one or the other.
+    #[test]
+    fn the_anchor_is_that_of_the_newest_mark() {
+        let owner = Owner { name: "host".into(), data_dir: Uuid::nil(), instance: Uuid::nil() };
+        let writer = || Writer { generation: Generation(1), owner: &owner };
+        let (a, b, lane) = (SinkId::new("a"), SinkId::new("b"), Lane::single());
+        let sinks = [a.clone(), b.clone()];
+        let content = Content::default;
+        let origin =
+            next::origin(&lane, LaneScheme::Single, &a, &sinks, Positions::new(), content(), writer()).unwrap();
+        let origin = origin.mark;
+        let joined = sinks.iter().map(|id| (id.clone(), Some(origin.digest))).collect();
+        let moved = next::move_anchor(&origin, &b, &joined, content(), writer()).unwrap().mark;
+        let moved = moved.held_by(&b, Generation(1), &owner);
+        let joined = BTreeMap::from([(a.clone(), Some(origin.digest)), (b.clone(), Some(moved.digest))]);
+        let draft = Draft::batch(&moved, &b, content()).unwrap();
+        let later = draft.finish(&moved, &joined, &BTreeSet::from([b.clone()]), writer()).unwrap().mark;
+        for (held_by_a, held_by_b, anchor) in [
+            (None, None, None),
+            (Some(&origin), Some(&origin), Some(&a)),
+            (Some(&origin), Some(&moved), Some(&b)),
+            (Some(&moved), Some(&origin), Some(&b)),
+            (Some(&origin), Some(&later), Some(&b)),
+        ] {
+            let marks = [(&a, held_by_a), (&b, held_by_b)];
+            assert_eq!(anchor_of(marks.into_iter().filter_map(|(id, mark)| Some((id, mark?)))), anchor);
+        }
+    }
 }

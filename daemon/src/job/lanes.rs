@@ -87,7 +87,7 @@ impl Runner {
                 (Phase::Wanted { at, how: AtOnce::No, watch: None, failures: 0 }, LaneState::Waiting { reason })
             }
             error @ (LaneError::Stop(_) | LaneError::Lost { .. }) => {
-                let reason = error.to_string();
+                let reason = lane.in_commands(&error.to_string());
                 tracing::error!(job, lane = %lane, "stopped: {reason}");
                 (Phase::Stopped(reason.clone()), LaneState::Stopped { reason })
             }
