@@ -262,7 +262,7 @@ fn send_all(address: std::net::SocketAddr) {
 /// Waits until nothing waits in the spool any more, then checks.
 fn settled(daemon: &mut Daemon, check: impl Fn(&Daemon) -> Result<(), String>) -> Result<(), String> {
     let mut last = Err("never asked".to_owned());
-    for _ in 0..200 {
+    for _ in 0..500 {
         if daemon.poll().is_some() {
             return Err("the daemon ended".into());
         }

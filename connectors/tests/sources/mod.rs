@@ -106,6 +106,9 @@ pub struct Rig {
     pub brought: Cell<u64>,
 }
 
+/// By then a source has been told of new files.
+const TOLD: std::time::Duration = std::time::Duration::from_millis(30);
+
 /// A connection on which records were brought, and how many.
 struct Peer {
     stream: TcpStream,
@@ -206,6 +209,8 @@ impl Rig {
                 for first in numbers.clone().step_by(FILE_RECORDS as usize) {
                     self.publish(first, &lines(first..numbers.end.min(first + FILE_RECORDS)));
                 }
+                // The kernel tells of them a moment later; what is tested here is not that moment.
+                std::thread::sleep(TOLD);
             }
             Kind::Test => {
                 for shard in 0..SHARDS {
@@ -357,8 +362,17 @@ pub fn bare(proposal: &Proposal) -> Proposal {
 impl<'r> Life<'r> {
     pub async fn begin(rig: &'r Rig) -> Self {
         let life = Self::unstarted(rig).await;
-        life.source.start().await.unwrap();
+        life.start().await;
         life
+    }
+
+    /// As the batch loop does it: what may pass is tried again (the address of the process before is free in a moment).
+    async fn start(&self) {
+        let begun = Instant::now();
+        while let Err(error) = self.source.start().await {
+            assert!(error.is_transient() && begun.elapsed() < SOON, "{error}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     }
 
     /// Owns its lane and has not said so.
@@ -385,7 +399,7 @@ impl<'r> Life<'r> {
         drop(source);
         let life = Self { rig, source: rig.open(), anchor, read };
         life.adopt().await.unwrap();
-        life.source.start().await.unwrap();
+        life.start().await;
         life
     }
 

@@ -38,7 +38,10 @@ mod tests;
 mod watch;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -74,7 +77,10 @@ struct Inner {
     board: Arc<Board>,
     lag: Mutex<Lag>,
     /// `finish` was called and not yet passed on to the state.
-    finish: std::sync::atomic::AtomicBool,
+    finish: AtomicBool,
+    /// The number of the newest plan or adoption. A plan whose future was dropped may come to its turn after it: it must not
+    /// take back what the newer one has listed.
+    newest: AtomicU64,
 }
 
 enum Next {
@@ -90,7 +96,8 @@ impl DirectorySource {
             state: Mutex::new(state),
             board: Arc::default(),
             lag: Mutex::default(),
-            finish: std::sync::atomic::AtomicBool::new(false),
+            finish: AtomicBool::new(false),
+            newest: AtomicU64::new(0),
         };
         Ok(Self { name: config.name.value.clone(), inner: Arc::new(inner) })
     }
@@ -105,8 +112,7 @@ impl DirectorySource {
         let name = self.name.clone();
         let task = tokio::task::spawn_blocking(move || {
             let mut state = inner.state.lock().map_err(|_| poisoned(&name))?;
-            if inner.finish.swap(false, std::sync::atomic::Ordering::SeqCst) && matches!(state.finish, Finish::NotAsked)
-            {
+            if inner.finish.swap(false, Ordering::SeqCst) && matches!(state.finish, Finish::NotAsked) {
                 state.finish = Finish::Asked;
             }
             let result = work(&mut state, &inner);
@@ -116,6 +122,11 @@ impl DirectorySource {
             result
         });
         task.await.unwrap_or_else(|_| Err(poisoned(&self.name)))
+    }
+
+    /// A number above those of all earlier calls.
+    fn newest(&self) -> u64 {
+        self.inner.newest.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     async fn look(&self) -> Result<Next, SourceError> {
@@ -183,6 +194,7 @@ impl Source for DirectorySource {
 
     async fn adopt(&self, _lane: &Lane, at: &Positions, history: &History) -> Result<Adopted, SourceError> {
         let (at, history) = (at.clone(), history.clone());
+        self.newest();
         let adopted = self.run(move |state, _| state.adopt(&at, &history)).await;
         self.inner.board.changed.notify_one();
         adopted
@@ -190,7 +202,12 @@ impl Source for DirectorySource {
 
     async fn plan(&self, _lane: &Lane, from: &Positions, budget: Budget) -> Result<Option<Proposal>, SourceError> {
         let from = from.clone();
+        let number = self.newest();
         self.run(move |state, inner| {
+            if inner.newest.load(Ordering::SeqCst) != number {
+                // Nobody waits for this one any more.
+                return Ok(None);
+            }
             if !state.adopted {
                 return Err(SourceError::Fatal(format!("source {}: a plan was asked for before adopt", state.name)));
             }
@@ -231,7 +248,7 @@ impl Source for DirectorySource {
     }
 
     fn finish(&self) {
-        self.inner.finish.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.inner.finish.store(true, Ordering::SeqCst);
         self.inner.board.changed.notify_one();
     }
 }
