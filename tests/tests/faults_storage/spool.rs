@@ -48,6 +48,8 @@ impl Spool {
     /// Takes records into the spool and no further: every batch fails once it is planned, and the daemon is killed.
     fn spools(&self, numbers: Range<usize>) {
         let mut daemon = self.world.run().failpoint("plan:1:error+").start();
+        // Before it listens it may put away segments that every sink has.
+        drop(feed::connect(self.address));
         let before = self.bytes();
         self.send(numbers.clone());
         eventually("the records in the spool", || {
