@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use tidemill_tests::{Folder, Rows, Run, eventually, feed, free_address};
+use tidemill_tests::{Folder, Rows, Run, daemon::tidemill, eventually, feed, free_address};
 
 fn dead(folder: &Folder) -> Vec<String> {
     Rows::files(&folder.join("dead")).column("reason")
@@ -156,4 +156,42 @@ fn a_source_that_fills_its_share_does_not_wait_for_the_trigger() {
         let count = rows.column("n");
         if count == ["600"] { Ok(()) } else { Err(format!("{count:?}")) }
     });
+}
+
+/// The first plan has no rows: it can be brought to a sink that lacks it before any column is known.
+#[test]
+fn a_kill_between_the_first_marks_of_two_sinks_stops_no_job_without_a_schema() {
+    let folder = Folder::new();
+    folder.publish("in/1.json", "{\"n\": 1}\n{\"n\": 2}\n");
+    let yaml = "job: s\ntrigger: asap\nsources: { in: { type: directory, path: in, settle: 10ms, codec: json } }\nsteps:\n  - filter: n > 1\n\
+                sinks:\n  db: { type: sqlite, path: rows.db, table: rows }\n  out: { type: files, path: out, codec: json }\n";
+    let run = Run::new(&folder).job(yaml);
+    run.clone().failpoint("mark:2:kill").start().expect_killed();
+    run.once().expect_success();
+    let expected = Rows::json("{\"n\": 2}");
+    Rows::sqlite(&folder.join("rows.db"), "SELECT n FROM rows").assert_same(&expected, "the table");
+    Rows::files(&folder.join("out")).select(&["n"]).assert_same(&expected, "the files");
+}
+
+#[test]
+fn a_sink_catches_up_with_batches_from_before_the_schema() {
+    let folder = Folder::new();
+    folder.publish("in/1.json", "no json\n");
+    let job = |more: &str| {
+        format!(
+            "job: s\ntrigger: asap\nsources: {{ in: {{ type: directory, path: in, settle: 10ms, codec: json }} }}\nsteps:\n  - filter: n > 1\n\
+             sinks:\n  out: {{ type: files, path: out, codec: json }}\n{more}dead_letters: {{ type: files, path: dead, codec: json }}\n"
+        )
+    };
+    Run::new(&folder).job(&job("")).once().expect_success();
+    let run = Run::new(&folder).job(&job("  db: { type: sqlite, path: rows.db, table: rows }\n"));
+    run.once().expect_success();
+    let done = tidemill(&folder, &["checkpoint", "resolve", "--sink", "db", "--catch-up", "--data-dir", "data"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    folder.publish("in/2.json", "{\"n\": 1}\n{\"n\": 2}\n");
+    run.once().expect_success();
+    let expected = Rows::json("{\"n\": 2}");
+    Rows::sqlite(&folder.join("rows.db"), "SELECT n FROM rows").assert_same(&expected, "the table");
+    Rows::files(&folder.join("out")).select(&["n"]).assert_same(&expected, "the files");
+    assert_eq!(dead(&folder), ["json"]);
 }

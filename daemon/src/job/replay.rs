@@ -164,7 +164,7 @@ impl Job {
     ) -> Result<(Arc<Compiled>, Computed), LaneError> {
         let plan = &head.plan;
         if !matches!(plan.kind, PlanKind::Batch) {
-            let compiled = schemas.compiled(self, self.digest, pinned)?;
+            let compiled = schemas.compiled_for(self, self.digest, pinned, &[])?;
             return Ok((compiled, Computed::default()));
         }
         // By the text that planned it: its sources in its order, each found again by the name that its shards have.
@@ -264,7 +264,7 @@ impl Job {
         let writer = writer(owned, sink)?;
         let step =
             next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
-        let compiled = schemas.compiled(self, self.digest, &head.pinned)?;
+        let compiled = schemas.compiled_for(self, self.digest, &head.pinned, &raw)?;
         let computed = self.compute(&compiled, &raw, step.plan()).await?;
         let rows = rows_for(slot, &computed, &compiled);
         if !rows.is_empty() {

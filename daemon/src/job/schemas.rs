@@ -30,14 +30,10 @@ pub struct Schemas {
 }
 
 impl Schemas {
-    /// The steps of the job's text `digest` over these schemas: made once, kept for the next batch.
-    pub fn compiled(&self, job: &Job, digest: Digest, pinned: &Pinned) -> Result<Arc<Compiled>, LaneError> {
-        self.planned(job, digest, pinned)?.map_err(|error| LaneError::Stop(error.to_string()))
-    }
-
-    /// The same for a batch, some of whose sources may have no schema yet. `raw` is by source, in the order of the text.
-    /// Where nothing in it has a schema, all of it goes to the dead letters; where something has, and the steps need the
-    /// columns of a source that has brought nothing yet, the batch waits for it.
+    /// The steps of the job's text `digest` over these schemas, for a batch some of whose sources may have none yet. `raw` is
+    /// by source, in the order of the text; nothing, for a plan without rows. Where nothing in it has a schema, all of it goes
+    /// to the dead letters; where something has, and the steps need the columns of a source that has brought nothing yet, the
+    /// batch waits for it.
     pub fn compiled_for(
         &self,
         job: &Job,
@@ -66,6 +62,7 @@ impl Schemas {
         Err(if job.around.once { LaneError::Stop(reason) } else { LaneError::Transient(reason) })
     }
 
+    /// Made once, kept for the next batch.
     fn planned(
         &self,
         job: &Job,
