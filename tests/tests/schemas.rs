@@ -158,6 +158,48 @@ fn a_source_that_fills_its_share_does_not_wait_for_the_trigger() {
     });
 }
 
+/// A job without steps can be planned over no columns at all: a sink has no use for such a row.
+#[test]
+fn an_object_without_fields_comes_first() {
+    for (sink, metadata) in [
+        ("type: sqlite, path: out/rows.db, table: rows", ""),
+        ("type: sqlite, path: out/rows.db, table: rows", ", metadata: [position]"),
+        ("type: files, path: out, codec: json", ""),
+        ("type: files, path: out, codec: parquet", ""),
+    ] {
+        let folder = Folder::new();
+        folder.publish("in/1.json", "{}\n");
+        folder.publish("other/1.json", "{\"n\": 1}\n");
+        let source = |name: &str, more: &str| {
+            format!("  {name}: {{ type: directory, path: {name}, settle: 10ms, codec: json{more} }}\n")
+        };
+        let job = |sources: String| {
+            format!(
+                "job: s\ntrigger: asap\nsources:\n{sources}sinks: {{ out: {{ {sink} }} }}\n\
+                 dead_letters: {{ type: files, path: dead, codec: json }}\n"
+            )
+        };
+        let alone = Run::new(&folder).job(&job(source("in", metadata)));
+        alone.once().expect_success();
+        assert_eq!(dead(&folder), ["no_schema"], "{sink}{metadata}");
+        folder.publish("in/2.json", "{\"n\": 2}\n{}\n");
+        alone.once().expect_success();
+        // Once the columns are known, they may all be missing.
+        assert_eq!(dead(&folder), ["no_schema"], "{sink}{metadata}");
+        if sink.contains("sqlite") {
+            let rows = Rows::sqlite(&folder.join("out/rows.db"), "SELECT n FROM rows");
+            rows.assert_same(&Rows::json("{\"n\": 2}\n{\"n\": null}"), sink);
+        }
+        // Beside a source with a schema it is no row of that one's columns either.
+        let folder = Folder::new();
+        folder.publish("in/1.json", "{}\n");
+        folder.publish("other/1.json", "{\"n\": 1}\n");
+        let both = source("in", metadata) + &source("other", ", schema: { n: int64 }");
+        Run::new(&folder).job(&job(both)).once().expect_success();
+        assert_eq!(dead(&folder), ["no_schema"], "{sink}{metadata}");
+    }
+}
+
 /// The first plan has no rows: it can be brought to a sink that lacks it before any column is known.
 #[test]
 fn a_kill_between_the_first_marks_of_two_sinks_stops_no_job_without_a_schema() {

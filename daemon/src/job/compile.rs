@@ -28,7 +28,8 @@ pub type Pinned = BTreeMap<String, SchemaRef>;
 
 struct CompiledSource {
     codec: Box<dyn Codec>,
-    known: SchemaRef,
+    /// `None`: no record has told it yet, and whatever comes is a reject.
+    known: Option<SchemaRef>,
     /// The columns that the job uses.
     decoded: SchemaRef,
     metadata: Vec<String>,
@@ -42,8 +43,6 @@ pub struct Compiled {
     pinned: Pinned,
     sources: Vec<CompiledSource>,
     pipeline: Pipeline,
-    /// No schema is known yet that the steps could be planned over: whatever comes is a reject.
-    undecided: bool,
 }
 
 /// Why a batch cannot be computed.
@@ -107,8 +106,8 @@ impl Compiled {
         let mut schemas = Vec::new();
         for source in &job.sources {
             let name = &source.name.value;
-            let known = schema_of(source, pinned).unwrap_or_else(|| Arc::new(Schema::empty()));
-            let full = with_extra(&known, source);
+            let known = schema_of(source, pinned);
+            let full = known.as_ref().map_or_else(|| Arc::new(Schema::empty()), |known| with_extra(known, source));
             let mut fields: Vec<_> = full.fields().iter().cloned().collect();
             fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(&item.value))));
             schemas.push((name.clone(), known, Arc::new(Schema::new(fields))));
@@ -142,7 +141,7 @@ impl Compiled {
                 }
             })
             .collect();
-        Ok(Self { job: job.clone(), pinned: pinned.clone(), sources, pipeline, undecided: false })
+        Ok(Self { job: job.clone(), pinned: pinned.clone(), sources, pipeline })
     }
 
     /// For a batch without one record that a schema could be inferred from, where the steps cannot be planned yet: all of it
@@ -153,7 +152,7 @@ impl Compiled {
         for sink in &mut bare.sinks {
             (sink.from, sink.filter) = (None, None);
         }
-        Ok(Self { job: job.clone(), undecided: true, ..Self::new(&Arc::new(bare), pinned)? })
+        Ok(Self { job: job.clone(), ..Self::new(&Arc::new(bare), pinned)? })
     }
 
     /// Sources of which no schema is known.
@@ -212,7 +211,7 @@ impl Compiled {
             self.job.sources.iter().map(|s| (s.name.value.clone(), Vec::new())).collect();
         let mut rejects = Vec::new();
         for ((index, (source, _)), (rows, undecodable)) in slices.iter().enumerate().zip(decoded) {
-            if self.undecided {
+            if self.sources[*source].known.is_none() {
                 rejects.extend(rows.origin.iter().map(|origin| RejectRow {
                     origin: *origin,
                     step: "decode".to_owned(),
@@ -258,8 +257,8 @@ impl Compiled {
 
     fn decode(&self, source: usize, slice: &Slice, first: u32) -> (Rows, Vec<codec::Undecodable>) {
         let compiled = &self.sources[source];
-        let Decoded { rows, records, rejects } =
-            compiled.codec.decoder(&compiled.decoded, &compiled.known).decode(slice);
+        let known = compiled.known.as_ref().unwrap_or(&compiled.decoded);
+        let Decoded { rows, records, rejects } = compiled.codec.decoder(&compiled.decoded, known).decode(slice);
         let batch = if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
         (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
     }
