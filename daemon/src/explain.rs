@@ -10,13 +10,13 @@ use std::{
 use arrow::datatypes::SchemaRef;
 use tidemill_checkpoint::SinkId;
 use tidemill_config::{self as config, ProcessEnvironment};
-use tidemill_connectors::{codec, sink};
+use tidemill_connectors::{codec, sink, source};
 
 use crate::{
     ConfigError,
     job::{
         DEAD_LETTERS,
-        compile::{Compiled, Pinned, given_schema},
+        compile::{Compiled, Pinned, dead_letters_schema, given_schema},
     },
 };
 
@@ -59,7 +59,7 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
         }
         println!("{}: job {} is valid", file.display(), job.name);
         if connect {
-            unreachable.extend(try_sinks(&job).await);
+            unreachable.extend(try_connectors(&Arc::new(job)).await);
         }
     }
     let all = wrong.iter().chain(&unreachable).map(String::as_str).collect::<Vec<_>>().join("\n");
@@ -70,21 +70,42 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
     }
 }
 
-/// Peeks at every sink: reaches it, claims and creates nothing. What cannot be reached, and why.
-async fn try_sinks(job: &config::Job) -> Vec<String> {
-    let mut unreachable = Vec::new();
-    for sink in job.sinks.iter().chain(&job.dead_letters) {
-        let name = &sink.name.value;
-        let tried = async {
-            let opened = sink::open(SinkId::new(name), &job.name, &sink.kind)?;
-            opened.peek(&[tidemill_checkpoint::Lane::single()]).await
-        };
-        match tried.await {
-            Ok(_) => println!("sink {name}: reached"),
-            Err(error) => unreachable.push(format!("job {}: sink {name}: {error}", job.name)),
-        }
+/// Looks at every source and every sink as the job would use them: reaches them, claims and creates nothing. What is
+/// wrong with them, and why.
+async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut told = |what: &str, name: &str, tried: Result<(), String>| match tried {
+        Ok(()) => println!("{what} {name}: reached"),
+        Err(error) => wrong.push(format!("job {}: {what} {name}: {error}", job.name)),
+    };
+    let settings = source::Settings {
+        partitioned: job.lanes == Some(config::Lanes::Partition),
+        // Nothing is received, so nothing is spooled.
+        spool: PathBuf::new(),
+        owner: String::new(),
+    };
+    for given in job.sources.iter().filter(|source| !matches!(source.kind, config::SourceKind::Socket(_))) {
+        let tried = async { source::open(given, &settings)?.check().await };
+        told("source", &given.name.value, tried.await.map_err(|error| error.to_string()));
     }
-    unreachable
+    // Without the sources' schemas nobody knows what the sinks get.
+    let known = job.sources.iter().all(|source| given_schema(source).is_some());
+    let compiled = known.then(|| Compiled::new(job, &Pinned::new()).ok()).flatten();
+    for given in job.sinks.iter().chain(&job.dead_letters) {
+        let name = &given.name.value;
+        let schema = match (&job.dead_letters, &compiled) {
+            (Some(dead), _) if dead.name == given.name => Some(dead_letters_schema()),
+            (_, Some(compiled)) => Some(compiled.sink_schema(name)),
+            (_, None) => None,
+        };
+        let tried = async {
+            let opened = sink::open(SinkId::new(name), &job.name, &given.kind)?;
+            opened.peek(&[tidemill_checkpoint::Lane::single()]).await?;
+            opened.check(schema.as_ref()).await
+        };
+        told("sink", name, tried.await.map_err(|error| error.to_string()));
+    }
+    wrong
 }
 
 /// `tidemill explain`.

@@ -163,6 +163,14 @@ pub trait Sink: Send + Sync {
     /// Entries of a log, from number `from` on. Asked of the anchor only.
     async fn history(&self, lane: &Lane, log: &LogName, from: u64) -> Result<Vec<Entry>, SinkError>;
 
+    /// Connects and looks whether the sink could work as it is configured (`validate --connect`), with rows of this schema
+    /// where it is known. Changes, creates and claims nothing: an error names what is missing (a table, a right, a password
+    /// that is wrong) and the way out.
+    async fn check(&self, schema: Option<&SchemaRef>) -> Result<(), SinkError> {
+        let _ = schema;
+        Ok(())
+    }
+
     /// Creates the target or checks it against the schema. Outside any batch.
     async fn prepare(&self, schema: &SchemaRef) -> Result<(), SinkError>;
 

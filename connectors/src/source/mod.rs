@@ -9,6 +9,7 @@ pub mod testing;
 
 use std::{any::Any, borrow::Cow, collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use arrow::array::ArrayRef;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tidemill_checkpoint::{Entry, Lane, LogName, LogState, Position, Positions, ShardId, Spans};
@@ -65,6 +66,8 @@ pub struct Slice {
     pub header: Option<Bytes>,
     /// Values of metadata columns that are the same for the whole slice: `file`.
     pub metadata: Vec<(&'static str, String)>,
+    /// Values of metadata columns that differ from record to record (`key`, `offset`), one for each of `records`.
+    pub columns: Vec<(&'static str, ArrayRef)>,
 }
 
 /// Where a slice's byte 0 lies.
@@ -215,6 +218,12 @@ pub trait Source: Send + Sync {
 
     /// Whether records can be read again from an older position than the released one (a directory: yes; a socket: no).
     fn rereadable(&self) -> bool;
+
+    /// Connects and looks whether the source could work as it is configured (`validate --connect`). Changes nothing, takes
+    /// nothing: an error names what is missing (a topic, a right, a password that is wrong) and the way out.
+    async fn check(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
 
     /// Begins to receive: called once the first lane is owned, never before (a runner that owns nothing accepts nothing).
     async fn start(&self) -> Result<(), SourceError>;

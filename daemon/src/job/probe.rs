@@ -171,6 +171,7 @@ pub fn child() -> anyhow::Result<()> {
             base,
             header: first,
             metadata: Vec::new(),
+            columns: Vec::new(),
         });
     }
     let pinned: Pinned =

@@ -64,6 +64,7 @@ fn slice(bytes: &[u8], records: Vec<(u32, u32)>, header: Option<Bytes>) -> Slice
         base: Base::Bytes(0),
         header,
         metadata: Vec::new(),
+        columns: Vec::new(),
     }
 }
 

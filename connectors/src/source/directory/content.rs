@@ -327,6 +327,7 @@ impl Content {
             base: Base::File(self.listing.number, self.offset),
             header: self.header.clone(),
             metadata: vec![("file", self.listing.path.to_string())],
+            columns: Vec::new(),
         }
     }
 

@@ -119,6 +119,7 @@ impl Spool {
                 base: Base::Bytes(from - HEAD as u64),
                 header: None,
                 metadata: Vec::new(),
+                columns: Vec::new(),
             });
         }
         Ok((from + at as u64, is_full))
