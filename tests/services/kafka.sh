@@ -1,7 +1,10 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # Apache Kafka: one node that is broker and controller. Listeners: plain, SASL (PLAIN), TLS. Read by up.sh.
+#
+# A client asks one address for the cluster, and then uses those that the answer names. So that a test can put a proxy between
+# them, one more listener (KAFKA_PROXY_TO) names an address where nobody listens but that proxy (KAFKA_PROXY_AT).
 
-port_count=4
+port_count=6
 java=${JAVA_HOME:+$JAVA_HOME/bin/}java
 jars=$root/target/tools/kafka
 classpath="$jars/*"
@@ -25,9 +28,9 @@ node.id=1
 controller.quorum.voters=1@127.0.0.1:${port[3]}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAIN
-listeners=PLAIN://127.0.0.1:${port[0]},SASL://127.0.0.1:${port[1]},TLS://127.0.0.1:${port[2]},CONTROLLER://127.0.0.1:${port[3]}
-advertised.listeners=PLAIN://127.0.0.1:${port[0]},SASL://127.0.0.1:${port[1]},TLS://127.0.0.1:${port[2]}
-listener.security.protocol.map=PLAIN:PLAINTEXT,SASL:SASL_PLAINTEXT,TLS:SSL,CONTROLLER:PLAINTEXT
+listeners=PLAIN://127.0.0.1:${port[0]},SASL://127.0.0.1:${port[1]},TLS://127.0.0.1:${port[2]},PROXY://127.0.0.1:${port[4]},CONTROLLER://127.0.0.1:${port[3]}
+advertised.listeners=PLAIN://127.0.0.1:${port[0]},SASL://127.0.0.1:${port[1]},TLS://127.0.0.1:${port[2]},PROXY://127.0.0.1:${port[5]}
+listener.security.protocol.map=PLAIN:PLAINTEXT,SASL:SASL_PLAINTEXT,TLS:SSL,PROXY:PLAINTEXT,CONTROLLER:PLAINTEXT
 listener.name.sasl.sasl.enabled.mechanisms=PLAIN
 listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_tidemill="s3cret";
 listener.name.tls.ssl.keystore.type=PEM
@@ -90,6 +93,8 @@ KAFKA_SASL_BROKERS=127.0.0.1:${port[1]}
 KAFKA_SASL_USER=tidemill
 KAFKA_SASL_PASSWORD=s3cret
 KAFKA_TLS_BROKERS=127.0.0.1:${port[2]}
+KAFKA_PROXY_AT=127.0.0.1:${port[5]}
+KAFKA_PROXY_TO=127.0.0.1:${port[4]}
 KAFKA_CA='$dir/tls/ca.pem'
 KAFKA_CLASSPATH='$classpath'
 KAFKA_JAVA='$java'

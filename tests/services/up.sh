@@ -9,7 +9,6 @@
 #
 # What cannot be had is said by name, with the way out. That is no failure: tests are skipped by name, or fail where CI=true.
 # Another folder is another set of servers, which a test can kill, pause or starve.
-# shellcheck disable=SC2154
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=SCRIPTDIR/lib.sh
@@ -51,10 +50,10 @@ bring_up() {
     local began=${EPOCHREALTIME/[.,]/}
     home=$dir/$1
     try_again() { false; }
-    # shellcheck disable=SC1090
+    # shellcheck disable=SC1090,SC2154
     . "$here/$1.sh"
     if alive "$home" && [ -e "$dir/$1.env" ]; then
-        ports "$port_count"
+        ports "${port_count:?}"
         printf '  %-9s %-16s %s\n' "$1" "$(address)" "is up"
         return
     fi
@@ -94,7 +93,6 @@ failed() {
     tail -n 20 "$home/log" >&2 || true
 }
 
-# shellcheck disable=SC2154
 absent=()
 for name in "${names[@]}"; do
     alive "$dir/$name" || absent+=("$name")
