@@ -288,6 +288,7 @@ fn step(node: &Node, index: usize) -> Built<Step> {
             Some("set_null") => OnError::SetNull,
             _ => OnError::Reject,
         },
+        per_lane: node.text_of("per_lane").is_some_and(|text| text.eq_ignore_ascii_case("true")),
         verb: verb(entry, &path).ok_or_else(|| inconsistent(&path))??,
         at: entry.place.at(&path),
     })

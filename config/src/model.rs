@@ -331,6 +331,8 @@ pub struct Step {
     pub when: Option<Located<String>>,
     /// What happens to a row that cannot be processed (default reject).
     pub on_error: OnError,
+    /// With `lanes: partition`, a step that gathers rows may do so for each lane by itself.
+    pub per_lane: bool,
     /// What it does.
     pub verb: Verb,
     /// Where it stands.

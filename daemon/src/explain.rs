@@ -8,7 +8,7 @@ use std::{
 };
 
 use arrow::datatypes::SchemaRef;
-use tidemill_checkpoint::SinkId;
+use tidemill_checkpoint::{LaneScheme, SinkId};
 use tidemill_config::{self as config, ProcessEnvironment};
 use tidemill_connectors::{codec, sink, source};
 
@@ -17,22 +17,22 @@ use crate::{
     job::{
         DEAD_LETTERS, anchor_rank,
         compile::{Compiled, Pinned, dead_letters_schema, given_schema},
+        scheme,
     },
 };
 
 /// Plans the steps where every schema is known before the first record; wrong columns are configuration errors.
 pub fn check(job: &config::Job) -> anyhow::Result<()> {
-    if job.sources.iter().all(|source| given_schema(source).is_some()) {
-        Compiled::new(&Arc::new(job.clone()), &Pinned::new()).map_err(|error| ConfigError(error.to_string()))?;
-    } else if job.lanes == Some(config::Lanes::Partition) {
-        let names: Vec<_> =
-            job.sources.iter().filter(|s| given_schema(s).is_none()).map(|s| s.name.value.as_str()).collect();
-        let at = job.sources.first().map(|source| source.name.at.clone()).unwrap_or_default();
-        let message =
-            format!("lanes: partition needs a schema that all lanes share: give `schema:` for {}", names.join(", "));
-        return Err(ConfigError(job.render(&at, &message)).into());
+    let compiled = if job.sources.iter().all(|source| given_schema(source).is_some()) {
+        let compiled = Compiled::new(&Arc::new(job.clone()), &Pinned::new());
+        Some(compiled.map_err(|error| ConfigError(error.to_string()))?)
+    } else {
+        None
+    };
+    match scheme::objection(job, compiled.as_ref().map(Compiled::pipeline)) {
+        Some((at, message)) => Err(ConfigError(job.render(&at, &message)).into()),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// `tidemill validate`: all errors of all files; exit code 78 where there are any.
@@ -79,7 +79,7 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         Err(error) => wrong.push(format!("job {}: {what} {name}: {error}", job.name)),
     };
     let settings = source::Settings {
-        partitioned: job.lanes == Some(config::Lanes::Partition),
+        partitioned: scheme::of(job) == LaneScheme::Partition,
         // Nothing is received, so nothing is spooled.
         spool: PathBuf::new(),
         owner: String::new(),
@@ -124,10 +124,11 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     };
     writeln!(out, "job {} ({})", job.name, job.file.display())?;
     writeln!(out, "  a batch {trigger}, at most {} records or {} bytes", job.batch.max_records, job.batch.max_bytes)?;
-    let lanes = if job.lanes == Some(config::Lanes::Partition) {
-        "partition: each is planned and committed by itself"
-    } else {
-        "single"
+    let lanes = match scheme::of(job) {
+        LaneScheme::Partition => {
+            "partition: each is planned and committed by itself; several daemons share them. Not for it: inferred schemas, and steps over rows of several lanes"
+        }
+        LaneScheme::Single => "single: one daemon works, another may stand by",
     };
     writeln!(out, "  lanes: {lanes}\n\nsources")?;
     let mut known = true;

@@ -426,6 +426,12 @@ pub(crate) static STEP: Object = Object {
             "reject",
             "A row that cannot be processed becomes a dead letter, stops the job, or gets null.",
         ),
+        default(
+            "per_lane",
+            FLAG,
+            "false",
+            "With `lanes: partition`: a step that gathers rows (`GROUP BY`, a join) does so for each lane by itself.",
+        ),
     ],
 };
 

@@ -22,6 +22,7 @@ pub mod rejects;
 pub mod replay;
 pub mod runner;
 pub mod schemas;
+pub mod scheme;
 
 use std::{
     collections::BTreeSet,
@@ -175,10 +176,7 @@ impl Job {
     pub fn open_sinks(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let digest = digest_of(&config);
         let folder = around.data_dir.join(&config.name);
-        let scheme = match config.lanes {
-            Some(config::Lanes::Partition) => LaneScheme::Partition,
-            _ => LaneScheme::Single,
-        };
+        let scheme = scheme::of(&config);
         let mut sinks = Vec::new();
         for sink in &config.sinks {
             sinks.push(SinkSlot {
