@@ -1,6 +1,8 @@
 //! From a checked tree to the model. Options are read by serde from the checker's value, in which defaults are filled
 //! in; what later errors point at takes its place from the tree.
 
+mod kafka_sink;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -378,6 +380,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
             let mode = if upsert { Mode::Upsert(texts(entry.value.get("key"), &path)) } else { Mode::Append };
             SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
         }
+        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
         _ => return Err(inconsistent(&path)),
     };
     Ok(Sink {

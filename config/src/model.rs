@@ -3,9 +3,13 @@
 //! A text of a source, a sink or the daemon may come from the environment or a file, and be a secret: such types have a
 //! `Debug` that shows no value.
 
+mod kafka_sink;
+
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
+
+pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -426,6 +430,8 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A Kafka topic.
+    Kafka(KafkaSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.
     Blackhole,
 }

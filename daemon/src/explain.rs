@@ -180,10 +180,12 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
 }
 
 fn anchor(job: &config::Job) -> String {
-    let of = |sql: bool| {
-        job.sinks.iter().find(|s| is_marked(&s.kind) && matches!(s.kind, config::SinkKind::Sqlite { .. }) == sql)
+    let rank = |sink: &&config::Sink| match sink.kind {
+        config::SinkKind::Sqlite { .. } => 0,
+        config::SinkKind::Kafka(_) => 2,
+        _ => 1,
     };
-    match of(true).or_else(|| of(false)) {
+    match job.sinks.iter().filter(|sink| is_marked(&sink.kind)).min_by_key(rank) {
         Some(sink) => format!("{}, chosen when the job first runs", sink.name.value),
         None => {
             "the ledger in the data dir, since no sink keeps marks: without the data dir the job starts over".to_owned()
@@ -192,7 +194,7 @@ fn anchor(job: &config::Job) -> String {
 }
 
 fn is_marked(kind: &config::SinkKind) -> bool {
-    matches!(kind, config::SinkKind::Files(_) | config::SinkKind::Sqlite { .. })
+    matches!(kind, config::SinkKind::Files(_) | config::SinkKind::Sqlite { .. } | config::SinkKind::Kafka(_))
 }
 
 fn columns(schema: &SchemaRef) -> String {
@@ -250,6 +252,15 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
             };
             let (table, path) = (option("table", table), option("path", &path.display()));
             format!("rows {mode} to table {table} of {path}; exactly once (marks in its table tidemill_marks)")
+        }
+        config::SinkKind::Kafka(kafka) => {
+            let (topic, brokers) = (option("topic", &kafka.topic), option("brokers", &kafka.brokers));
+            let marks = kafka.marks_topic.as_ref().map_or_else(|| sink::kafka::marks_topic(&job.name), Clone::clone);
+            let marks = option("marks_topic", &marks);
+            format!(
+                "records in topic {topic} at {brokers}, in transactions; exactly once for readers with \
+                 isolation.level=read_committed (marks in its topic {marks})"
+            )
         }
         config::SinkKind::Blackhole => "nowhere; at least once".to_owned(),
     }

@@ -136,6 +136,11 @@ pub fn digest_of(config: &config::Job) -> Digest {
     let deciding = config.sinks.iter().map(|sink| {
         let folders: Vec<_> = match &sink.kind {
             config::SinkKind::Files(files) => files.partition_by.iter().map(|column| column.value.as_str()).collect(),
+            config::SinkKind::Kafka(kafka) => {
+                let headers = kafka.headers.iter().map(|(_, column)| column);
+                let columns = headers.chain(&kafka.key).chain(&kafka.delete_when);
+                columns.map(|column| column.value.as_str()).collect()
+            }
             _ => Vec::new(),
         };
         (sink.filter.as_ref().map(|filter| filter.value.as_str()), folders)
@@ -299,7 +304,7 @@ fn default_dead_letters(folder: &Path) -> config::SinkKind {
     })
 }
 
-/// SQL before files, in the order of the file; local sinks never.
+/// SQL before files before Kafka, in the order of the file; local sinks never.
 fn choose_anchor(config: &config::Job, sinks: &[SinkSlot]) -> Option<SinkId> {
     let rank = |slot: &SinkSlot| {
         let kind = match slot.role {
@@ -308,6 +313,7 @@ fn choose_anchor(config: &config::Job, sinks: &[SinkSlot]) -> Option<SinkId> {
         };
         let of_kind = match kind {
             Some(config::SinkKind::Sqlite { .. }) => 0,
+            Some(config::SinkKind::Kafka(_)) => 2,
             _ => 1,
         };
         (slot.role == Role::DeadLetters, of_kind)
