@@ -2,6 +2,7 @@
 //! in; what later errors point at takes its place from the tree.
 
 mod database;
+mod kafka_sink;
 
 use std::{
     path::{Path, PathBuf},
@@ -381,6 +382,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
             SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
         }
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
+        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
         _ => return Err(inconsistent(&path)),
     };
     Ok(Sink {

@@ -4,12 +4,14 @@
 //! `Debug` that shows no value.
 
 mod database;
+mod kafka_sink;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
 pub use self::database::{DatabaseSink, Mode, redacted};
+pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -434,6 +436,8 @@ pub enum SinkKind {
     },
     /// A PostgreSQL table.
     Postgres(DatabaseSink),
+    /// A Kafka topic.
+    Kafka(KafkaSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.
     Blackhole,
 }

@@ -191,7 +191,7 @@ fn anchor(job: &config::Job) -> String {
 }
 
 fn is_marked(kind: &config::SinkKind) -> bool {
-    matches!(kind, config::SinkKind::Files(_) | config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_))
+    !matches!(kind, config::SinkKind::Console { .. } | config::SinkKind::Blackhole)
 }
 
 fn columns(schema: &SchemaRef) -> String {
@@ -251,6 +251,15 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
             let mode = describe_mode(&database.mode);
             let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));
             format!("rows {mode} to table {table} of {url}; exactly once (marks in tidemill_marks of its schema)")
+        }
+        config::SinkKind::Kafka(kafka) => {
+            let (topic, brokers) = (option("topic", &kafka.topic), option("brokers", &kafka.brokers));
+            let marks = kafka.marks_topic.as_ref().map_or_else(|| sink::kafka::marks_topic(&job.name), Clone::clone);
+            let marks = option("marks_topic", &marks);
+            format!(
+                "records in topic {topic} at {brokers}, in transactions; exactly once for readers with \
+                 isolation.level=read_committed (marks in its topic {marks})"
+            )
         }
         config::SinkKind::Blackhole => "nowhere; at least once".to_owned(),
     }

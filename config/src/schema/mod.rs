@@ -7,6 +7,7 @@ pub(crate) mod daemon;
 mod database;
 pub(crate) mod job;
 mod json;
+pub(crate) mod kafka_sink;
 mod markdown;
 pub(crate) mod scalar;
 

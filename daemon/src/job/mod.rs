@@ -137,6 +137,11 @@ pub fn digest_of(config: &config::Job) -> Digest {
     let deciding = config.sinks.iter().map(|sink| {
         let folders: Vec<_> = match &sink.kind {
             config::SinkKind::Files(files) => files.partition_by.iter().map(|column| column.value.as_str()).collect(),
+            config::SinkKind::Kafka(kafka) => {
+                let headers = kafka.headers.iter().map(|(_, column)| column);
+                let columns = headers.chain(&kafka.key).chain(&kafka.delete_when);
+                columns.map(|column| column.value.as_str()).collect()
+            }
             _ => Vec::new(),
         };
         (sink.filter.as_ref().map(|filter| filter.value.as_str()), folders)
