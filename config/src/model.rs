@@ -12,6 +12,9 @@ use serde::Deserialize;
 
 pub use self::database::{DatabaseSink, Mode, redacted};
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
+mod kafka_source;
+
+pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,6 +183,8 @@ pub enum SourceKind {
     Socket(Socket),
     /// A directory.
     Directory(Directory),
+    /// Topics of Kafka.
+    Kafka(KafkaSource),
     /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
     Test(TestSource),
 }

@@ -83,6 +83,8 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         // Nothing is received, so nothing is spooled.
         spool: PathBuf::new(),
         owner: String::new(),
+        job: job.name.clone(),
+        ahead_bytes: 0,
     };
     for given in job.sources.iter().filter(|source| !matches!(source.kind, config::SourceKind::Socket(_))) {
         let tried = async { source::open(given, &settings)?.check().await };
@@ -227,6 +229,18 @@ fn describe_source(job: &config::Job, source: &config::Source) -> (String, &'sta
             format!("files in {}", option("path", &directory.path.display())),
             "exactly once: a file is read again where a batch is replayed",
         ),
+        config::SourceKind::Kafka(kafka) => {
+            let topics: Vec<_> = kafka.topics.iter().map(|topic| job.shown(&topic.at.path, &topic.value)).collect();
+            let brokers = option("brokers", &kafka.brokers);
+            let from = match kafka.start {
+                config::Start::Earliest => "from the oldest record",
+                config::Start::Latest => "from what comes after the first start",
+            };
+            (
+                format!("topics {} of {brokers}, {from}; committed records only", topics.join(", ")),
+                "exactly once: offsets are read again where a batch is replayed. Of a compacted topic a replay may find fewer records: exactly once, latest value",
+            )
+        }
         config::SourceKind::Test(test) => (format!("test shards in {}", test.path.display()), "for tests"),
     }
 }

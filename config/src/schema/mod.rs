@@ -8,6 +8,7 @@ mod database;
 pub(crate) mod job;
 mod json;
 pub(crate) mod kafka_sink;
+pub(crate) mod kafka_source;
 mod markdown;
 pub(crate) mod scalar;
 

@@ -23,8 +23,7 @@ pub fn of(job: &std::sync::Arc<config::Job>) -> LaneScheme {
 
 /// Whether lanes of the source move between daemons.
 fn has_partitions(kind: &config::SourceKind) -> bool {
-    let _ = kind;
-    false
+    matches!(kind, config::SourceKind::Kafka(_))
 }
 
 /// The first step that gathers rows and does not say that each lane shall do so for itself.
