@@ -20,6 +20,8 @@ use crate::{
     units,
 };
 
+mod kafka_source;
+
 type Built<T> = Result<T, Problem>;
 
 /// The checker let something through that cannot be read: an error in Tidemill, not in the file.
@@ -196,6 +198,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
     let kind = match common.kind.as_str() {
         "socket" => SourceKind::Socket(socket(options(value, &path)?, &path)?),
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
+        "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
         "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
         _ => return Err(inconsistent(&path)),
     };

@@ -7,6 +7,10 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
+mod kafka_source;
+
+pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
+
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct At {
@@ -174,6 +178,8 @@ pub enum SourceKind {
     Socket(Socket),
     /// A directory.
     Directory(Directory),
+    /// Topics of Kafka.
+    Kafka(KafkaSource),
     /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
     Test(TestSource),
 }

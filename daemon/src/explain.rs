@@ -8,7 +8,7 @@ use std::{
 };
 
 use arrow::datatypes::SchemaRef;
-use tidemill_checkpoint::SinkId;
+use tidemill_checkpoint::{LaneScheme, SinkId};
 use tidemill_config::{self as config, ProcessEnvironment};
 use tidemill_connectors::{codec, sink, source};
 
@@ -17,6 +17,7 @@ use crate::{
     job::{
         DEAD_LETTERS,
         compile::{Compiled, Pinned, dead_letters_schema, given_schema},
+        scheme::lane_scheme,
     },
 };
 
@@ -79,10 +80,12 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         Err(error) => wrong.push(format!("job {}: {what} {name}: {error}", job.name)),
     };
     let settings = source::Settings {
-        partitioned: job.lanes == Some(config::Lanes::Partition),
+        partitioned: lane_scheme(job) == LaneScheme::Partition,
         // Nothing is received, so nothing is spooled.
         spool: PathBuf::new(),
         owner: String::new(),
+        job: job.name.clone(),
+        ahead_bytes: 0,
     };
     for given in job.sources.iter().filter(|source| !matches!(source.kind, config::SourceKind::Socket(_))) {
         let tried = async { source::open(given, &settings)?.check().await };
@@ -124,7 +127,7 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     };
     writeln!(out, "job {} ({})", job.name, job.file.display())?;
     writeln!(out, "  a batch {trigger}, at most {} records or {} bytes", job.batch.max_records, job.batch.max_bytes)?;
-    let lanes = if job.lanes == Some(config::Lanes::Partition) {
+    let lanes = if lane_scheme(job) == LaneScheme::Partition {
         "partition: each is planned and committed by itself"
     } else {
         "single"
@@ -228,6 +231,18 @@ fn describe_source(job: &config::Job, source: &config::Source) -> (String, &'sta
             format!("files in {}", option("path", &directory.path.display())),
             "exactly once: a file is read again where a batch is replayed",
         ),
+        config::SourceKind::Kafka(kafka) => {
+            let topics: Vec<_> = kafka.topics.iter().map(|topic| job.shown(&topic.at.path, &topic.value)).collect();
+            let brokers = option("brokers", &kafka.brokers);
+            let from = match kafka.start {
+                config::Start::Earliest => "from the oldest record",
+                config::Start::Latest => "from what comes after the first start",
+            };
+            (
+                format!("topics {} of {brokers}, {from}; committed records only", topics.join(", ")),
+                "exactly once: offsets are read again where a batch is replayed. Of a compacted topic a replay may find fewer records: exactly once, latest value",
+            )
+        }
         config::SourceKind::Test(test) => (format!("test shards in {}", test.path.display()), "for tests"),
     }
 }

@@ -118,7 +118,7 @@ pub(crate) static SOURCES: Variants = Variants {
             keys: TEST,
             exactly_one: &[],
         },
-        later("kafka"),
+        super::kafka_source::KAFKA,
         later("kinesis"),
         later("hdfs"),
         later("http"),

@@ -6,6 +6,7 @@
 pub(crate) mod daemon;
 pub(crate) mod job;
 mod json;
+pub(crate) mod kafka_source;
 mod markdown;
 pub(crate) mod scalar;
 

@@ -213,7 +213,15 @@ impl TestSource {
             |(start, end): &(u32, u32)| !leave_out_gone || !bytes[*start as usize..*end as usize].starts_with(b"#gone");
         let records = lines(&bytes).filter(keep).collect();
         let base = Base::Bytes(from);
-        Slice { shard: self.shard(number), bytes, records, base, header: None, metadata: Vec::new(), columns: Vec::new() }
+        Slice {
+            shard: self.shard(number),
+            bytes,
+            records,
+            base,
+            header: None,
+            metadata: Vec::new(),
+            columns: Vec::new(),
+        }
     }
 }
 
@@ -398,7 +406,13 @@ mod tests {
             schema: None,
             metadata: Vec::new(),
         };
-        let settings = Settings { partitioned, spool: dir.path().join("spool"), owner: owner.to_owned() };
+        let settings = Settings {
+            partitioned,
+            spool: dir.path().join("spool"),
+            owner: owner.to_owned(),
+            job: "job".to_owned(),
+            ahead_bytes: 1 << 20,
+        };
         TestSource::open(&config, &test, &settings).unwrap()
     }
 
