@@ -73,6 +73,8 @@ pub(super) struct Cursor {
     fresh: bool,
     /// Up to where records were planned.
     pub planned: u64,
+    /// Records up to here were there when the cursor was put back: a plan waits for them.
+    pub known: u64,
     chunks: VecDeque<(u64, Arc<Chunk>)>,
     pub stuck: Option<Stuck>,
 }
@@ -82,9 +84,13 @@ impl Cursor {
     pub fn has_news(&self) -> bool {
         self.stuck.is_some() || self.planned < self.at || self.queue.ready.load(Ordering::Acquire)
     }
-    /// Whether the client spoke of the partition since it was assigned.
-    pub fn is_fresh(&self) -> bool {
-        self.fresh || self.stuck.is_some()
+    /// Whether records behind `at` are there, and have not come yet.
+    pub fn lacks(&self, at: u64) -> bool {
+        self.stuck.is_none() && self.at <= at && self.at < self.known
+    }
+    /// Up to where records are read.
+    pub fn at(&self) -> u64 {
+        self.at
     }
     pub fn start(&self) -> u64 {
         self.start
@@ -145,8 +151,17 @@ impl Reader {
             .and_then(|()| self.consumer.incremental_assign(&list));
         assigned
             .map_err(|error| transient(&self.voice, format!("reading {partition} from {at}"), error.to_string()))?;
-        let cursor =
-            Cursor { shard, queue, start, at, fresh: false, planned: start, chunks: VecDeque::new(), stuck: None };
+        let cursor = Cursor {
+            shard,
+            queue,
+            start,
+            at,
+            fresh: false,
+            planned: start,
+            known: 0,
+            chunks: VecDeque::new(),
+            stuck: None,
+        };
         self.cursors.insert(partition.clone(), cursor);
         Ok(())
     }
