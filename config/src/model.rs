@@ -3,10 +3,15 @@
 //! A text of a source, a sink or the daemon may come from the environment or a file, and be a secret: such types have a
 //! `Debug` that shows no value.
 
+mod database;
+mod kafka_sink;
+
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
+pub use self::database::{DatabaseSink, Mode, redacted};
+pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 mod kafka_source;
 
 pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
@@ -333,6 +338,8 @@ pub struct Step {
     pub when: Option<Located<String>>,
     /// What happens to a row that cannot be processed (default reject).
     pub on_error: OnError,
+    /// With `lanes: partition`, a step that gathers rows may do so for each lane by itself.
+    pub per_lane: bool,
     /// What it does.
     pub verb: Verb,
     /// Where it stands.
@@ -432,6 +439,10 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A PostgreSQL table.
+    Postgres(DatabaseSink),
+    /// A Kafka topic.
+    Kafka(KafkaSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.
     Blackhole,
 }
@@ -470,15 +481,6 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
-}
-
-/// `mode:` of a database sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Insert.
-    Append,
-    /// Insert or replace by key; the last row per key in batch order wins.
-    Upsert(Vec<Located<String>>),
 }
 
 /// The daemon's own file.

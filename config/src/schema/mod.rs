@@ -4,8 +4,10 @@
 //! ([`options_markdown`]). A new key is a line in `job` or `daemon` below, and a field in `build`.
 
 pub(crate) mod daemon;
+mod database;
 pub(crate) mod job;
 mod json;
+pub(crate) mod kafka_sink;
 pub(crate) mod kafka_source;
 mod markdown;
 pub(crate) mod scalar;

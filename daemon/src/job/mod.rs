@@ -138,6 +138,11 @@ pub fn digest_of(config: &config::Job) -> Digest {
     let deciding = config.sinks.iter().map(|sink| {
         let folders: Vec<_> = match &sink.kind {
             config::SinkKind::Files(files) => files.partition_by.iter().map(|column| column.value.as_str()).collect(),
+            config::SinkKind::Kafka(kafka) => {
+                let headers = kafka.headers.iter().map(|(_, column)| column);
+                let columns = headers.chain(&kafka.key).chain(&kafka.delete_when);
+                columns.map(|column| column.value.as_str()).collect()
+            }
             _ => Vec::new(),
         };
         (sink.filter.as_ref().map(|filter| filter.value.as_str()), folders)
@@ -179,7 +184,7 @@ impl Job {
     pub fn open_sinks(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let digest = digest_of(&config);
         let folder = around.data_dir.join(&config.name);
-        let scheme = scheme::lane_scheme(&config);
+        let scheme = scheme::of(&config);
         let mut sinks = Vec::new();
         for sink in &config.sinks {
             sinks.push(SinkSlot {
@@ -300,18 +305,23 @@ fn default_dead_letters(folder: &Path) -> config::SinkKind {
     })
 }
 
-/// SQL before files, in the order of the file; local sinks never.
+/// Which kind of marked sink is the anchor before which: SQL before files before Kafka.
+pub fn anchor_rank(kind: &config::SinkKind) -> u8 {
+    match kind {
+        config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_) => 0,
+        config::SinkKind::Files(_) => 1,
+        _ => 2,
+    }
+}
+
+/// The first by rank, in the order of the file; local sinks never.
 fn choose_anchor(config: &config::Job, sinks: &[SinkSlot]) -> Option<SinkId> {
     let rank = |slot: &SinkSlot| {
         let kind = match slot.role {
             Role::DeadLetters => config.dead_letters.as_ref().map(|sink| &sink.kind),
             _ => config.sinks.iter().find(|sink| sink.name.value == slot.name).map(|sink| &sink.kind),
         };
-        let of_kind = match kind {
-            Some(config::SinkKind::Sqlite { .. }) => 0,
-            _ => 1,
-        };
-        (slot.role == Role::DeadLetters, of_kind)
+        (slot.role == Role::DeadLetters, kind.map_or(u8::MAX, anchor_rank))
     };
     let mut candidates: Vec<_> = sinks.iter().filter(|slot| slot.is_marked() && !slot.id().is_local()).collect();
     candidates.sort_by_key(|slot| rank(slot));
