@@ -3,12 +3,14 @@
 //! A text of a source, a sink or the daemon may come from the environment or a file, and be a secret: such types have a
 //! `Debug` that shows no value.
 
+mod database;
 mod kafka_sink;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
+pub use self::database::{DatabaseSink, Mode, redacted};
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
@@ -432,6 +434,8 @@ pub enum SinkKind {
     },
     /// A Kafka topic.
     Kafka(KafkaSink),
+    /// A PostgreSQL table.
+    Postgres(DatabaseSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.
     Blackhole,
 }
@@ -470,15 +474,6 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
-}
-
-/// `mode:` of a database sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Insert.
-    Append,
-    /// Insert or replace by key; the last row per key in batch order wins.
-    Upsert(Vec<Located<String>>),
 }
 
 /// The daemon's own file.

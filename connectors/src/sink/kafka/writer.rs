@@ -104,6 +104,11 @@ impl Writer {
         passed("kafka.after-commit").map_err(Failure::Unknown)
     }
 
+    /// Whether another producer took the id. Who, the marks tell, once it has written its claim.
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.producer.client().fatal_error().is_some()
+    }
+
     fn undo(&self, error: SinkError) -> Failure {
         let begun = Instant::now();
         let error = self.undelivered().unwrap_or(error);
