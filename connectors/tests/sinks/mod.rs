@@ -37,12 +37,21 @@ pub enum Kind {
     Kafka,
 }
 
+/// Every marked sink.
+const MARKED: [Kind; 6] = [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Postgres, Kind::Kafka];
+
+/// Whether the sink's server can be had here.
+pub fn is_there(kind: Kind) -> bool {
+    match kind {
+        Kind::Kafka => services::kafka().is_some(),
+        Kind::Postgres => services::postgres().is_some(),
+        Kind::Files | Kind::Rolling | Kind::Sqlite | Kind::Ledger => true,
+    }
+}
+
 /// The marked sinks whose servers are there.
 pub fn marked() -> Vec<Kind> {
-    let mut kinds = vec![Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger];
-    kinds.extend(services::postgres().map(|_| Kind::Postgres));
-    kinds.extend(services::kafka().map(|_| Kind::Kafka));
-    kinds
+    MARKED.into_iter().filter(|kind| is_there(*kind)).collect()
 }
 
 /// The shared PostgreSQL, once it was found.
