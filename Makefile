@@ -3,7 +3,7 @@
 # CARGO_FLAGS goes to every build (`make test CARGO_FLAGS=--offline`). Tools that make fetches lie in target/tools.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt bench torture dist picture build-needs
+.PHONY: help demo test services-up services-down lint fmt bench torture dist picture build-needs
 
 CARGO ?= cargo
 CARGO_FLAGS ?=
@@ -12,7 +12,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 
 help: ## list these targets
 	@echo "Tidemill: an exactly-once micro-batch ETL daemon. Targets:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build-needs ## run the whole thing once, with nothing set up: feed, clean, store, kill -9, count
 	@test -x target/debug/tidemill || { echo "make demo: building Tidemill first: minutes the first time, seconds after that"; \
@@ -23,13 +23,19 @@ test: build-needs ## all tests: unit, conformance, golden, end to end, crash, po
 	@tests/tools.sh
 	@tests/run.sh $(CARGO_FLAGS)
 
+services-up: ## Kafka, PostgreSQL, MariaDB and Redis for tests, on free ports; a test starts what it needs by itself
+	@tests/services/up.sh
+
+services-down: ## stop them, and remove their data
+	@tests/services/down.sh
+
 lint: build-needs ## formatting, clippy, licences and sources of dependencies, docs: no warning passes
 	@tests/tools.sh --lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items
 	$(CARGO) deny --locked --log-level error check bans licenses sources
-	@! command -v shellcheck >/dev/null || shellcheck tests/*.sh .ci/run
+	@! command -v shellcheck >/dev/null || shellcheck -x tests/*.sh tests/services/*.sh .ci/run
 
 fmt: ## format the code
 	$(CARGO) fmt --all

@@ -5,10 +5,24 @@ cd "$(dirname "$0")/.." || exit 1
 
 log=target/test.log
 mkdir -p target
+
+# Real servers start while the build goes on, and end with this script, also where it is interrupted or killed. They are not
+# those of `make services-up`. Where TIDEMILL_SERVICES names some, these are used, and left.
+owner=()
+if [ -z "${TIDEMILL_SERVICES:-}" ]; then
+    export TIDEMILL_SERVICES=$PWD/target/services-of-make-test
+    trap 'tests/services/down.sh' EXIT
+    trap 'exit 130' INT TERM
+    owner=(--owner $$)
+fi
+tests/services/up.sh "${owner[@]}" >target/services.log 2>&1 &
+services=$!
 started=$SECONDS
 
 # The binary and the tests share one build, so that no test starts a compiler.
 cargo build "$@" --package tidemill && cargo test "$@" --workspace --no-run || exit 1
+wait "$services"
+cat target/services.log
 built=$SECONDS
 TIDEMILL_BIN=$PWD/target/debug/tidemill cargo test "$@" --workspace --no-fail-fast 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}

@@ -5,6 +5,8 @@
 #   tests/tools.sh           what tests need: without it they are skipped by name, or fail where CI=true
 #   tests/tools.sh --lint    cargo-deny and the toolchain's own linters
 #   tests/tools.sh --bench   DuckDB, the other side of `make bench`
+#   tests/tools.sh --services [kafka postgres mariadb redis]
+#                            real servers for tests, which tests/services/up.sh starts
 #
 # Debian packages are installed where this is root on Debian or Ubuntu; everything else goes to target/tools.
 set -euo pipefail
@@ -12,7 +14,7 @@ cd "$(dirname "$0")/.."
 
 tools=$PWD/target/tools
 python=$tools/python/bin/python3
-export PATH=$tools/bin:$PATH
+export PATH=$tools/bin:$PATH:/usr/sbin:/sbin
 
 say() { echo "tools: $*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -28,7 +30,7 @@ apt_lists() {
 install() {
     can_apt || return 1
     say "installing $1 ($2)"
-    apt_lists && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$1" >/dev/null
+    apt_lists && DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$1" >/dev/null
 }
 
 # want COMMAND PACKAGE WHY: installs a Debian package for a command, or names it.
@@ -68,6 +70,87 @@ want_module() {
     fi
     say "missing: the Python package $2, for $3 (python3 -m venv needs Debian's python3-venv)"
     return 1
+}
+
+# without_services COMMAND...: installs servers, and starts none: tests start their own.
+without_services() {
+    local policy=/usr/sbin/policy-rc.d
+    if ! can_apt || [ -e "$policy" ]; then
+        "$@"
+        return
+    fi
+    # What Debian's packages ask before they start a service.
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    local status=0
+    "$@" || status=$?
+    rm -f "$policy"
+    trap - EXIT
+    return "$status"
+}
+
+# not_at_boot SERVICE: what was just installed starts with the machine only where systemd is told so.
+not_at_boot() { ! has systemctl || systemctl -q disable "$1" 2>/dev/null || true; }
+
+want_kafka() {
+    want java default-jre-headless "Kafka, the broker of its tests" || return 1
+    want mvn maven "fetching Kafka" || return 1
+    # Kept beside the jars: another version is fetched anew.
+    cmp -s tests/services/kafka/pom.xml "$tools/kafka/pom.xml" && return 0
+    say "fetching Kafka (the broker of its tests)"
+    rm -rf "$tools/kafka.new" && mkdir -p "$tools/kafka.new"
+    if mvn -q -B -f tests/services/kafka/pom.xml dependency:copy-dependencies -DincludeScope=runtime \
+        "-DoutputDirectory=$tools/kafka.new" >&2; then
+        cp tests/services/kafka/pom.xml "$tools/kafka.new/"
+        rm -rf "$tools/kafka" && mv "$tools/kafka.new" "$tools/kafka"
+        return 0
+    fi
+    say "missing: Kafka's jars. Maven fetches them: mvn -f tests/services/kafka/pom.xml dependency:copy-dependencies"
+    return 1
+}
+
+want_postgres() {
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && return 0
+    has initdb && return 0
+    # The common package first: it is what would make a system's own database.
+    local configuration=/etc/postgresql-common/createcluster.conf
+    if can_apt && [ ! -e "$configuration" ] && install postgresql-common "PostgreSQL" && [ -e "$configuration" ]; then
+        echo 'create_main_cluster = false' >>"$configuration"
+    fi
+    install postgresql "tests with PostgreSQL" || true
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && return 0
+    say "missing: PostgreSQL, for its tests. Install it: apt-get install postgresql"
+    return 1
+}
+
+want_mariadb() {
+    has mariadbd && has mariadb-install-db && has mariadb && return 0
+    # Debian's core packages are the programs without the service.
+    { install mariadb-server-core "MariaDB" && install mariadb-client-core "MariaDB"; } 2>/dev/null || true
+    want mariadbd mariadb-server "tests with MariaDB" && want mariadb mariadb-client "tests with MariaDB"
+}
+
+want_redis() {
+    has redis-server && has redis-cli && return 0
+    want redis-server redis-server "tests with Redis" || return 1
+    not_at_boot redis-server
+}
+
+# What it cannot install it says; up.sh goes on without.
+for_services() {
+    [ $# -gt 0 ] || set -- kafka postgres mariadb redis
+    # One at a time: tests that run side by side may all ask for them.
+    mkdir -p "$tools"
+    exec 7>"$tools/.services.lock"
+    flock 7
+    want openssl openssl "the certificates of servers" || true
+    local name
+    for name in "$@"; do
+        case "$name" in
+        kafka | postgres | mariadb | redis) without_services "want_$name" || true ;;
+        *) say "no such service: $name"; exit 2 ;;
+        esac
+    done
 }
 
 for_build() {
@@ -112,6 +195,7 @@ case "${1:-}" in
 --build) for_build ;;
 --lint) for_lint ;;
 --bench) for_bench ;;
+--services) shift; for_services "$@" ;;
 "") for_tests ;;
 *) say "unknown argument $1"; exit 2 ;;
 esac

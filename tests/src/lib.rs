@@ -3,7 +3,8 @@
 //! A test makes a [`Folder`], starts a [`Daemon`] in it with [`Run`], sends records with [`feed`], looks at it over
 //! [`http`], kills or stops it, and counts with the [`oracle`], which reads sinks with code that is not Tidemill's.
 //! A tool or data set that a test needs is asked for in [`needs`]: absent, the test is skipped by name, or fails where
-//! `CI=true` says that it must be there.
+//! `CI=true` says that it must be there. The same goes for a real server from [`services`], which a [`proxy`] can come
+//! between.
 //!
 //! Nothing here waits without an end: [`PATIENCE`] is the longest wait for anything that should happen.
 
@@ -19,6 +20,8 @@ pub mod http;
 pub mod needs;
 pub mod oracle;
 pub mod powercut;
+pub mod proxy;
+pub mod services;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -30,6 +33,7 @@ pub use daemon::{Daemon, Run};
 pub use disk::Disk;
 pub use folder::Folder;
 pub use oracle::Rows;
+pub use proxy::Proxy;
 
 /// The longest wait for anything that should happen: a debug build on a busy machine is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
