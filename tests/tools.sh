@@ -72,6 +72,14 @@ want_module() {
     return 1
 }
 
+# OpenSSL is the one TLS library here: librdkafka knows no other.
+want_openssl() {
+    pkg-config --exists openssl && return 0
+    install libssl-dev "TLS to brokers and databases" && return 0
+    say "missing: OpenSSL's headers. Install them: apt-get install libssl-dev (Debian, Ubuntu), openssl-devel (Fedora)"
+    return 1
+}
+
 # without_services COMMAND...: installs servers, and starts none: tests start their own.
 without_services() {
     local policy=/usr/sbin/policy-rc.d
@@ -154,7 +162,8 @@ for_services() {
 }
 
 for_build() {
-    want cc gcc "the C parts of SQLite and Zstandard" && want ld binutils "linking" && return 0
+    want cc gcc "the C parts of SQLite, Zstandard and librdkafka" && want ld binutils "linking" &&
+        want make make "building librdkafka" && want pkg-config pkg-config "finding OpenSSL" && want_openssl && return 0
     say "building stops here: Tidemill's dependencies hold C code"
     return 1
 }
