@@ -430,6 +430,8 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A table of MySQL or MariaDB.
+    Mysql(DatabaseSink),
     /// A PostgreSQL table.
     Postgres(DatabaseSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.

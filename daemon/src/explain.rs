@@ -190,7 +190,13 @@ fn anchor(job: &config::Job) -> String {
 }
 
 fn is_marked(kind: &config::SinkKind) -> bool {
-    matches!(kind, config::SinkKind::Files(_) | config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_))
+    matches!(
+        kind,
+        config::SinkKind::Files(_)
+            | config::SinkKind::Sqlite { .. }
+            | config::SinkKind::Mysql(_)
+            | config::SinkKind::Postgres(_)
+    )
 }
 
 fn columns(schema: &SchemaRef) -> String {
@@ -245,6 +251,11 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
             let mode = describe_mode(mode);
             let (table, path) = (option("table", table), option("path", &path.display()));
             format!("rows {mode} to table {table} of {path}; exactly once (marks in its table tidemill_marks)")
+        }
+        config::SinkKind::Mysql(database) => {
+            let mode = describe_mode(&database.mode);
+            let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));
+            format!("rows {mode} to table {table} of {url}; exactly once (marks in its table tidemill_marks)")
         }
         config::SinkKind::Postgres(database) => {
             let mode = describe_mode(&database.mode);

@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
+pub mod mysql;
+#[path = "../../../tests/src/services.rs"]
+pub mod services;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -29,9 +33,25 @@ pub enum Kind {
     Rolling,
     Sqlite,
     Ledger,
+    Mysql,
 }
 
-pub const MARKED: [Kind; 4] = [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger];
+pub const MARKED: [Kind; 5] = [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Mysql];
+
+/// Whether what the sink writes to can be had here.
+pub fn available(kind: Kind) -> bool {
+    match kind {
+        Kind::Mysql => mysql::server().is_some(),
+        _ => true,
+    }
+}
+
+/// The folder is not used any more.
+pub fn forget(kind: Kind, dir: &Path) {
+    if kind == Kind::Mysql {
+        mysql::forget(dir);
+    }
+}
 
 pub fn id(kind: Kind) -> SinkId {
     if kind == Kind::Ledger { SinkId::ledger() } else { SinkId::new("archive") }
@@ -47,6 +67,7 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Files => SinkKind::Files(files(dir, None)),
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
+        Kind::Mysql => mysql::config(&mysql::url(dir), "rows", &[], None),
         Kind::Ledger => {
             let ledger = tidemill_checkpoint::ledger::sled::SledLedger::open(&dir.join("data")).unwrap().ledger;
             return Arc::new(sink::ledger::LedgerSink::open("job", Arc::new(ledger)));
@@ -93,6 +114,7 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
         }
         Kind::Ledger => Vec::new(),
+        Kind::Mysql => mysql::rows(dir),
     };
     rows.sort_unstable();
     rows
