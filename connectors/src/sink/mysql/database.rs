@@ -50,6 +50,11 @@ impl Address {
     pub(crate) fn new(url: &str, ca: Option<&Path>) -> Result<Self, String> {
         let shown = redacted(url);
         let way_out = "write mysql://USER:PASSWORD@HOST:PORT/DATABASE, and in the password `%40` for `@`, `%2F` for `/`, `%3A` for `:`, `%23` for `#`, `%25` for `%`";
+        // A `/` or `#` in a password would end the host: what follows would be asked under another name.
+        let behind_host = url.split_once("://").and_then(|(_, rest)| rest.split_once(['/', '?', '#']));
+        if behind_host.is_some_and(|(_, behind)| behind.contains('@')) {
+            return Err(format!("{shown}: this address cannot be read: {way_out}"));
+        }
         // The driver's own words may hold parts of the address, the password too.
         let opts = Opts::from_url(url).map_err(|error| match error {
             mysql_async::UrlError::UnknownParameter { param } => {
