@@ -8,8 +8,8 @@ use std::{thread, time::Duration};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tidemill_tests::{
     Folder, Rows, Run,
+    daemon::tidemill,
     services::{self, Mariadb},
-    tidemill,
 };
 
 const RECORDS: usize = 400;
