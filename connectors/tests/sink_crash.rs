@@ -55,11 +55,23 @@ const MYSQL: [&str; 7] = [
     "mysql.after-commit",
 ];
 
+const POSTGRES: [&str; 8] = [
+    "postgres.claim-before-commit",
+    "postgres.claim-after-commit",
+    "postgres.before-begin",
+    "postgres.after-mark",
+    "postgres.in-copy",
+    "postgres.after-rows",
+    "postgres.before-commit",
+    "postgres.after-commit",
+];
+
 fn points(kind: Kind) -> Vec<&'static str> {
     match kind {
         Kind::Files => FILES.to_vec(),
         Kind::Rolling => [&FILES[..], &SEALS[..]].concat(),
         Kind::Mysql => MYSQL.to_vec(),
+        Kind::Postgres => POSTGRES.to_vec(),
         _ => SQLITE.to_vec(),
     }
 }
@@ -69,6 +81,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Files => "files",
         Kind::Rolling => "rolling",
         Kind::Sqlite => "sqlite",
+        Kind::Postgres => "postgres",
         Kind::Ledger => "ledger",
         Kind::Mysql => "mysql",
     }
@@ -108,6 +121,7 @@ fn child() {
         "files" => Kind::Files,
         "rolling" => Kind::Rolling,
         "mysql" => Kind::Mysql,
+        "postgres" => Kind::Postgres,
         _ => Kind::Sqlite,
     };
     let dir = std::env::var("DIR").unwrap();
@@ -238,6 +252,13 @@ fn sqlite_survives_a_kill_at_every_step() {
 }
 
 #[test]
+fn postgres_survives_a_kill_at_every_step() {
+    if services::postgres().is_some() {
+        killed(Kind::Postgres);
+    }
+}
+
+#[test]
 fn files_try_again_what_a_full_disk_refused() {
     refused(Kind::Files);
 }
@@ -250,6 +271,13 @@ fn rolling_files_try_again_what_a_full_disk_refused() {
 #[test]
 fn sqlite_tries_again_what_a_full_disk_refused() {
     refused(Kind::Sqlite);
+}
+
+#[test]
+fn postgres_tries_again_what_was_refused() {
+    if services::postgres().is_some() {
+        refused(Kind::Postgres);
+    }
 }
 
 #[test]
@@ -285,21 +313,21 @@ fn a_paused_writer_of_sqlite_changes_nothing_when_it_goes_on() {
 
 #[test]
 fn mysql_survives_a_kill_at_every_step() {
-    if available(Kind::Mysql) {
+    if mysql::server().is_some() {
         killed(Kind::Mysql);
     }
 }
 
 #[test]
 fn mysql_tries_again_what_was_refused() {
-    if available(Kind::Mysql) {
+    if mysql::server().is_some() {
         refused(Kind::Mysql);
     }
 }
 
 #[test]
 fn a_paused_writer_of_mysql_changes_nothing_when_it_goes_on() {
-    if available(Kind::Mysql) {
+    if mysql::server().is_some() {
         paused(Kind::Mysql, &["mysql.before-begin", "mysql.after-commit"]);
     }
 }
@@ -307,7 +335,7 @@ fn a_paused_writer_of_mysql_changes_nothing_when_it_goes_on() {
 /// A writer that is paused in its transaction holds the mark's row, until the server ends its session.
 #[test]
 fn a_writer_of_mysql_paused_inside_its_transaction_holds_others_off_for_a_while_and_is_then_fenced() {
-    if !available(Kind::Mysql) {
+    if mysql::server().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -328,4 +356,16 @@ fn a_writer_of_mysql_paused_inside_its_transaction_holds_others_off_for_a_while_
     assert_eq!(child.wait().unwrap().code(), Some(42), "the zombie was not fenced");
     assert_eq!(rows(Kind::Mysql, dir.path()), expected(Kind::Mysql, LAST));
     forget(Kind::Mysql, dir.path());
+}
+
+/// Inside of its transaction a stopped writer holds the lane's row. The claim has the server end it: also in mid-COPY, where
+/// the server waits for the client and its own limits do not reach.
+#[test]
+fn a_paused_writer_of_postgres_is_ended_by_the_new_owner_and_changes_nothing_when_it_goes_on() {
+    if services::postgres().is_some() {
+        paused(
+            Kind::Postgres,
+            &["postgres.before-begin", "postgres.in-copy", "postgres.after-rows", "postgres.after-commit"],
+        );
+    }
 }
