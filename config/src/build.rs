@@ -2,6 +2,7 @@
 //! in; what later errors point at takes its place from the tree.
 
 mod database;
+mod kafka_sink;
 
 use std::{
     path::{Path, PathBuf},
@@ -21,6 +22,8 @@ use crate::{
     tree::{Entry, Node, below, item},
     units,
 };
+
+mod kafka_source;
 
 type Built<T> = Result<T, Problem>;
 
@@ -198,6 +201,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
     let kind = match common.kind.as_str() {
         "socket" => SourceKind::Socket(socket(options(value, &path)?, &path)?),
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
+        "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
         "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
         _ => return Err(inconsistent(&path)),
     };
@@ -288,6 +292,7 @@ fn step(node: &Node, index: usize) -> Built<Step> {
             Some("set_null") => OnError::SetNull,
             _ => OnError::Reject,
         },
+        per_lane: node.text_of("per_lane").is_some_and(|text| text.eq_ignore_ascii_case("true")),
         verb: verb(entry, &path).ok_or_else(|| inconsistent(&path))??,
         at: entry.place.at(&path),
     })
@@ -381,6 +386,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
         }
         "mysql" => SinkKind::Mysql(database::sink(entry, value, &path, folder)?),
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
+        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
         _ => return Err(inconsistent(&path)),
     };
     Ok(Sink {

@@ -84,6 +84,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Postgres => "postgres",
         Kind::Ledger => "ledger",
         Kind::Mysql => "mysql",
+        Kind::Kafka => "kafka",
     }
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
+pub mod kafka;
 pub mod mysql;
 #[path = "../../../tests/src/services.rs"]
 pub mod services;
@@ -35,6 +36,7 @@ pub enum Kind {
     Postgres,
     Ledger,
     Mysql,
+    Kafka,
 }
 
 /// The folder is not used any more: what a server holds for it goes too.
@@ -50,6 +52,7 @@ pub fn forget(kind: Kind, dir: &Path) {
 pub fn marked() -> Vec<Kind> {
     let mut kinds = vec![Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger];
     kinds.extend(services::postgres().map(|_| Kind::Postgres));
+    kinds.extend(services::kafka().map(|_| Kind::Kafka));
     kinds.extend(mysql::server().map(|_| Kind::Mysql));
     kinds
 }
@@ -103,6 +106,7 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
         Kind::Mysql => mysql::config(&mysql::url(dir), "rows", &[], None),
         Kind::Postgres => SinkKind::Postgres(database(&postgres_url(dir), "rows", Mode::Append)),
+        Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),
         Kind::Ledger => {
             let ledger = tidemill_checkpoint::ledger::sled::SledLedger::open(&dir.join("data")).unwrap().ledger;
             return Arc::new(sink::ledger::LedgerSink::open("job", Arc::new(ledger)));
@@ -155,6 +159,7 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             let found = if there.trim() == "t" { server.psql_at(&url, "SELECT n FROM rows") } else { String::new() };
             found.lines().map(|line| line.parse().unwrap()).collect()
         }
+        Kind::Kafka => kafka::numbers(dir),
         Kind::Ledger => Vec::new(),
         Kind::Mysql => mysql::rows(dir),
     };
