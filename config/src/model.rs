@@ -439,6 +439,8 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A table of MySQL or MariaDB.
+    Mysql(DatabaseSink),
     /// A PostgreSQL table.
     Postgres(DatabaseSink),
     /// A Kafka topic.

@@ -46,7 +46,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        drop_schema(self.dir.path());
+        forget(self.kind, self.dir.path());
     }
 }
 
@@ -480,6 +480,7 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
                     table: "rows".into(),
                     mode: tidemill_config::Mode::Append,
                 },
+                Kind::Mysql => mysql::config(&mysql::url(dir.path()), "rows", &[], None),
                 Kind::Postgres => tidemill_config::SinkKind::Postgres(database(
                     &postgres_url(dir.path()),
                     "rows",
@@ -497,6 +498,7 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
             let mut all = [expected(kind, 3), expected(kind, 1)].concat();
             all.sort_unstable();
             assert_eq!(rows(kind, dir.path()), all);
+            forget(kind, dir.path());
         });
     }
 }

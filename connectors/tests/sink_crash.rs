@@ -47,6 +47,15 @@ const SQLITE: [&str; 7] = [
     "sqlite.before-commit",
     "sqlite.after-commit",
 ];
+const MYSQL: [&str; 7] = [
+    "mysql.claim-before-commit",
+    "mysql.claim-after-commit",
+    "mysql.before-begin",
+    "mysql.after-mark",
+    "mysql.after-rows",
+    "mysql.before-commit",
+    "mysql.after-commit",
+];
 
 const POSTGRES: [&str; 8] = [
     "postgres.claim-before-commit",
@@ -79,6 +88,7 @@ fn points(kind: Kind) -> Vec<&'static str> {
         Kind::Kafka => KAFKA.to_vec(),
         Kind::Files => FILES.to_vec(),
         Kind::Rolling => [&FILES[..], &SEALS[..]].concat(),
+        Kind::Mysql => MYSQL.to_vec(),
         Kind::Postgres => POSTGRES.to_vec(),
         _ => SQLITE.to_vec(),
     }
@@ -91,6 +101,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Sqlite => "sqlite",
         Kind::Postgres => "postgres",
         Kind::Ledger => "ledger",
+        Kind::Mysql => "mysql",
         Kind::Kafka => "kafka",
     }
 }
@@ -128,6 +139,7 @@ fn child() {
     let kind = match std::env::var("SINK").unwrap().as_str() {
         "files" => Kind::Files,
         "rolling" => Kind::Rolling,
+        "mysql" => Kind::Mysql,
         "postgres" => Kind::Postgres,
         "kafka" => Kind::Kafka,
         _ => Kind::Sqlite,
@@ -187,7 +199,7 @@ fn killed(kind: Kind) {
                 recover(kind, dir.path(), &what);
             }
             finish(kind, dir.path(), &what);
-            drop_schema(dir.path());
+            forget(kind, dir.path());
         }
     }
     println!("{kind:?}: {kills} kills");
@@ -209,7 +221,7 @@ fn refused(kind: Kind) {
                 assert!(status.success(), "{kind:?} {what}: {status}");
                 assert_eq!(rows(kind, dir.path()), expected(kind, LAST), "{kind:?} {what}");
                 recover(kind, dir.path(), &what);
-                drop_schema(dir.path());
+                forget(kind, dir.path());
             }
         }
     }
@@ -248,7 +260,7 @@ fn paused(kind: Kind, points: &[&str]) {
             }
             assert_eq!(rows(kind, dir.path()), expected(kind, LAST), "{kind:?} {what}: after the zombie went on");
             recover(kind, dir.path(), &what);
-            drop_schema(dir.path());
+            forget(kind, dir.path());
         }
     }
     println!("{kind:?}: {stops} stops");
@@ -343,6 +355,53 @@ fn a_writer_of_sqlite_paused_inside_its_transaction_holds_others_off_and_loses_n
 #[test]
 fn a_paused_writer_of_sqlite_changes_nothing_when_it_goes_on() {
     paused(Kind::Sqlite, &["sqlite.before-begin", "sqlite.after-commit"]);
+}
+
+#[test]
+fn mysql_survives_a_kill_at_every_step() {
+    if mysql::server().is_some() {
+        killed(Kind::Mysql);
+    }
+}
+
+#[test]
+fn mysql_tries_again_what_was_refused() {
+    if mysql::server().is_some() {
+        refused(Kind::Mysql);
+    }
+}
+
+#[test]
+fn a_paused_writer_of_mysql_changes_nothing_when_it_goes_on() {
+    if mysql::server().is_some() {
+        paused(Kind::Mysql, &["mysql.before-begin", "mysql.after-commit"]);
+    }
+}
+
+/// A writer that is paused in its transaction holds the mark's row, until the server ends its session.
+#[test]
+fn a_writer_of_mysql_paused_inside_its_transaction_holds_others_off_for_a_while_and_is_then_fenced() {
+    if mysql::server().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = start(Kind::Mysql, dir.path(), "mysql.after-rows:3:stop");
+    let began = Instant::now();
+    while state(&child) != 'T' && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let claim = || runtime().block_on(Runner::claim(make(Kind::Mysql, dir.path()), &Lane::single(), 2));
+    let began = Instant::now();
+    let first = claim().err().expect("the row is locked");
+    assert!(first.is_transient() && first.to_string().contains("lock"), "{first}");
+    while let Err(error) = claim() {
+        assert!(error.is_transient() && began.elapsed() < Duration::from_secs(120), "{error}");
+    }
+    finish(Kind::Mysql, dir.path(), "while the zombie is paused");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::CONT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(42), "the zombie was not fenced");
+    assert_eq!(rows(Kind::Mysql, dir.path()), expected(Kind::Mysql, LAST));
+    forget(Kind::Mysql, dir.path());
 }
 
 /// Inside of its transaction a stopped writer holds the lane's row. The claim has the server end it: also in mid-COPY, where

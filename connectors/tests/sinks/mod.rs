@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 pub mod kafka;
+pub mod mysql;
 #[path = "../../../tests/src/services.rs"]
 pub mod services;
 
@@ -34,18 +35,30 @@ pub enum Kind {
     Sqlite,
     Postgres,
     Ledger,
+    Mysql,
     Kafka,
 }
 
 /// Every marked sink.
-const MARKED: [Kind; 6] = [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Postgres, Kind::Kafka];
+const MARKED: [Kind; 7] =
+    [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Postgres, Kind::Mysql, Kind::Kafka];
 
 /// Whether the sink's server can be had here.
 pub fn is_there(kind: Kind) -> bool {
     match kind {
         Kind::Kafka => services::kafka().is_some(),
         Kind::Postgres => services::postgres().is_some(),
+        Kind::Mysql => mysql::server().is_some(),
         Kind::Files | Kind::Rolling | Kind::Sqlite | Kind::Ledger => true,
+    }
+}
+
+/// The folder is not used any more: what a server holds for it goes too.
+pub fn forget(kind: Kind, dir: &Path) {
+    match kind {
+        Kind::Mysql => mysql::forget(dir),
+        Kind::Postgres => drop_schema(dir),
+        _ => {}
     }
 }
 
@@ -101,8 +114,9 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Files => SinkKind::Files(files(dir, None)),
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
-        Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),
+        Kind::Mysql => mysql::config(&mysql::url(dir), "rows", &[], None),
         Kind::Postgres => SinkKind::Postgres(database(&postgres_url(dir), "rows", Mode::Append)),
+        Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),
         Kind::Ledger => {
             let ledger = tidemill_checkpoint::ledger::sled::SledLedger::open(&dir.join("data")).unwrap().ledger;
             return Arc::new(sink::ledger::LedgerSink::open("job", Arc::new(ledger)));
@@ -157,6 +171,7 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             found.lines().map(|line| line.parse().unwrap()).collect()
         }
         Kind::Ledger => Vec::new(),
+        Kind::Mysql => mysql::rows(dir),
     };
     rows.sort_unstable();
     rows
