@@ -1,6 +1,9 @@
 //! From a checked tree to the model. Options are read by serde from the checker's value, in which defaults are filled
 //! in; what later errors point at takes its place from the tree.
 
+mod database;
+mod kafka_sink;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -10,9 +13,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_yaml::Value;
 
 use crate::{
-    At, Batch, Compression, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, Mode, OnChanged,
-    OnDone, OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource,
-    Trigger, Type, Verb,
+    At, Batch, Compression, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, OnChanged, OnDone,
+    OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource, Trigger,
+    Type, Verb,
     error::Problem,
     load::folder_of,
     semantics::{DEAD_LETTERS, each, step_name, verb_of},
@@ -21,6 +24,7 @@ use crate::{
 };
 
 mod codec;
+mod kafka_source;
 
 use codec::{Around, CodecOptions};
 
@@ -165,6 +169,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
     let kind = match common.kind.as_str() {
         "socket" => SourceKind::Socket(socket(options(value, &path)?, &path)?),
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
+        "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
         "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
         _ => return Err(inconsistent(&path)),
     };
@@ -255,6 +260,7 @@ fn step(node: &Node, index: usize) -> Built<Step> {
             Some("set_null") => OnError::SetNull,
             _ => OnError::Reject,
         },
+        per_lane: node.text_of("per_lane").is_some_and(|text| text.eq_ignore_ascii_case("true")),
         verb: verb(entry, &path).ok_or_else(|| inconsistent(&path))??,
         at: entry.place.at(&path),
     })
@@ -343,10 +349,11 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
         }
         "sqlite" => {
             let given: SqliteOptions = options(value, &path)?;
-            let upsert = given.mode == "upsert";
-            let mode = if upsert { Mode::Upsert(texts(entry.value.get("key"), &path)) } else { Mode::Append };
+            let mode = database::mode(&given.mode, entry, &path);
             SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
         }
+        "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
+        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
         _ => return Err(inconsistent(&path)),
     };
     Ok(Sink {

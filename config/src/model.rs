@@ -3,9 +3,18 @@
 //! A text of a source, a sink or the daemon may come from the environment or a file, and be a secret: such types have a
 //! `Debug` that shows no value.
 
+mod database;
+mod kafka_sink;
+
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
+
+pub use self::database::{DatabaseSink, Mode, redacted};
+pub use self::kafka_sink::{KafkaCompression, KafkaSink};
+mod kafka_source;
+
+pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -177,6 +186,8 @@ pub enum SourceKind {
     Socket(Socket),
     /// A directory.
     Directory(Directory),
+    /// Topics of Kafka.
+    Kafka(KafkaSource),
     /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
     Test(TestSource),
 }
@@ -336,6 +347,8 @@ pub struct Step {
     pub when: Option<Located<String>>,
     /// What happens to a row that cannot be processed (default reject).
     pub on_error: OnError,
+    /// With `lanes: partition`, a step that gathers rows may do so for each lane by itself.
+    pub per_lane: bool,
     /// What it does.
     pub verb: Verb,
     /// Where it stands.
@@ -435,6 +448,10 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A PostgreSQL table.
+    Postgres(DatabaseSink),
+    /// A Kafka topic.
+    Kafka(KafkaSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.
     Blackhole,
 }
@@ -473,15 +490,6 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
-}
-
-/// `mode:` of a database sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Insert.
-    Append,
-    /// Insert or replace by key; the last row per key in batch order wins.
-    Upsert(Vec<Located<String>>),
 }
 
 /// The daemon's own file.

@@ -60,6 +60,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Rolling => "rolling",
         Kind::Sqlite => "sqlite",
         Kind::Ledger => "ledger",
+        Kind::Kafka => "kafka",
     }
 }
 

@@ -164,7 +164,7 @@ impl Supervisor {
         }
         for job in jobs {
             let same =
-                self.config(&job.name).is_some_and(|old| digest_of(old) == digest_of(&job) && old.file == job.file);
+                self.config(&job.name).is_some_and(|old| digest_of(&old) == digest_of(&job) && old.file == job.file);
             if same {
                 continue;
             }

@@ -1,7 +1,8 @@
 //! The keys of a job.
 
 use super::{
-    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, codec, default, later, optional, required, word,
+    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, codec, database, default, kafka_sink, later,
+    optional, required, word,
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
@@ -13,7 +14,7 @@ const EXPRESSION: Kind = Kind::Scalar(Scalar::Expression);
 const COLUMN: Kind = Kind::Scalar(Scalar::Column);
 const NEW_COLUMN: Kind = Kind::Scalar(Scalar::NewColumn);
 const TYPE: Kind = Kind::Scalar(Scalar::Type);
-const COLUMNS: Kind = Kind::OneOrMore { of: &COLUMN, min: 1 };
+pub(super) const COLUMNS: Kind = Kind::OneOrMore { of: &COLUMN, min: 1 };
 const GLOB: Kind = Kind::Scalar(Scalar::Glob);
 const GLOBS: Kind = Kind::OneOrMore { of: &GLOB, min: 1 };
 const NO_GLOBS: Kind = Kind::OneOrMore { of: &GLOB, min: 0 };
@@ -118,7 +119,7 @@ pub(crate) static SOURCES: Variants = Variants {
             keys: TEST,
             exactly_one: &[],
         },
-        later("kafka"),
+        super::kafka_source::KAFKA,
         later("kinesis"),
         later("hdfs"),
         later("http"),
@@ -226,21 +227,21 @@ static TEST: &[Key] = &[
     default("metadata", Kind::List { of: &Kind::Words(&[POSITION]), min: 0 }, "[]", "Columns to add."),
 ];
 
-const JSON: Variant = Variant {
+pub(super) const JSON: Variant = Variant {
     name: "json",
     state: State::Now,
     doc: "An object per record; a file may also be one array of objects.",
     keys: &[],
     exactly_one: &[],
 };
-const CSV: Variant = Variant {
+pub(super) const CSV: Variant = Variant {
     name: "csv",
     state: State::Now,
     doc: "RFC 4180, and its usual relatives.",
     keys: CSV_KEYS,
     exactly_one: &[],
 };
-const TEXT_CODEC: Variant = Variant {
+pub(super) const TEXT_CODEC: Variant = Variant {
     name: "text",
     state: State::Now,
     doc: "A record is one row with the column `text`.",
@@ -349,9 +350,21 @@ static SINK_TYPES: &[Variant] = &[
         exactly_one: &[],
     },
     Variant { name: "blackhole", state: State::Now, doc: "Nowhere: to measure the rest.", keys: &[], exactly_one: &[] },
-    later("postgres"),
+    Variant {
+        name: "postgres",
+        state: State::Now,
+        doc: "A table in a PostgreSQL database, exactly once.",
+        keys: database::POSTGRES,
+        exactly_one: &[],
+    },
     later("mysql"),
-    later("kafka"),
+    Variant {
+        name: "kafka",
+        state: State::Now,
+        doc: "A Kafka topic, in transactions, exactly once.",
+        keys: kafka_sink::KAFKA,
+        exactly_one: &[],
+    },
     later("kinesis"),
     later("http"),
     later("s3"),
@@ -426,6 +439,12 @@ pub(crate) static STEP: Object = Object {
             Kind::Words(&[word("reject"), word("fail"), word("set_null")]),
             "reject",
             "A row that cannot be processed becomes a dead letter, stops the job, or gets null.",
+        ),
+        default(
+            "per_lane",
+            FLAG,
+            "false",
+            "With `lanes: partition`: a step that gathers rows (`GROUP BY`, a join) does so for each lane by itself.",
         ),
     ],
 };

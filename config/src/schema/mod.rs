@@ -5,8 +5,11 @@
 
 mod codec;
 pub(crate) mod daemon;
+mod database;
 pub(crate) mod job;
 mod json;
+pub(crate) mod kafka_sink;
+pub(crate) mod kafka_source;
 mod markdown;
 pub(crate) mod scalar;
 

@@ -90,7 +90,8 @@ fn text(value: &Scalar<'_>, out: &mut Vec<u8>) {
     match value {
         Scalar::Boolean(value) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
         Scalar::Integer(value) => number(*value, out),
-        Scalar::Single(value) => number(*value, out),
+        // Its exact value, as the column of the same value has it.
+        Scalar::Single(value) => number(f64::from(*value), out),
         Scalar::Double(value) => number(*value, out),
         Scalar::Text(value) => out.extend_from_slice(value.as_bytes()),
         Scalar::Binary(value) => out.extend_from_slice(base64(value).as_bytes()),

@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
+pub mod kafka;
+#[path = "../../../tests/src/services.rs"]
+pub mod services;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -29,9 +33,15 @@ pub enum Kind {
     Rolling,
     Sqlite,
     Ledger,
+    Kafka,
 }
 
-pub const MARKED: [Kind; 4] = [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger];
+pub const MARKED: [Kind; 5] = [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Kafka];
+
+/// Whether the sink's server can be had here.
+pub fn is_there(kind: Kind) -> bool {
+    kind != Kind::Kafka || services::kafka().is_some()
+}
 
 pub fn id(kind: Kind) -> SinkId {
     if kind == Kind::Ledger { SinkId::ledger() } else { SinkId::new("archive") }
@@ -47,6 +57,7 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Files => SinkKind::Files(files(dir, None)),
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
+        Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),
         Kind::Ledger => {
             let ledger = tidemill_checkpoint::ledger::sled::SledLedger::open(&dir.join("data")).unwrap().ledger;
             return Arc::new(sink::ledger::LedgerSink::open("job", Arc::new(ledger)));
@@ -92,6 +103,7 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             };
             statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
         }
+        Kind::Kafka => kafka::numbers(dir),
         Kind::Ledger => Vec::new(),
     };
     rows.sort_unstable();

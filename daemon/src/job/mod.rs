@@ -6,6 +6,7 @@
 //! - `batch` and `commit`: one batch of each lane, from the proposal to the close. The order of the protocol is there and
 //!   nowhere else. `replay`: what follows a decision that is no new batch. `schemas`: the compiled versions that batches use.
 //! - `lanes`: what failures, other owners and the source's own moves make of the lanes of a running job.
+//! - `scheme`: how a job is cut into lanes.
 //! - `rejects`: rows that a sink refused, on their way to the dead letters.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
@@ -22,6 +23,7 @@ pub mod rejects;
 pub mod replay;
 pub mod runner;
 pub mod schemas;
+pub mod scheme;
 
 use std::{
     collections::BTreeSet,
@@ -143,6 +145,11 @@ fn digest_of_text(config: &config::Job) -> Digest {
     let deciding = config.sinks.iter().map(|sink| {
         let folders: Vec<_> = match &sink.kind {
             config::SinkKind::Files(files) => files.partition_by.iter().map(|column| column.value.as_str()).collect(),
+            config::SinkKind::Kafka(kafka) => {
+                let headers = kafka.headers.iter().map(|(_, column)| column);
+                let columns = headers.chain(&kafka.key).chain(&kafka.delete_when);
+                columns.map(|column| column.value.as_str()).collect()
+            }
             _ => Vec::new(),
         };
         (sink.filter.as_ref().map(|filter| filter.value.as_str()), folders)
@@ -171,6 +178,8 @@ impl Job {
                 partitioned: job.scheme == LaneScheme::Partition,
                 spool: job.spool(source),
                 owner: job.around.owner.name.clone(),
+                job: job.config.name.clone(),
+                ahead_bytes: job.around.memory.ahead(job.config.batch.max_bytes),
             };
             job.sources.push(source::open(&for_connector(source), &settings)?);
         }
@@ -182,10 +191,7 @@ impl Job {
     pub fn open_sinks(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let digest = digest_of(&config);
         let folder = around.data_dir.join(&config.name);
-        let scheme = match config.lanes {
-            Some(config::Lanes::Partition) => LaneScheme::Partition,
-            _ => LaneScheme::Single,
-        };
+        let scheme = scheme::of(&config);
         let mut sinks = Vec::new();
         for sink in &config.sinks {
             sinks.push(SinkSlot {
@@ -306,18 +312,23 @@ fn default_dead_letters(folder: &Path) -> config::SinkKind {
     })
 }
 
-/// SQL before files, in the order of the file; local sinks never.
+/// Which kind of marked sink is the anchor before which: SQL before files before Kafka.
+pub fn anchor_rank(kind: &config::SinkKind) -> u8 {
+    match kind {
+        config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_) => 0,
+        config::SinkKind::Files(_) => 1,
+        _ => 2,
+    }
+}
+
+/// The first by rank, in the order of the file; local sinks never.
 fn choose_anchor(config: &config::Job, sinks: &[SinkSlot]) -> Option<SinkId> {
     let rank = |slot: &SinkSlot| {
         let kind = match slot.role {
             Role::DeadLetters => config.dead_letters.as_ref().map(|sink| &sink.kind),
             _ => config.sinks.iter().find(|sink| sink.name.value == slot.name).map(|sink| &sink.kind),
         };
-        let of_kind = match kind {
-            Some(config::SinkKind::Sqlite { .. }) => 0,
-            _ => 1,
-        };
-        (slot.role == Role::DeadLetters, of_kind)
+        (slot.role == Role::DeadLetters, kind.map_or(u8::MAX, anchor_rank))
     };
     let mut candidates: Vec<_> = sinks.iter().filter(|slot| slot.is_marked() && !slot.id().is_local()).collect();
     candidates.sort_by_key(|slot| rank(slot));
