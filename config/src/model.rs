@@ -66,6 +66,9 @@ macro_rules! told_by_name {
     };
 }
 
+mod codec;
+pub use codec::{Avro, AvroFraming, Protobuf, Registry, SchemaFile};
+
 told_by_name!(Job, Source, Sink);
 
 /// A job: one YAML file.
@@ -304,6 +307,12 @@ pub enum Codec {
     Csv(Csv),
     /// One column, `text`.
     Text,
+    /// One column, `bytes`; sources only.
+    Bytes,
+    /// Avro, with a registry or a schema file; sources only.
+    Avro(Avro),
+    /// A Protobuf message of a descriptor set; sources only.
+    Protobuf(Protobuf),
     /// Columnar files; sinks only.
     Parquet,
 }
@@ -439,6 +448,8 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A table of MySQL or MariaDB.
+    Mysql(DatabaseSink),
     /// A PostgreSQL table.
     Postgres(DatabaseSink),
     /// A Kafka topic.

@@ -7,6 +7,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+mod codec;
+
 use crate::{
     error::Problem,
     load::Problems,
@@ -87,6 +89,7 @@ impl<'a> Semantics<'a> {
             let path = below("sources", &source.key);
             let node = &source.value;
             self.csv(node, &path);
+            self.codec(node, &path);
             self.metadata(node, &path);
             self.on_done(node, &path);
             if node.text_of("type") == Some("kafka") {
@@ -287,7 +290,7 @@ impl<'a> Semantics<'a> {
         self.csv(node, path);
         match node.text_of("type") {
             Some("files") => self.files(node, path),
-            Some("sqlite" | "postgres") => self.key(node, path),
+            Some("sqlite" | "mysql" | "postgres") => self.key(node, path),
             _ => {}
         }
     }

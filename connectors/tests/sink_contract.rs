@@ -45,7 +45,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        postgres::forget(self.dir.path());
+        forget(self.kind, self.dir.path());
     }
 }
 
@@ -69,7 +69,7 @@ fn listing(dir: &Path) -> Vec<String> {
 
 /// Runs a case for every marked sink, in a runtime of its own.
 fn each(case: impl AsyncFn(&Rig)) {
-    for kind in MARKED.into_iter().filter(|kind| is_there(*kind)) {
+    for kind in marked() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         println!("{kind:?}");
         runtime.block_on(case(&Rig::new(kind)));
@@ -467,7 +467,7 @@ fn lanes_are_independent_in_a_group() {
 
 #[test]
 fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
-    for kind in [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Postgres].into_iter().filter(|kind| is_there(*kind)) {
+    for kind in marked().into_iter().filter(|kind| *kind != Kind::Ledger) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let rig = Rig::new(kind);
@@ -479,6 +479,7 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
                     table: "rows".into(),
                     mode: tidemill_config::Mode::Append,
                 },
+                Kind::Mysql => mysql::config(&mysql::url(dir.path()), "rows", &[], None),
                 Kind::Postgres => {
                     tidemill_config::SinkKind::Postgres(postgres::config(&postgres::url(dir.path()), "rows", &[], None))
                 }
@@ -494,6 +495,7 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
             let mut all = [expected(kind, 3), expected(kind, 1)].concat();
             all.sort_unstable();
             assert_eq!(rows(kind, dir.path()), all);
+            forget(kind, dir.path());
         });
     }
 }

@@ -129,9 +129,16 @@ fn shard_name(source: &config::Source) -> String {
     source.formerly.clone().unwrap_or_else(|| source.name.value.clone())
 }
 
-/// What a plan names of its job: the text, and of the values that the environment puts into it those that decide which
-/// rows a sink gets. With other values a replay would give other rows.
+/// What a plan names of its job: the text, the files that describe its records, and of the values that the environment puts
+/// into it those that decide which rows a sink gets. With others a replay would give other rows.
 pub fn digest_of(config: &config::Job) -> Digest {
+    let text = digest_of_text(config);
+    let files = config.sources.iter().filter_map(|source| source.codec.schema_file());
+    let files: Vec<_> = files.map(|file| Digest::of(&file.content)).collect();
+    if files.is_empty() { text } else { Digest::of_json(&(text, files)) }
+}
+
+fn digest_of_text(config: &config::Job) -> Digest {
     if !config.text.contains("${") {
         return Digest::of(config.text.as_bytes());
     }
@@ -308,7 +315,7 @@ fn default_dead_letters(folder: &Path) -> config::SinkKind {
 /// Which kind of marked sink is the anchor before which: SQL before files before Kafka.
 pub fn anchor_rank(kind: &config::SinkKind) -> u8 {
     match kind {
-        config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_) => 0,
+        config::SinkKind::Sqlite { .. } | config::SinkKind::Mysql(_) | config::SinkKind::Postgres(_) => 0,
         config::SinkKind::Files(_) => 1,
         _ => 2,
     }
