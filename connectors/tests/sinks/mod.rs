@@ -152,6 +152,7 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             };
             statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
         }
+        Kind::Kafka => kafka::numbers(dir),
         Kind::Postgres => {
             let (server, url) = (postgres(), postgres_url(dir));
             // One statement: a table that is there, or is not.
@@ -159,7 +160,6 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             let found = if there.trim() == "t" { server.psql_at(&url, "SELECT n FROM rows") } else { String::new() };
             found.lines().map(|line| line.parse().unwrap()).collect()
         }
-        Kind::Kafka => kafka::numbers(dir),
         Kind::Ledger => Vec::new(),
         Kind::Mysql => mysql::rows(dir),
     };

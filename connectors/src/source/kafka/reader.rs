@@ -73,6 +73,8 @@ pub(super) struct Cursor {
     fresh: bool,
     /// Up to where records were planned.
     pub planned: u64,
+    /// Records up to here were there when the cursor was put back: a plan waits for them.
+    pub known: u64,
     chunks: VecDeque<(u64, Arc<Chunk>)>,
     pub stuck: Option<Stuck>,
 }
@@ -82,9 +84,13 @@ impl Cursor {
     pub fn has_news(&self) -> bool {
         self.stuck.is_some() || self.planned < self.at || self.queue.ready.load(Ordering::Acquire)
     }
-    /// Whether the client spoke of the partition since it was assigned.
-    pub fn is_fresh(&self) -> bool {
-        self.fresh || self.stuck.is_some()
+    /// Whether records behind `at` are there, and have not come yet.
+    pub fn lacks(&self, at: u64) -> bool {
+        self.stuck.is_none() && self.at <= at && self.at < self.known
+    }
+    /// Up to where records are read.
+    pub fn at(&self) -> u64 {
+        self.at
     }
     pub fn start(&self) -> u64 {
         self.start
@@ -145,8 +151,17 @@ impl Reader {
             .and_then(|()| self.consumer.incremental_assign(&list));
         assigned
             .map_err(|error| transient(&self.voice, format!("reading {partition} from {at}"), error.to_string()))?;
-        let cursor =
-            Cursor { shard, queue, start, at, fresh: false, planned: start, chunks: VecDeque::new(), stuck: None };
+        let cursor = Cursor {
+            shard,
+            queue,
+            start,
+            at,
+            fresh: false,
+            planned: start,
+            known: 0,
+            chunks: VecDeque::new(),
+            stuck: None,
+        };
         self.cursors.insert(partition.clone(), cursor);
         Ok(())
     }
@@ -199,16 +214,18 @@ impl Reader {
         let mut left = Size { records: budget.records, bytes: budget.bytes.min(MAX_CHUNK_BYTES) };
         let share = Size { records: left.records / from.len().max(1), bytes: left.bytes / from.len().max(1) };
         let (mut taken, mut used_by) = (BTreeMap::new(), BTreeMap::new());
-        let mut is_first = true;
+        // One record at least, however large: the very first of the batch.
+        let mut first: Option<&Partition> = None;
         for is_share in [true, false] {
             for (partition, from) in from {
                 let before: Size = used_by.get(partition).copied().unwrap_or_default();
                 let cap = if is_share { share } else { before + left };
                 let Some(cursor) = self.cursors.get_mut(partition) else { continue };
                 drain(cursor, &self.consumer, &self.form, partition, *from, cap);
-                // One record at least, however large: the very first of the batch.
-                let (part, used) = cursor.take(*from, cap, is_first && (!is_share || share.records > 0));
-                is_first &= used.records == 0;
+                let (part, used) = cursor.take(*from, cap, first.is_none_or(|first| first == partition));
+                if used.records > 0 {
+                    first.get_or_insert(partition);
+                }
                 left = left + before - used;
                 used_by.insert(partition.clone(), used);
                 taken.insert(partition.clone(), part);
