@@ -62,6 +62,8 @@ pub(super) fn reader_config(given: &Config, group: &str, ahead_bytes: usize, par
     set("queued.max.messages.kbytes", each / 1024);
     set("max.partition.fetch.bytes", each.min(1 << 20));
     set("fetch.max.bytes", ahead_bytes.clamp(LEAST_BYTES, 50 << 20));
+    // How long the brokers wait for a first byte: partitions that are new to the client wait for the answer.
+    set("fetch.wait.max.ms", 100);
     // A full queue is asked again soon: a batch empties it at once.
     set("fetch.queue.backoff.ms", 10);
     client
