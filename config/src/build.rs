@@ -28,9 +28,6 @@ mod kafka_source;
 
 use codec::{Around, CodecOptions};
 
-/// The content of a file that a codec names.
-pub(crate) use codec::read as read_schema_file;
-
 type Built<T> = Result<T, Problem>;
 
 /// The checker let something through that cannot be read: an error in Tidemill, not in the file.

@@ -58,8 +58,8 @@ pub struct Protobuf {
 pub struct SchemaFile {
     /// Where it lies, and where the job names it.
     pub path: Located<PathBuf>,
-    /// What was in it when the job was read.
-    pub content: Arc<[u8]>,
+    /// What was in it when the job was read, or why it could not be.
+    pub content: Result<Arc<[u8]>, String>,
 }
 
 impl fmt::Debug for SchemaFile {

@@ -155,7 +155,7 @@ pub fn columns(config: &model::Codec) -> Result<Option<SchemaRef>, model::Locate
             let columns = options.schema.as_ref().map(|file| {
                 let columns = avro::of_file(file).and_then(|schema| schema.columns());
                 columns.map_err(|why| {
-                    wrong(&file.path.at, format!("{} is no Avro schema: {why}", file.path.value.display()))
+                    wrong(&file.path.at, format!("the schema {} cannot be used: {why}", file.path.value.display()))
                 })
             });
             columns.transpose()?

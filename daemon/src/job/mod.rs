@@ -141,7 +141,7 @@ fn shard_name(source: &config::Source) -> String {
 pub fn digest_of(config: &config::Job) -> Digest {
     let text = digest_of_text(config);
     let files = config.sources.iter().filter_map(|source| source.codec.schema_file());
-    let files: Vec<_> = files.map(|file| Digest::of(&file.content)).collect();
+    let files: Vec<_> = files.map(|file| file.content.as_ref().ok().map(|content| Digest::of(content))).collect();
     if files.is_empty() { text } else { Digest::of_json(&(text, files)) }
 }
 

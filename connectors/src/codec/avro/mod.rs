@@ -46,7 +46,8 @@ pub(super) struct Avro {
 
 /// The schema in a job's file.
 pub(super) fn of_file(file: &SchemaFile) -> Result<Schema, String> {
-    let text = std::str::from_utf8(&file.content).map_err(|_| "it is not UTF-8".to_owned())?;
+    let content = file.content.as_ref().map_err(Clone::clone)?;
+    let text = std::str::from_utf8(content).map_err(|_| "it is not UTF-8".to_owned())?;
     Schema::parse(text, &[])
 }
 
