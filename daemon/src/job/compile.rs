@@ -282,7 +282,8 @@ impl Compiled {
     fn decode(&self, source: usize, slice: &Slice, first: u32) -> (Rows, Vec<codec::Undecodable>) {
         let compiled = &self.sources[source];
         let known = compiled.known.as_ref().unwrap_or(&compiled.decoded);
-        let Decoded { rows, records, rejects } = compiled.codec.decoder(&compiled.decoded, known).decode(slice);
+        let mut decoder = compiled.codec.decoder(&compiled.decoded, known);
+        let Decoded { rows, records, rejects } = super::absent::decode(&mut *decoder, slice);
         let batch = if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
         (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
     }

@@ -11,6 +11,7 @@
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
 
+mod absent;
 mod acquire;
 pub mod batch;
 pub mod commit;
@@ -38,7 +39,11 @@ use tidemill_connectors::{
     source::{self, Source},
 };
 
-use crate::{memory::Memory, metrics::Metrics, status::Status};
+use crate::{
+    memory::{Memory, Reserve},
+    metrics::Metrics,
+    status::Status,
+};
 
 /// The name under which the dead letters are known as a sink.
 pub const DEAD_LETTERS: &str = SinkId::DEAD_LETTERS;
@@ -122,6 +127,8 @@ pub struct Job {
     pub status: Status,
     /// Sinks that an operator told to catch up where they could join.
     pub catch_up: BTreeSet<SinkId>,
+    /// What sources may keep beside the batches, of the budget of all jobs.
+    ahead: Vec<Reserve>,
 }
 
 /// The name that a source's shards have: its old one where it was renamed.
@@ -174,12 +181,15 @@ impl Job {
     pub async fn open(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let mut job = Self::open_sinks(config, around, status)?;
         for source in &job.config.sources {
+            let wanted = if source::reads_ahead(&source.kind) { job.config.batch.max_bytes } else { 0 };
+            let (ahead_bytes, part) = job.around.memory.reserve(wanted);
+            job.ahead.extend(part);
             let settings = source::Settings {
                 partitioned: job.scheme == LaneScheme::Partition,
                 spool: job.spool(source),
                 owner: job.around.owner.name.clone(),
                 job: job.config.name.clone(),
-                ahead_bytes: job.around.memory.ahead(job.config.batch.max_bytes),
+                ahead_bytes,
             };
             job.sources.push(source::open(&for_connector(source), &settings)?);
         }
@@ -228,7 +238,19 @@ impl Job {
         around.metrics.begin(&config.name, &named, &rows.map(|slot| slot.name.as_str()).collect::<Vec<_>>());
         let refusing = sinks.iter().filter(|slot| slot.role == Role::Rows && slot.is_marked());
         let rejects = refusing.map(rejects::SinkRejects::new).collect();
-        Ok(Self { rejects, digest, scheme, sources, sinks, anchor, around, status, config, catch_up: BTreeSet::new() })
+        Ok(Self {
+            rejects,
+            digest,
+            scheme,
+            sources,
+            sinks,
+            anchor,
+            around,
+            status,
+            config,
+            catch_up: BTreeSet::new(),
+            ahead: Vec::new(),
+        })
     }
 
     /// Where a source keeps what cannot be read again.
