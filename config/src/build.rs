@@ -13,15 +13,20 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_yaml::Value;
 
 use crate::{
-    At, Batch, Codec, Compression, Csv, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, OnChanged,
-    OnDone, OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource,
-    Trigger, Type, Verb,
+    At, Batch, Compression, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, OnChanged, OnDone,
+    OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource, Trigger,
+    Type, Verb,
     error::Problem,
     load::folder_of,
     semantics::{DEAD_LETTERS, each, step_name, verb_of},
     tree::{Entry, Node, below, item},
     units,
 };
+
+mod codec;
+mod kafka_source;
+
+use codec::{Around, CodecOptions};
 
 type Built<T> = Result<T, Problem>;
 
@@ -155,50 +160,13 @@ struct TestOptions {
     path: String,
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum CodecOptions {
-    Json,
-    Csv(CsvOptions),
-    Text,
-    Parquet,
-}
-
-#[derive(Deserialize)]
-struct CsvOptions {
-    delimiter: char,
-    header: bool,
-    quote: char,
-    escape: Option<char>,
-    nulls: Option<Vec<String>>,
-    encoding: String,
-}
-
-impl CodecOptions {
-    fn codec(self) -> Built<Codec> {
-        let ascii = |c: char| u8::try_from(c).map_err(|_| inconsistent("codec"));
-        Ok(match self {
-            Self::Json => Codec::Json,
-            Self::Text => Codec::Text,
-            Self::Parquet => Codec::Parquet,
-            Self::Csv(csv) => Codec::Csv(Csv {
-                delimiter: ascii(csv.delimiter)?,
-                header: csv.header,
-                quote: ascii(csv.quote)?,
-                escape: csv.escape.map(ascii).transpose()?,
-                nulls: csv.nulls.unwrap_or_default(),
-                encoding: csv.encoding,
-            }),
-        })
-    }
-}
-
 fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
     let path = below("sources", &entry.key);
     let common: SourceOptions = options(value, &path)?;
     let kind = match common.kind.as_str() {
         "socket" => SourceKind::Socket(socket(options(value, &path)?, &path)?),
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
+        "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
         "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
         _ => return Err(inconsistent(&path)),
     };
@@ -207,7 +175,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         name: Located { value: entry.key.clone(), at: entry.place.at(&path) },
         formerly: common.formerly,
         kind,
-        codec: common.codec.codec()?,
+        codec: common.codec.of_source(&Around { node: &entry.value, path: &path, folder })?,
         schema: schema.transpose()?,
         metadata: texts(entry.value.get("metadata"), &path),
     })
@@ -289,6 +257,7 @@ fn step(node: &Node, index: usize) -> Built<Step> {
             Some("set_null") => OnError::SetNull,
             _ => OnError::Reject,
         },
+        per_lane: node.text_of("per_lane").is_some_and(|text| text.eq_ignore_ascii_case("true")),
         verb: verb(entry, &path).ok_or_else(|| inconsistent(&path))??,
         at: entry.place.at(&path),
     })
@@ -380,8 +349,9 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
             let mode = database::mode(&given.mode, entry, &path);
             SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
         }
-        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
+        "mysql" => SinkKind::Mysql(database::sink(entry, value, &path, folder)?),
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
+        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
         _ => return Err(inconsistent(&path)),
     };
     Ok(Sink {

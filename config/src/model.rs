@@ -12,6 +12,9 @@ use serde::Deserialize;
 
 pub use self::database::{DatabaseSink, Mode, redacted};
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
+mod kafka_source;
+
+pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +65,9 @@ macro_rules! told_by_name {
         })*
     };
 }
+
+mod codec;
+pub use codec::{Avro, AvroFraming, Protobuf, Registry, SchemaFile};
 
 told_by_name!(Job, Source, Sink);
 
@@ -180,6 +186,8 @@ pub enum SourceKind {
     Socket(Socket),
     /// A directory.
     Directory(Directory),
+    /// Topics of Kafka.
+    Kafka(KafkaSource),
     /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
     Test(TestSource),
 }
@@ -299,6 +307,12 @@ pub enum Codec {
     Csv(Csv),
     /// One column, `text`.
     Text,
+    /// One column, `bytes`; sources only.
+    Bytes,
+    /// Avro, with a registry or a schema file; sources only.
+    Avro(Avro),
+    /// A Protobuf message of a descriptor set; sources only.
+    Protobuf(Protobuf),
     /// Columnar files; sinks only.
     Parquet,
 }
@@ -333,6 +347,8 @@ pub struct Step {
     pub when: Option<Located<String>>,
     /// What happens to a row that cannot be processed (default reject).
     pub on_error: OnError,
+    /// With `lanes: partition`, a step that gathers rows may do so for each lane by itself.
+    pub per_lane: bool,
     /// What it does.
     pub verb: Verb,
     /// Where it stands.
@@ -432,10 +448,12 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
-    /// A Kafka topic.
-    Kafka(KafkaSink),
+    /// A table of MySQL or MariaDB.
+    Mysql(DatabaseSink),
     /// A PostgreSQL table.
     Postgres(DatabaseSink),
+    /// A Kafka topic.
+    Kafka(KafkaSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.
     Blackhole,
 }

@@ -116,6 +116,12 @@ impl Pipeline {
             .or_else(|| self.graph.sinks.iter().find(|(_, input)| unites(input)).map(|(name, _)| name.as_str()))
     }
 
+    /// The steps that see all rows of a batch at once.
+    pub fn queries(&self) -> impl Iterator<Item = &str> {
+        let queries = self.graph.nodes.iter().filter(|node| matches!(node.body, Body::Query { .. }));
+        queries.map(|node| node.name.as_str())
+    }
+
     /// Whether chunks may be applied one by one ([`Pipeline::gathers`]).
     pub fn is_row_wise(&self) -> bool {
         self.gathers().is_none()

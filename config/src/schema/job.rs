@@ -1,8 +1,8 @@
 //! The keys of a job.
 
 use super::{
-    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, database, default, kafka_sink, later, optional,
-    required, word,
+    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, codec, database, default, kafka_sink, later,
+    optional, required, word,
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
@@ -119,7 +119,7 @@ pub(crate) static SOURCES: Variants = Variants {
             keys: TEST,
             exactly_one: &[],
         },
-        later("kafka"),
+        super::kafka_source::KAFKA,
         later("kinesis"),
         later("hdfs"),
         later("http"),
@@ -249,6 +249,11 @@ pub(super) const TEXT_CODEC: Variant = Variant {
     exactly_one: &[],
 };
 
+const BYTES_ELSEWHERE: Variant = Variant {
+    state: State::Elsewhere("bytes are read by sources and not written by sinks in this version"),
+    ..codec::BYTES
+};
+
 pub(crate) static SOURCE_CODECS: Variants = Variants {
     noun: "codec",
     short: true,
@@ -264,8 +269,9 @@ pub(crate) static SOURCE_CODECS: Variants = Variants {
             keys: &[],
             exactly_one: &[],
         },
-        later("avro"),
-        later("protobuf"),
+        codec::BYTES,
+        codec::AVRO,
+        codec::PROTOBUF,
         later("xml"),
     ],
 };
@@ -279,6 +285,7 @@ pub(crate) static SINK_CODECS: Variants = Variants {
         CSV,
         TEXT_CODEC,
         Variant { name: "parquet", state: State::Now, doc: "Columnar files.", keys: &[], exactly_one: &[] },
+        BYTES_ELSEWHERE,
         later("avro"),
         later("protobuf"),
         later("orc"),
@@ -350,7 +357,13 @@ static SINK_TYPES: &[Variant] = &[
         keys: database::POSTGRES,
         exactly_one: &[],
     },
-    later("mysql"),
+    Variant {
+        name: "mysql",
+        state: State::Now,
+        doc: "A table in a MySQL or MariaDB database, exactly once.",
+        keys: database::MYSQL,
+        exactly_one: &[],
+    },
     Variant {
         name: "kafka",
         state: State::Now,
@@ -432,6 +445,12 @@ pub(crate) static STEP: Object = Object {
             Kind::Words(&[word("reject"), word("fail"), word("set_null")]),
             "reject",
             "A row that cannot be processed becomes a dead letter, stops the job, or gets null.",
+        ),
+        default(
+            "per_lane",
+            FLAG,
+            "false",
+            "With `lanes: partition`: a step that gathers rows (`GROUP BY`, a join) does so for each lane by itself.",
         ),
     ],
 };

@@ -3,11 +3,13 @@
 //! `check` walks a file along it, [`json_schema`] is made from it, and so are the tables of `docs/jobs.md`
 //! ([`options_markdown`]). A new key is a line in `job` or `daemon` below, and a field in `build`.
 
+mod codec;
 pub(crate) mod daemon;
 mod database;
 pub(crate) mod job;
 mod json;
 pub(crate) mod kafka_sink;
+pub(crate) mod kafka_source;
 mod markdown;
 pub(crate) mod scalar;
 

@@ -8,7 +8,11 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray},
+    array::{
+        ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray, UInt32Array,
+        new_null_array,
+    },
+    compute::take,
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
 };
 use rayon::prelude::*;
@@ -16,8 +20,8 @@ use tidemill_checkpoint::{Digest, Position, ShardId, SinkId};
 use tidemill_config as config;
 use tidemill_connectors::{
     Codec,
-    codec::{self, Decoded, EXTRA},
-    source::{RawBatch, Slice},
+    codec::{self, Decoded, EXTRA, PrepareError},
+    source::{RawBatch, Slice, kafka},
 };
 use tidemill_steps::{BatchContext, Pipeline, Rows, StepStats};
 
@@ -82,13 +86,20 @@ pub fn with_extra(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The schema that a job gives for a source itself, where it does.
+/// The schema that a job gives for a source itself, where it does. A file that describes none was refused by
+/// [`check_codecs`].
 pub fn given_schema(source: &config::Source) -> Option<SchemaRef> {
-    match (&source.schema, &source.codec) {
-        (Some(fields), _) => Some(codec::to_arrow(fields)),
-        (None, config::Codec::Text) => Some(Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]))),
-        _ => None,
+    match &source.schema {
+        Some(fields) => Some(codec::to_arrow(fields)),
+        None => codec::columns(&source.codec).ok().flatten(),
     }
+}
+
+/// That the files which describe records can be read; an error is a whole message with its place.
+pub fn check_codecs(job: &config::Job) -> Result<(), String> {
+    let wrong = job.sources.iter().filter_map(|source| codec::columns(&source.codec).err());
+    let wrong: Vec<_> = wrong.map(|wrong| job.render(&wrong.at, &wrong.value)).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
 
 /// The schema of a source, as far as it is known.
@@ -96,8 +107,12 @@ fn schema_of(source: &config::Source, pinned: &Pinned) -> Option<SchemaRef> {
     given_schema(source).or_else(|| pinned.get(&super::shard_name(source)).cloned())
 }
 
-fn metadata_field(name: &str) -> Field {
-    Field::new(format!("_{name}"), DataType::Utf8, true)
+fn metadata_field(source: &config::Source, name: &str) -> Field {
+    let kind = match source.kind {
+        config::SourceKind::Kafka(_) => kafka::metadata_type(name),
+        _ => None,
+    };
+    Field::new(format!("_{name}"), kind.unwrap_or(DataType::Utf8), true)
 }
 
 impl Compiled {
@@ -109,7 +124,7 @@ impl Compiled {
             let known = schema_of(source, pinned);
             let full = known.as_ref().map_or_else(|| Arc::new(Schema::empty()), |known| with_extra(known, source));
             let mut fields: Vec<_> = full.fields().iter().cloned().collect();
-            fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(&item.value))));
+            fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(source, &item.value))));
             schemas.push((name.clone(), known, Arc::new(Schema::new(fields))));
         }
         let inputs: Vec<_> = schemas.iter().map(|(name, _, full)| (name.clone(), full.clone())).collect();
@@ -191,6 +206,15 @@ impl Compiled {
     /// The schema of the rows that a sink gets.
     pub fn sink_schema(&self, sink: &str) -> SchemaRef {
         self.pipeline.sink_schema(sink).unwrap_or_else(|| Arc::new(Schema::empty()))
+    }
+
+    /// Gets what decoding a batch needs from elsewhere: the schemas of a registry. Before [`Compiled::compute`].
+    pub async fn prepare(&self, raw: &[RawBatch]) -> Result<(), (String, PrepareError)> {
+        for ((source, config), batch) in self.sources.iter().zip(&self.job.sources).zip(raw) {
+            let prepared = source.codec.prepare(&batch.slices).await;
+            prepared.map_err(|error| (config.name.value.clone(), error))?;
+        }
+        Ok(())
     }
 
     /// Rows and rejects of a batch. `raw` is by source, in the job's order. Runs on all cores; call it off the runtime.
@@ -326,12 +350,20 @@ impl CompiledSource {
                     return column.clone();
                 }
                 let name = field.name().trim_start_matches('_');
+                if let Some((_, values)) = slice.columns.iter().find(|(column, _)| *column == name) {
+                    let records = UInt32Array::from_iter_values(records.iter().copied());
+                    return take(values, &records, None).expect("a column has a value for each record");
+                }
                 let array: StringArray = if name == "position" {
                     records.iter().map(|record| Some(slice.position(*record as usize).to_string())).collect()
                 } else {
                     let value = slice.metadata.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
                     records.iter().map(|_| value).collect()
                 };
+                // A slice without a column that the job asks for: a batch in a process of its own.
+                if *field.data_type() != DataType::Utf8 {
+                    return new_null_array(field.data_type(), records.len());
+                }
                 Arc::new(array)
             })
             .collect();

@@ -6,6 +6,7 @@
 //! - `batch` and `commit`: one batch of each lane, from the proposal to the close. The order of the protocol is there and
 //!   nowhere else. `replay`: what follows a decision that is no new batch. `schemas`: the compiled versions that batches use.
 //! - `lanes`: what failures, other owners and the source's own moves make of the lanes of a running job.
+//! - `scheme`: how a job is cut into lanes.
 //! - `rejects`: rows that a sink refused, on their way to the dead letters.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
@@ -22,6 +23,7 @@ pub mod rejects;
 pub mod replay;
 pub mod runner;
 pub mod schemas;
+pub mod scheme;
 
 use std::{
     collections::BTreeSet,
@@ -127,9 +129,16 @@ fn shard_name(source: &config::Source) -> String {
     source.formerly.clone().unwrap_or_else(|| source.name.value.clone())
 }
 
-/// What a plan names of its job: the text, and of the values that the environment puts into it those that decide which
-/// rows a sink gets. With other values a replay would give other rows.
+/// What a plan names of its job: the text, the files that describe its records, and of the values that the environment puts
+/// into it those that decide which rows a sink gets. With others a replay would give other rows.
 pub fn digest_of(config: &config::Job) -> Digest {
+    let text = digest_of_text(config);
+    let files = config.sources.iter().filter_map(|source| source.codec.schema_file());
+    let files: Vec<_> = files.map(|file| file.content.as_ref().ok().map(|content| Digest::of(content))).collect();
+    if files.is_empty() { text } else { Digest::of_json(&(text, files)) }
+}
+
+fn digest_of_text(config: &config::Job) -> Digest {
     if !config.text.contains("${") {
         return Digest::of(config.text.as_bytes());
     }
@@ -169,6 +178,8 @@ impl Job {
                 partitioned: job.scheme == LaneScheme::Partition,
                 spool: job.spool(source),
                 owner: job.around.owner.name.clone(),
+                job: job.config.name.clone(),
+                ahead_bytes: job.around.memory.ahead(job.config.batch.max_bytes),
             };
             job.sources.push(source::open(&for_connector(source), &settings)?);
         }
@@ -180,10 +191,7 @@ impl Job {
     pub fn open_sinks(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let digest = digest_of(&config);
         let folder = around.data_dir.join(&config.name);
-        let scheme = match config.lanes {
-            Some(config::Lanes::Partition) => LaneScheme::Partition,
-            _ => LaneScheme::Single,
-        };
+        let scheme = scheme::of(&config);
         let mut sinks = Vec::new();
         for sink in &config.sinks {
             sinks.push(SinkSlot {
@@ -307,7 +315,7 @@ fn default_dead_letters(folder: &Path) -> config::SinkKind {
 /// Which kind of marked sink is the anchor before which: SQL before files before Kafka.
 pub fn anchor_rank(kind: &config::SinkKind) -> u8 {
     match kind {
-        config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_) => 0,
+        config::SinkKind::Sqlite { .. } | config::SinkKind::Mysql(_) | config::SinkKind::Postgres(_) => 0,
         config::SinkKind::Files(_) => 1,
         _ => 2,
     }
