@@ -13,9 +13,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_yaml::Value;
 
 use crate::{
-    At, Batch, Codec, Compression, Csv, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, OnChanged,
-    OnDone, OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource,
-    Trigger, Type, Verb,
+    At, Batch, Compression, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, OnChanged, OnDone,
+    OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource, Trigger,
+    Type, Verb,
     error::Problem,
     load::folder_of,
     semantics::{DEAD_LETTERS, each, step_name, verb_of},
@@ -23,8 +23,11 @@ use crate::{
     units,
 };
 
+mod codec;
 mod kafka_source;
 mod sql_source;
+
+use codec::{Around, CodecOptions};
 
 type Built<T> = Result<T, Problem>;
 
@@ -158,44 +161,6 @@ struct TestOptions {
     path: String,
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum CodecOptions {
-    Json,
-    Csv(CsvOptions),
-    Text,
-    Parquet,
-}
-
-#[derive(Deserialize)]
-struct CsvOptions {
-    delimiter: char,
-    header: bool,
-    quote: char,
-    escape: Option<char>,
-    nulls: Option<Vec<String>>,
-    encoding: String,
-}
-
-impl CodecOptions {
-    fn codec(self) -> Built<Codec> {
-        let ascii = |c: char| u8::try_from(c).map_err(|_| inconsistent("codec"));
-        Ok(match self {
-            Self::Json => Codec::Json,
-            Self::Text => Codec::Text,
-            Self::Parquet => Codec::Parquet,
-            Self::Csv(csv) => Codec::Csv(Csv {
-                delimiter: ascii(csv.delimiter)?,
-                header: csv.header,
-                quote: ascii(csv.quote)?,
-                escape: csv.escape.map(ascii).transpose()?,
-                nulls: csv.nulls.unwrap_or_default(),
-                encoding: csv.encoding,
-            }),
-        })
-    }
-}
-
 fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
     let path = below("sources", &entry.key);
     let common: SourceOptions = options(value, &path)?;
@@ -212,7 +177,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         name: Located { value: entry.key.clone(), at: entry.place.at(&path) },
         formerly: common.formerly,
         kind,
-        codec: common.codec.codec()?,
+        codec: common.codec.of_source(&Around { node: &entry.value, path: &path, folder })?,
         schema: schema.transpose()?,
         metadata: texts(entry.value.get("metadata"), &path),
     })

@@ -68,6 +68,9 @@ macro_rules! told_by_name {
     };
 }
 
+mod codec;
+pub use codec::{Avro, AvroFraming, Protobuf, Registry, SchemaFile};
+
 told_by_name!(Job, Source, Sink);
 
 /// A job: one YAML file.
@@ -308,6 +311,12 @@ pub enum Codec {
     Csv(Csv),
     /// One column, `text`.
     Text,
+    /// One column, `bytes`; sources only.
+    Bytes,
+    /// Avro, with a registry or a schema file; sources only.
+    Avro(Avro),
+    /// A Protobuf message of a descriptor set; sources only.
+    Protobuf(Protobuf),
     /// Columnar files; sinks only.
     Parquet,
 }

@@ -7,6 +7,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+mod codec;
+
 use crate::{
     error::Problem,
     load::Problems,
@@ -87,6 +89,7 @@ impl<'a> Semantics<'a> {
             let path = below("sources", &source.key);
             let node = &source.value;
             self.csv(node, &path);
+            self.codec(node, &path);
             self.metadata(node, &path);
             self.on_done(node, &path);
             match node.text_of("type") {

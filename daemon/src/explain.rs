@@ -16,13 +16,14 @@ use crate::{
     ConfigError,
     job::{
         DEAD_LETTERS, anchor_rank,
-        compile::{Compiled, Pinned, dead_letters_schema, given_schema},
+        compile::{Compiled, Pinned, check_codecs, dead_letters_schema, given_schema},
         scheme,
     },
 };
 
 /// Plans the steps where every schema is known before the first record; wrong columns are configuration errors.
 pub fn check(job: &config::Job) -> anyhow::Result<()> {
+    check_codecs(job).map_err(ConfigError)?;
     let compiled = if job.sources.iter().all(|source| given_schema(source).is_some()) {
         let compiled = Compiled::new(&Arc::new(job.clone()), &Pinned::new());
         Some(compiled.map_err(|error| ConfigError(error.to_string()))?)
@@ -118,6 +119,19 @@ pub async fn explain(file: &Path) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// Where columns come from that are not known yet.
+fn unknown_columns(codec: &config::Codec) -> String {
+    match codec {
+        config::Codec::Avro(config::Avro {
+            registry: Some(config::Registry { subject: Some(subject), .. }), ..
+        }) => {
+            format!("of the latest schema of {subject} at the first batch, then pinned")
+        }
+        config::Codec::Avro(_) => "of the newest schema in the first batch, then pinned".into(),
+        _ => "inferred from the first batch, then pinned; later fields go to _extra".into(),
+    }
+}
+
 fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     let mut out = String::new();
     let trigger = match job.trigger {
@@ -141,7 +155,7 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
             Some(schema) => writeln!(out, "      columns: {}", columns(&schema))?,
             None => {
                 known = false;
-                writeln!(out, "      columns: inferred from the first batch, then pinned; later fields go to _extra")?;
+                writeln!(out, "      columns: {}", unknown_columns(&source.codec))?;
             }
         }
     }

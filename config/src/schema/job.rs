@@ -1,8 +1,8 @@
 //! The keys of a job.
 
 use super::{
-    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, database, default, kafka_sink, later, optional,
-    required, word,
+    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, codec, database, default, kafka_sink, later,
+    optional, required, word,
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
@@ -250,6 +250,11 @@ pub(super) const TEXT_CODEC: Variant = Variant {
     exactly_one: &[],
 };
 
+const BYTES_ELSEWHERE: Variant = Variant {
+    state: State::Elsewhere("bytes are read by sources and not written by sinks in this version"),
+    ..codec::BYTES
+};
+
 pub(crate) static SOURCE_CODECS: Variants = Variants {
     noun: "codec",
     short: true,
@@ -265,8 +270,9 @@ pub(crate) static SOURCE_CODECS: Variants = Variants {
             keys: &[],
             exactly_one: &[],
         },
-        later("avro"),
-        later("protobuf"),
+        codec::BYTES,
+        codec::AVRO,
+        codec::PROTOBUF,
         later("xml"),
     ],
 };
@@ -280,6 +286,7 @@ pub(crate) static SINK_CODECS: Variants = Variants {
         CSV,
         TEXT_CODEC,
         Variant { name: "parquet", state: State::Now, doc: "Columnar files.", keys: &[], exactly_one: &[] },
+        BYTES_ELSEWHERE,
         later("avro"),
         later("protobuf"),
         later("orc"),

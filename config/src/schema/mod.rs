@@ -3,6 +3,7 @@
 //! `check` walks a file along it, [`json_schema`] is made from it, and so are the tables of `docs/jobs.md`
 //! ([`options_markdown`]). A new key is a line in `job` or `daemon` below, and a field in `build`.
 
+mod codec;
 pub(crate) mod daemon;
 mod database;
 pub(crate) mod job;

@@ -18,6 +18,7 @@ use tidemill_checkpoint::{
     next::{self, Content, Draft, Step, Writer},
 };
 use tidemill_connectors::{
+    codec::PrepareError,
     sink::{StageContext, Staged},
     source::{Budget, Proposal, RawBatch},
 };
@@ -189,7 +190,7 @@ impl Job {
         raw.extend(self.read_refused(lane, &refused).await?);
         pass("read")?;
         let mut pinned = head.pinned.clone();
-        self.pin(&raw, &mut pinned, &mut content)?;
+        self.pin(&raw, &mut pinned, &mut content).await?;
         content.versions = versions(&pinned);
         let new_entries = content.entries.values().map(Vec::len).sum::<usize>();
         let compiled = schemas.compiled_for(self, self.digest, &pinned, &raw)?;
@@ -258,6 +259,7 @@ impl Job {
         raw: &Arc<Vec<RawBatch>>,
         plan: &Plan,
     ) -> Result<Computed, LaneError> {
+        compiled.prepare(raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
         let batch = Digest::of_json(&(&plan.lane, &plan.parent));
         let tries = self
             .around
@@ -301,7 +303,7 @@ impl Job {
     }
 
     /// Infers and pins the schema of a source that has none, from the first batch that has records of it.
-    fn pin(&self, raw: &[RawBatch], pinned: &mut Pinned, content: &mut Content) -> Result<(), LaneError> {
+    async fn pin(&self, raw: &[RawBatch], pinned: &mut Pinned, content: &mut Content) -> Result<(), LaneError> {
         for (config, batch) in self.config.sources.iter().zip(raw) {
             let (name, shards) = (&config.name.value, super::shard_name(config));
             if pinned.contains_key(&shards)
@@ -311,9 +313,7 @@ impl Job {
                 continue;
             }
             let codec = tidemill_connectors::codec::codec(&config.codec);
-            let schema = codec
-                .infer(&batch.slices)
-                .map_err(|error| LaneError::Stop(format!("source {name}: its schema cannot be inferred: {error}")))?;
+            let schema = codec.first_schema(&batch.slices).await.map_err(|error| not_prepared(name, error))?;
             if schema.fields().is_empty() {
                 continue;
             }
@@ -416,6 +416,14 @@ pub(super) fn row_schema(slot: &SinkSlot, compiled: &Compiled) -> SchemaRef {
     match slot.role {
         Role::DeadLetters => dead_letters_schema(),
         _ => compiled.sink_of(slot.id()).map_or_else(|| Arc::new(Schema::empty()), |name| compiled.sink_schema(name)),
+    }
+}
+
+/// A batch whose records cannot be decoded yet waits.
+fn not_prepared(source: &str, error: PrepareError) -> LaneError {
+    match error {
+        PrepareError::Transient(why) => LaneError::Transient(format!("source {source}: {why}")),
+        PrepareError::Fatal(why) => LaneError::Stop(format!("source {source}: {why}")),
     }
 }
 

@@ -129,9 +129,16 @@ fn shard_name(source: &config::Source) -> String {
     source.formerly.clone().unwrap_or_else(|| source.name.value.clone())
 }
 
-/// What a plan names of its job: the text, and of the values that the environment puts into it those that decide which
-/// rows a sink gets. With other values a replay would give other rows.
+/// What a plan names of its job: the text, the files that describe its records, and of the values that the environment puts
+/// into it those that decide which rows a sink gets. With others a replay would give other rows.
 pub fn digest_of(config: &config::Job) -> Digest {
+    let text = digest_of_text(config);
+    let files = config.sources.iter().filter_map(|source| source.codec.schema_file());
+    let files: Vec<_> = files.map(|file| file.content.as_ref().ok().map(|content| Digest::of(content))).collect();
+    if files.is_empty() { text } else { Digest::of_json(&(text, files)) }
+}
+
+fn digest_of_text(config: &config::Job) -> Digest {
     if !config.text.contains("${") {
         return Digest::of(config.text.as_bytes());
     }

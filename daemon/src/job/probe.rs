@@ -180,6 +180,8 @@ pub fn child() -> anyhow::Result<()> {
     let pinned: Pinned =
         header.schemas.into_iter().filter_map(|(source, text)| Some((source, parse_schema(&text)?))).collect();
     let compiled = Compiled::new(&job, &pinned)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(compiled.prepare(&raw)).map_err(|(source, error)| anyhow::anyhow!("source {source}: {error}"))?;
     pass(&compiled)?;
     compiled.compute(&raw, &BatchContext { planned_at: header.planned_at, seed: 0 }, header.input)?;
     Ok(())
