@@ -448,6 +448,8 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A table of MySQL or MariaDB.
+    Mysql(DatabaseSink),
     /// A PostgreSQL table.
     Postgres(DatabaseSink),
     /// A Kafka topic.

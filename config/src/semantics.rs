@@ -290,7 +290,7 @@ impl<'a> Semantics<'a> {
         self.csv(node, path);
         match node.text_of("type") {
             Some("files") => self.files(node, path),
-            Some("sqlite" | "postgres") => self.key(node, path),
+            Some("sqlite" | "mysql" | "postgres") => self.key(node, path),
             _ => {}
         }
     }

@@ -341,6 +341,10 @@ fn a_lost_range_is_an_error_and_never_a_skip() {
         life.commit(&committed, records);
         rig.bring(4);
         rig.lose();
+        if rig.kind == Kind::Kafka {
+            // What it read it still has: another process has not.
+            life.source = rig.open();
+        }
         let replay = life.try_read(&bare(&committed)).await;
         assert!(is_lost(&replay), "{replay:?}");
         // For a sink that catches up the source is put at the head, and plans what lies before it.
@@ -432,10 +436,17 @@ fn lag_tells_what_waits_and_nothing_when_nothing_does() {
         rig.bring(30);
         // A directory tells of what it has seen.
         life.event().await;
+        if rig.kind == Kind::Kafka {
+            // Brokers are asked now and then.
+            while life.source.lag(&life.anchor.at).records != Some(30) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
         let mut last = u64::MAX;
         for _ in 0..5 {
             let lag = life.source.lag(&life.anchor.at);
-            let bytes = lag.bytes.unwrap();
+            // What is counted in records has no bytes.
+            let bytes = lag.bytes.or(lag.records).unwrap();
             assert!(0 < bytes && bytes < last, "{bytes} after {last}");
             let left = 30 - life.read.len() as u64;
             assert!(lag.records.is_none_or(|records| records == left), "{lag:?} of {left}");
@@ -446,9 +457,10 @@ fn lag_tells_what_waits_and_nothing_when_nothing_does() {
         }
         life.finish().await;
         let lag = life.source.lag(&life.anchor.at);
-        assert_eq!((lag.bytes, lag.records.unwrap_or(0), lag.oldest), (Some(0), 0, None));
+        assert_eq!((lag.bytes.unwrap_or(0), lag.records.unwrap_or(0), lag.oldest), (0, 0, None));
+        assert!(lag.bytes.is_some() || lag.records.is_some());
         // Released or not.
         life.release().await;
-        assert_eq!(life.source.lag(&life.anchor.at).bytes, Some(0));
+        assert_eq!(life.source.lag(&life.anchor.at).bytes.or(lag.records), Some(0));
     });
 }

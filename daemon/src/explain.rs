@@ -275,6 +275,11 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
             let (table, path) = (option("table", table), option("path", &path.display()));
             format!("rows {mode} to table {table} of {path}; exactly once (marks in its table tidemill_marks)")
         }
+        config::SinkKind::Mysql(database) => {
+            let mode = describe_mode(&database.mode);
+            let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));
+            format!("rows {mode} to table {table} of {url}; exactly once (marks in its table tidemill_marks)")
+        }
         config::SinkKind::Postgres(database) => {
             let mode = describe_mode(&database.mode);
             let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));

@@ -357,7 +357,13 @@ static SINK_TYPES: &[Variant] = &[
         keys: database::POSTGRES,
         exactly_one: &[],
     },
-    later("mysql"),
+    Variant {
+        name: "mysql",
+        state: State::Now,
+        doc: "A table in a MySQL or MariaDB database, exactly once.",
+        keys: database::MYSQL,
+        exactly_one: &[],
+    },
     Variant {
         name: "kafka",
         state: State::Now,

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 pub mod kafka;
+pub mod mysql;
+pub mod postgres;
 #[path = "../../../tests/src/services.rs"]
 pub mod services;
 
@@ -32,15 +34,38 @@ pub enum Kind {
     Files,
     Rolling,
     Sqlite,
+    Postgres,
     Ledger,
+    Mysql,
     Kafka,
 }
 
-pub const MARKED: [Kind; 5] = [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Kafka];
+/// Every marked sink.
+const MARKED: [Kind; 7] =
+    [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Postgres, Kind::Mysql, Kind::Kafka];
 
 /// Whether the sink's server can be had here.
 pub fn is_there(kind: Kind) -> bool {
-    kind != Kind::Kafka || services::kafka().is_some()
+    match kind {
+        Kind::Kafka => services::kafka().is_some(),
+        Kind::Postgres => postgres::server().is_some(),
+        Kind::Mysql => mysql::server().is_some(),
+        Kind::Files | Kind::Rolling | Kind::Sqlite | Kind::Ledger => true,
+    }
+}
+
+/// The folder is not used any more: what a server holds for it goes too.
+pub fn forget(kind: Kind, dir: &Path) {
+    match kind {
+        Kind::Mysql => mysql::forget(dir),
+        Kind::Postgres => postgres::forget(dir),
+        _ => {}
+    }
+}
+
+/// The marked sinks whose servers are there.
+pub fn marked() -> Vec<Kind> {
+    MARKED.into_iter().filter(|kind| is_there(*kind)).collect()
 }
 
 pub fn id(kind: Kind) -> SinkId {
@@ -57,6 +82,8 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Files => SinkKind::Files(files(dir, None)),
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
+        Kind::Mysql => mysql::config(&mysql::url(dir), "rows", &[], None),
+        Kind::Postgres => SinkKind::Postgres(postgres::config(&postgres::url(dir), "rows", &[], None)),
         Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),
         Kind::Ledger => {
             let ledger = tidemill_checkpoint::ledger::sled::SledLedger::open(&dir.join("data")).unwrap().ledger;
@@ -103,8 +130,10 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             };
             statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
         }
+        Kind::Postgres => postgres::numbers(dir),
         Kind::Kafka => kafka::numbers(dir),
         Kind::Ledger => Vec::new(),
+        Kind::Mysql => mysql::rows(dir),
     };
     rows.sort_unstable();
     rows

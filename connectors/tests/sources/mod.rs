@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+pub mod kafka;
+#[path = "../../../tests/src/services.rs"]
+pub mod services;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -43,9 +47,11 @@ pub enum Kind {
     Connect,
     Directory,
     Test,
+    /// Where there is a broker.
+    Kafka,
 }
 
-pub const KINDS: [Kind; 4] = [Kind::Listen, Kind::Connect, Kind::Directory, Kind::Test];
+pub const KINDS: [Kind; 5] = [Kind::Listen, Kind::Connect, Kind::Directory, Kind::Test, Kind::Kafka];
 
 /// What record `n` says. Most are short, some empty, some longer than a small budget.
 pub fn text(n: u64) -> String {
@@ -102,6 +108,7 @@ pub struct Rig {
     server: Option<TcpListener>,
     pub address: String,
     peers: RefCell<Vec<Peer>>,
+    topic: Option<kafka::Topic>,
     /// Records brought so far.
     pub brought: Cell<u64>,
 }
@@ -136,7 +143,9 @@ impl Peer {
 }
 
 impl Rig {
-    pub fn new(kind: Kind) -> Self {
+    /// `None`: this kind needs a server, and it is not there.
+    pub fn new(kind: Kind) -> Option<Self> {
+        let topic = if kind == Kind::Kafka { Some(kafka::Topic::new(1, &[])?) } else { None };
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("shards")).unwrap();
         fs::create_dir_all(dir.path().join("in")).unwrap();
@@ -147,7 +156,7 @@ impl Rig {
         server.set_nonblocking(true).unwrap();
         let address = server.local_addr().unwrap().to_string();
         let server = (kind == Kind::Connect).then_some(server);
-        Self { kind, dir, server, address, peers: RefCell::default(), brought: Cell::new(0) }
+        Some(Self { kind, dir, server, address, peers: RefCell::default(), topic, brought: Cell::new(0) })
     }
 
     /// A new process with the same configuration. What was connected to the last one is cut off.
@@ -197,6 +206,7 @@ impl Rig {
                 on_changed: OnChanged::Fail,
                 start: Start::Earliest,
             }),
+            Kind::Kafka => SourceKind::Kafka(self.topic.as_ref().unwrap().config()),
             Kind::Test => SourceKind::Test(tidemill_config::TestSource { path: self.dir.path().to_owned() }),
         }
     }
@@ -217,6 +227,10 @@ impl Rig {
                 }
                 // The kernel tells of them a moment later; what is tested here is not that moment.
                 std::thread::sleep(TOLD);
+            }
+            Kind::Kafka => {
+                let values: Vec<_> = numbers.map(text).collect();
+                self.topic.as_ref().unwrap().send_values(0, &values);
             }
             Kind::Test => {
                 for shard in 0..SHARDS {
@@ -300,6 +314,7 @@ impl Rig {
             Kind::Directory => {
                 files(&self.dir.path().join("in")).iter().for_each(|path| fs::remove_file(path).unwrap())
             }
+            Kind::Kafka => self.topic.as_ref().unwrap().delete_records(0, -1),
             Kind::Test => files(&self.dir.path().join("shards")).iter().for_each(|path| fs::write(path, "").unwrap()),
         }
     }
@@ -502,7 +517,8 @@ pub fn each(case: impl AsyncFn(&Rig)) {
     for kind in KINDS {
         println!("{kind:?}");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(case(&Rig::new(kind)));
+        let Some(rig) = Rig::new(kind) else { continue };
+        runtime.block_on(case(&rig));
     }
 }
 

@@ -315,7 +315,7 @@ fn default_dead_letters(folder: &Path) -> config::SinkKind {
 /// Which kind of marked sink is the anchor before which: SQL before files before Kafka.
 pub fn anchor_rank(kind: &config::SinkKind) -> u8 {
     match kind {
-        config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_) => 0,
+        config::SinkKind::Sqlite { .. } | config::SinkKind::Mysql(_) | config::SinkKind::Postgres(_) => 0,
         config::SinkKind::Files(_) => 1,
         _ => 2,
     }

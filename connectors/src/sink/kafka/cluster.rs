@@ -106,6 +106,10 @@ impl Cluster {
         if self.property("partitioner").is_none() {
             config.set("partitioner", "murmur2_random");
         }
+        if self.property("linger.ms").is_none() {
+            // A batch is handed over as a whole: there is nothing to wait for.
+            config.set("linger.ms", "1");
+        }
         config.set("transactional.id", id);
         config.set("transaction.timeout.ms", timeout.as_millis().to_string());
         self.make(&config)

@@ -171,9 +171,11 @@ impl Inner {
         let mut sent = BaseRecord::<[u8], [u8]>::to(&self.marks_topic).partition(0).key(&record.key);
         sent.payload = record.value.as_deref();
         writer::send(producer, &self.cluster, sent, ANSWER)?;
-        let flushed = producer.flush(ANSWER);
+        let flushed = writer::flush(producer, ANSWER);
         let context = producer.context();
-        flushed.map_err(|error| self.cluster.explain("sending a beat", &error, context))?;
+        if !flushed {
+            return Err(self.cluster.explain_code("sending a beat", None, "no answer", context));
+        }
         match context.take_undelivered() {
             None => Ok(()),
             Some((code, text)) => Err(self.cluster.explain_code("sending a beat", Some(code), &text, context)),
