@@ -1,6 +1,8 @@
 //! From a checked tree to the model. Options are read by serde from the checker's value, in which defaults are filled
 //! in; what later errors point at takes its place from the tree.
 
+mod database;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -10,9 +12,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_yaml::Value;
 
 use crate::{
-    At, Batch, Codec, Compression, Csv, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, Mode,
-    OnChanged, OnDone, OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step,
-    TestSource, Trigger, Type, Verb,
+    At, Batch, Codec, Compression, Csv, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, OnChanged,
+    OnDone, OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource,
+    Trigger, Type, Verb,
     error::Problem,
     load::folder_of,
     semantics::{DEAD_LETTERS, each, step_name, verb_of},
@@ -374,10 +376,10 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
         }
         "sqlite" => {
             let given: SqliteOptions = options(value, &path)?;
-            let upsert = given.mode == "upsert";
-            let mode = if upsert { Mode::Upsert(texts(entry.value.get("key"), &path)) } else { Mode::Append };
+            let mode = database::mode(&given.mode, entry, &path);
             SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
         }
+        "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
         _ => return Err(inconsistent(&path)),
     };
     Ok(Sink {

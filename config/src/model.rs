@@ -3,9 +3,13 @@
 //! A text of a source, a sink or the daemon may come from the environment or a file, and be a secret: such types have a
 //! `Debug` that shows no value.
 
+mod database;
+
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
+
+pub use self::database::{DatabaseSink, Mode, redacted};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -426,6 +430,8 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A PostgreSQL table.
+    Postgres(DatabaseSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.
     Blackhole,
 }
@@ -464,15 +470,6 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
-}
-
-/// `mode:` of a database sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Insert.
-    Append,
-    /// Insert or replace by key; the last row per key in batch order wins.
-    Upsert(Vec<Located<String>>),
 }
 
 /// The daemon's own file.

@@ -284,7 +284,7 @@ impl<'a> Semantics<'a> {
         self.csv(node, path);
         match node.text_of("type") {
             Some("files") => self.files(node, path),
-            Some("sqlite") => self.key(node, path),
+            Some("sqlite" | "postgres") => self.key(node, path),
             _ => {}
         }
     }
@@ -327,6 +327,21 @@ impl<'a> Semantics<'a> {
             }
             (true, _, Some(key)) => self.unique(&key.value, &below(path, "key"), "column"),
             _ => {}
+        }
+        self.delete_when(node, path, upsert);
+    }
+
+    fn delete_when(&mut self, node: &Node, path: &str, upsert: bool) {
+        let Some(flag) = node.get("delete_when") else { return };
+        let at = flag.value.place.at(&below(path, "delete_when"));
+        if !upsert {
+            let problem = Problem::new("`delete_when` has no meaning with `mode: append`");
+            self.problems.add(at, problem.help("add `mode: upsert` and a `key`, or remove `delete_when`"));
+        } else if let (Some(column), Some(key)) = (flag.value.text(), node.get("key"))
+            && each(&key.value, path).iter().any(|(node, _)| node.text() == Some(column))
+        {
+            let problem = Problem::new("a column of the `key` cannot say which rows are deleted");
+            self.problems.add(at, problem.help("name another column, a boolean one"));
         }
     }
 

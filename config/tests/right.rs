@@ -363,11 +363,24 @@ fn options_of_sinks() {
     let roll = files.roll.unwrap();
     assert_eq!((roll.bytes, roll.after), (1_000_000, Duration::from_secs(600)));
     let job = with(DIRECTORY, "type: sqlite, path: /a.db, table: \"my table\", mode: upsert, key: [a, b]");
-    let SinkKind::Sqlite { path, table, mode: Mode::Upsert(key) } = &job.sinks[0].kind else { panic!() };
+    let SinkKind::Sqlite { path, table, mode: Mode::Upsert { key, .. } } = &job.sinks[0].kind else { panic!() };
     assert_eq!(
         (path.as_path(), table.as_str(), texts(key)),
         (Path::new("/a.db"), "my table", vec!["a".to_owned(), "b".into()])
     );
+    let url = "postgres://me:pw@h/db?sslmode=require";
+    let job = with(
+        DIRECTORY,
+        &format!(
+            "type: postgres, url: \"{url}\", table: shop.orders, mode: upsert, key: id, delete_when: gone, ca: ca.pem"
+        ),
+    );
+    let SinkKind::Postgres(sink) = &job.sinks[0].kind else { panic!() };
+    let Mode::Upsert { key, delete_when: Some(flag) } = &sink.mode else { panic!() };
+    assert_eq!((sink.url.as_str(), sink.table.as_str()), (url, "shop.orders"));
+    assert_eq!((texts(key), flag.value.as_str()), (vec!["id".to_owned()], "gone"));
+    assert!(sink.ca.as_ref().unwrap().ends_with("ca.pem") && sink.ca.as_ref().unwrap().parent() != Some(Path::new("")));
+    assert_eq!(format!("{sink:?}"), "DatabaseSink { .. }");
 }
 
 #[test]

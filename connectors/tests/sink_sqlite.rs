@@ -24,8 +24,8 @@ fn at<T>(value: T) -> Located<T> {
 }
 
 fn open(path: &Path, table: &str, key: &[&str]) -> Arc<dyn Sink> {
-    let mode =
-        if key.is_empty() { Mode::Append } else { Mode::Upsert(key.iter().map(|key| at((*key).to_owned())).collect()) };
+    let key: Vec<_> = key.iter().map(|key| at((*key).to_owned())).collect();
+    let mode = if key.is_empty() { Mode::Append } else { Mode::Upsert { key, delete_when: None } };
     sink::open(SinkId::new("db"), "job", &SinkKind::Sqlite { path: path.to_owned(), table: table.into(), mode })
         .unwrap()
 }

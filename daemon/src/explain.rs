@@ -15,7 +15,7 @@ use tidemill_connectors::{codec, sink, source};
 use crate::{
     ConfigError,
     job::{
-        DEAD_LETTERS,
+        DEAD_LETTERS, anchor_rank,
         compile::{Compiled, Pinned, dead_letters_schema, given_schema},
     },
 };
@@ -180,10 +180,8 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
 }
 
 fn anchor(job: &config::Job) -> String {
-    let of = |sql: bool| {
-        job.sinks.iter().find(|s| is_marked(&s.kind) && matches!(s.kind, config::SinkKind::Sqlite { .. }) == sql)
-    };
-    match of(true).or_else(|| of(false)) {
+    let marked = job.sinks.iter().filter(|sink| is_marked(&sink.kind));
+    match marked.min_by_key(|sink| anchor_rank(&sink.kind)) {
         Some(sink) => format!("{}, chosen when the job first runs", sink.name.value),
         None => {
             "the ledger in the data dir, since no sink keeps marks: without the data dir the job starts over".to_owned()
@@ -192,7 +190,7 @@ fn anchor(job: &config::Job) -> String {
 }
 
 fn is_marked(kind: &config::SinkKind) -> bool {
-    matches!(kind, config::SinkKind::Files(_) | config::SinkKind::Sqlite { .. })
+    matches!(kind, config::SinkKind::Files(_) | config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_))
 }
 
 fn columns(schema: &SchemaRef) -> String {
@@ -244,14 +242,24 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
             format!("files in {path}; exactly once (marks in its _tidemill folder)")
         }
         config::SinkKind::Sqlite { path, table, mode } => {
-            let mode = match mode {
-                config::Mode::Append => "appended",
-                config::Mode::Upsert(_) => "upserted by key",
-            };
+            let mode = describe_mode(mode);
             let (table, path) = (option("table", table), option("path", &path.display()));
             format!("rows {mode} to table {table} of {path}; exactly once (marks in its table tidemill_marks)")
         }
+        config::SinkKind::Postgres(database) => {
+            let mode = describe_mode(&database.mode);
+            let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));
+            format!("rows {mode} to table {table} of {url}; exactly once (marks in tidemill_marks of its schema)")
+        }
         config::SinkKind::Blackhole => "nowhere; at least once".to_owned(),
+    }
+}
+
+fn describe_mode(mode: &config::Mode) -> &'static str {
+    match mode {
+        config::Mode::Append => "appended",
+        config::Mode::Upsert { delete_when: None, .. } => "upserted by key",
+        config::Mode::Upsert { delete_when: Some(_), .. } => "upserted or deleted by key",
     }
 }
 

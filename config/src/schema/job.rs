@@ -1,7 +1,7 @@
 //! The keys of a job.
 
 use super::{
-    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, default, later, optional, required, word,
+    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, database, default, later, optional, required, word,
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
@@ -13,7 +13,7 @@ const EXPRESSION: Kind = Kind::Scalar(Scalar::Expression);
 const COLUMN: Kind = Kind::Scalar(Scalar::Column);
 const NEW_COLUMN: Kind = Kind::Scalar(Scalar::NewColumn);
 const TYPE: Kind = Kind::Scalar(Scalar::Type);
-const COLUMNS: Kind = Kind::OneOrMore { of: &COLUMN, min: 1 };
+pub(super) const COLUMNS: Kind = Kind::OneOrMore { of: &COLUMN, min: 1 };
 const GLOB: Kind = Kind::Scalar(Scalar::Glob);
 const GLOBS: Kind = Kind::OneOrMore { of: &GLOB, min: 1 };
 const NO_GLOBS: Kind = Kind::OneOrMore { of: &GLOB, min: 0 };
@@ -342,7 +342,13 @@ static SINK_TYPES: &[Variant] = &[
         exactly_one: &[],
     },
     Variant { name: "blackhole", state: State::Now, doc: "Nowhere: to measure the rest.", keys: &[], exactly_one: &[] },
-    later("postgres"),
+    Variant {
+        name: "postgres",
+        state: State::Now,
+        doc: "A table in a PostgreSQL database, exactly once.",
+        keys: database::POSTGRES,
+        exactly_one: &[],
+    },
     later("mysql"),
     later("kafka"),
     later("kinesis"),

@@ -108,6 +108,9 @@ fn text(scalar: Scalar) -> Value {
         Scalar::Size { .. } => SIZE.pattern(),
         Scalar::Type => TYPE.pattern(),
         Scalar::Connect | Scalar::Listen => ADDRESS.pattern(),
+        Scalar::Url(scheme) => {
+            json!({ "type": "string", "pattern": format!(r"^{scheme}(ql)?://.|\$\{{") })
+        }
         Scalar::AnyText => json!({ "type": ["string", "number", "boolean"] }),
         _ => json!({ "type": ["string", "number", "boolean"], "minLength": 1 }),
     }

@@ -4,6 +4,7 @@
 //! ([`options_markdown`]). A new key is a line in `job` or `daemon` below, and a field in `build`.
 
 pub(crate) mod daemon;
+mod database;
 pub(crate) mod job;
 mod json;
 mod markdown;

@@ -54,6 +54,8 @@ pub(crate) enum Scalar {
     Level,
     /// A table's name.
     Table,
+    /// The address of a server of this scheme, with a password in it: no message shows it.
+    Url(&'static str),
 }
 
 /// Encodings that people name, for "did you mean".
@@ -99,6 +101,7 @@ impl Scalar {
             Self::Encoding => "an encoding like `utf-8`",
             Self::Level => "a level like `info`",
             Self::Table => "the name of a table",
+            Self::Url(_) => "the address of a server",
         }
     }
 
@@ -120,6 +123,7 @@ impl Scalar {
             Self::Encoding => "encoding",
             Self::Level => "level",
             Self::Table => "table",
+            Self::Url(_) => "URL",
             Self::Count { .. } => return self.limits().replace("a whole number", "number"),
             Self::Duration { .. } if self.limits() == self.wanted() => "duration",
             Self::Size { .. } if self.limits() == self.wanted() => "size",
@@ -189,6 +193,7 @@ impl Scalar {
             Self::Encoding => encoding(text)?,
             Self::Level => level(text)?,
             Self::Table => table(text)?,
+            Self::Url(scheme) => url(text, scheme)?,
         }
         Ok(Value::String(text.to_owned()))
     }
@@ -371,6 +376,18 @@ fn level(text: &str) -> Result<(), Problem> {
     };
     let all = format!("levels are {}", LEVELS.map(|level| format!("`{level}`")).join(", "));
     Err(Problem::new(format!("{} is not a level of logs", shown(text))).help(meant.unwrap_or(all)))
+}
+
+fn url(text: &str, scheme: &str) -> Result<(), Problem> {
+    let like = format!("write `{scheme}://USER@HOST:PORT/DATABASE`, with `:PASSWORD` after the user");
+    let rest = text
+        .split_once("://")
+        .filter(|(given, _)| given.strip_prefix(scheme).is_some_and(|end| matches!(end, "" | "ql")));
+    match rest {
+        None => Err(Problem::new(format!("this address does not begin with `{scheme}://`")).help(like)),
+        Some((_, "")) => Err(Problem::new("this address has no host").help(like)),
+        Some(_) => Ok(()),
+    }
 }
 
 fn table(text: &str) -> Result<(), Problem> {

@@ -205,6 +205,7 @@ pub fn open(id: SinkId, job: &str, kind: &tidemill_config::SinkKind) -> Result<A
         SinkKind::Console { first } => Arc::new(console::Console::open(id, *first)),
         SinkKind::Files(files) => Arc::new(files::Files::open(id, job, files)?),
         SinkKind::Sqlite { path, table, mode } => Arc::new(sqlite::Sqlite::open(id, job, path, table, mode)?),
+        SinkKind::Postgres(_) => return Err(SinkError::Fatal("postgres cannot be written yet".into())),
         SinkKind::Blackhole => Arc::new(blackhole::Blackhole::open(id)),
     })
 }

@@ -213,7 +213,15 @@ impl TestSource {
             |(start, end): &(u32, u32)| !leave_out_gone || !bytes[*start as usize..*end as usize].starts_with(b"#gone");
         let records = lines(&bytes).filter(keep).collect();
         let base = Base::Bytes(from);
-        Slice { shard: self.shard(number), bytes, records, base, header: None, metadata: Vec::new(), columns: Vec::new() }
+        Slice {
+            shard: self.shard(number),
+            bytes,
+            records,
+            base,
+            header: None,
+            metadata: Vec::new(),
+            columns: Vec::new(),
+        }
     }
 }
 

@@ -299,18 +299,23 @@ fn default_dead_letters(folder: &Path) -> config::SinkKind {
     })
 }
 
-/// SQL before files, in the order of the file; local sinks never.
+/// Which kind of marked sink is the anchor before which: SQL before files before Kafka.
+pub fn anchor_rank(kind: &config::SinkKind) -> u8 {
+    match kind {
+        config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_) => 0,
+        config::SinkKind::Files(_) => 1,
+        _ => 2,
+    }
+}
+
+/// The first by rank, in the order of the file; local sinks never.
 fn choose_anchor(config: &config::Job, sinks: &[SinkSlot]) -> Option<SinkId> {
     let rank = |slot: &SinkSlot| {
         let kind = match slot.role {
             Role::DeadLetters => config.dead_letters.as_ref().map(|sink| &sink.kind),
             _ => config.sinks.iter().find(|sink| sink.name.value == slot.name).map(|sink| &sink.kind),
         };
-        let of_kind = match kind {
-            Some(config::SinkKind::Sqlite { .. }) => 0,
-            _ => 1,
-        };
-        (slot.role == Role::DeadLetters, of_kind)
+        (slot.role == Role::DeadLetters, kind.map_or(u8::MAX, anchor_rank))
     };
     let mut candidates: Vec<_> = sinks.iter().filter(|slot| slot.is_marked() && !slot.id().is_local()).collect();
     candidates.sort_by_key(|slot| rank(slot));

@@ -51,7 +51,7 @@ impl Sqlite {
     pub fn open(id: SinkId, job: &str, path: &Path, table: &str, mode: &Mode) -> Result<Self, SinkError> {
         let key = match mode {
             Mode::Append => Vec::new(),
-            Mode::Upsert(key) => key.iter().map(|column| column.value.clone()).collect(),
+            Mode::Upsert { key, .. } => key.iter().map(|column| column.value.clone()).collect(),
         };
         let table = Table { name: table.to_owned(), key };
         let scope = Scope { job: job.to_owned(), sink: id };

@@ -1,0 +1,37 @@
+//! The keys of sinks that write to a table of a database server.
+
+use super::{Key, Kind, Scalar, default, job::COLUMNS, optional, required, word};
+
+const TABLE: Kind = Kind::Scalar(Scalar::Table);
+const MODE: Kind = Kind::Words(&[word("append"), word("upsert")]);
+
+const MODE_KEY: Key = default(
+    "mode",
+    MODE,
+    "append",
+    "`append` inserts; `upsert` replaces rows with the same `key`: of a batch the last row of each key stays.",
+);
+const KEY: Key = optional("key", COLUMNS, "The columns of the key, with `mode: upsert`.");
+const DELETE_WHEN: Key = optional(
+    "delete_when",
+    Kind::Scalar(Scalar::Column),
+    "With `mode: upsert`: a boolean column. Rows where it is true delete their key; the column itself is not stored.",
+);
+const CA: Key = optional(
+    "ca",
+    Kind::Scalar(Scalar::Path),
+    "A file of certificates (PEM) that the server's must be signed by, relative to the job's file. Left out: those that the system trusts.",
+);
+
+pub(crate) static POSTGRES: &[Key] = &[
+    required(
+        "url",
+        Kind::Scalar(Scalar::Url("postgres")),
+        "`postgres://USER:PASSWORD@HOST:PORT/DATABASE`; `?sslmode=` is `disable`, `prefer`, `require`, `verify-ca` or `verify-full`. The password best comes by `${file:PATH}`.",
+    ),
+    required("table", TABLE, "The table, or `schema.table`. It is made where it is absent."),
+    MODE_KEY,
+    KEY,
+    DELETE_WHEN,
+    CA,
+];
