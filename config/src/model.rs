@@ -4,12 +4,16 @@
 //! `Debug` that shows no value.
 
 mod database;
+mod lookup;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-pub use self::database::{DatabaseSink, Mode, redacted};
+pub use self::{
+    database::{DatabaseSink, Mode, redacted},
+    lookup::{Database, DatabaseAddress, Duplicates, Lookup, LookupMode, LookupTable, OnMissing, RedisValue, SqlRows},
+};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -392,6 +396,8 @@ pub enum Verb {
     DropEmpty(Vec<Located<String>>),
     /// Remove rows that are null in any of these columns.
     DropNulls(Vec<Located<String>>),
+    /// Columns of a table.
+    Lookup(Box<Lookup>),
     /// A query over `batch`, or over its inputs by name.
     Sql(Located<String>),
 }
