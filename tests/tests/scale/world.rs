@@ -128,7 +128,8 @@ impl World {
         let members = members.collect();
         let (stop, produced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let producer = thread::spawn({
-            let (brokers, topic, stop, produced) = (kafka.brokers.clone(), topic.clone(), stop.clone(), produced.clone());
+            let (brokers, topic, stop, produced) =
+                (kafka.brokers.clone(), topic.clone(), stop.clone(), produced.clone());
             move || produce(&brokers, &topic, &stop, &produced)
         });
         Some(Self {
@@ -266,7 +267,11 @@ impl World {
             match rows {
                 Ok(rows) if rows >= produced => break,
                 _ if began.elapsed() > DRAIN => {
-                    panic!("{rows:?} of {produced} rows after {DRAIN:?}; lags {:?}; daemons say: {}", self.lags(), self.words())
+                    panic!(
+                        "{rows:?} of {produced} rows after {DRAIN:?}; lags {:?}; daemons say: {}",
+                        self.lags(),
+                        self.words()
+                    )
                 }
                 _ => thread::sleep(Duration::from_millis(200)),
             }
