@@ -122,7 +122,7 @@ want_postgres() {
     has initdb && return 0
     # The common package first: it is what would make a system's own database.
     local configuration=/etc/postgresql-common/createcluster.conf
-    if can_apt && [ ! -e "$configuration" ] && install postgresql-common "PostgreSQL" && [ -e "$configuration" ]; then
+    if can_apt && [ ! -e "$configuration" ] && install postgresql-common "so that PostgreSQL makes no cluster" && [ -e "$configuration" ]; then
         echo 'create_main_cluster = false' >>"$configuration"
     fi
     install postgresql "tests with PostgreSQL" || true
@@ -134,7 +134,7 @@ want_postgres() {
 want_mariadb() {
     has mariadbd && has mariadb-install-db && has mariadb && return 0
     # Debian's core packages are the programs without the service.
-    { install mariadb-server-core "MariaDB" && install mariadb-client-core "MariaDB"; } 2>/dev/null || true
+    { install mariadb-server-core "tests with MariaDB" && install mariadb-client-core "its client"; } || true
     want mariadbd mariadb-server "tests with MariaDB" && want mariadb mariadb-client "tests with MariaDB"
 }
 

@@ -27,11 +27,26 @@ impl Rig {
     fn open(&self) -> Arc<dyn Sink> {
         self.only.clone().unwrap_or_else(|| make(self.kind, self.dir.path()))
     }
+    /// All that is there: files, and the tables of a database.
+    fn things(&self) -> Vec<String> {
+        let mut found = listing(self.dir.path());
+        if self.kind == Kind::Postgres {
+            let sql = "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace";
+            found.extend(postgres().psql_at(&postgres_url(self.dir.path()), sql).lines().map(str::to_owned));
+        }
+        found
+    }
     fn rows(&self) -> Vec<i64> {
         rows(self.kind, self.dir.path())
     }
     fn expect(&self, last: u64) {
         assert_eq!(self.rows(), expected(self.kind, last), "{:?}", self.kind);
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        drop_schema(self.dir.path());
     }
 }
 
@@ -55,7 +70,7 @@ fn listing(dir: &Path) -> Vec<String> {
 
 /// Runs a case for every marked sink, in a runtime of its own.
 fn each(case: impl AsyncFn(&Rig)) {
-    for kind in MARKED {
+    for kind in marked() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         println!("{kind:?}");
         runtime.block_on(case(&Rig::new(kind)));
@@ -66,21 +81,21 @@ fn each(case: impl AsyncFn(&Rig)) {
 fn opening_and_peeking_change_and_create_nothing() {
     each(async |rig| {
         let sink = rig.open();
-        let before = listing(rig.dir.path());
+        let before = rig.things();
         let held = sink.peek(&[lane(), Lane::new("topic/3")]).await.unwrap();
         assert_eq!(held.len(), 2);
         assert!(held.values().all(|held| held.claim.is_none() && held.mark.is_none()));
         assert!(sink.history(&lane(), &log(), 0).await.unwrap().is_empty());
-        assert_eq!(listing(rig.dir.path()), before);
+        assert_eq!(rig.things(), before);
 
         Runner::claim(sink.clone(), &lane(), 1).await.unwrap().run(2).await.unwrap();
         drop(sink);
         if rig.kind != Kind::Ledger {
             // What a commit does off the critical path ends before the names are compared.
             std::thread::sleep(std::time::Duration::from_millis(50));
-            let before = listing(rig.dir.path());
+            let before = rig.things();
             assert_eq!(rig.open().peek(&[lane()]).await.unwrap()[&lane()].mark.as_ref().unwrap().plan.seq, 2);
-            assert_eq!(listing(rig.dir.path()), before);
+            assert_eq!(rig.things(), before);
         }
     });
 }
@@ -453,17 +468,23 @@ fn lanes_are_independent_in_a_group() {
 
 #[test]
 fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
-    for kind in [Kind::Files, Kind::Rolling, Kind::Sqlite] {
+    for kind in marked().into_iter().filter(|kind| *kind != Kind::Ledger) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
-            let dir = tempfile::tempdir().unwrap();
-            let one = make(kind, dir.path());
+            let rig = Rig::new(kind);
+            let dir = &rig.dir;
+            let one = rig.open();
             let config = match kind {
                 Kind::Sqlite => tidemill_config::SinkKind::Sqlite {
                     path: dir.path().join("deep/../deep/rows.db"),
                     table: "rows".into(),
                     mode: tidemill_config::Mode::Append,
                 },
+                Kind::Postgres => tidemill_config::SinkKind::Postgres(database(
+                    &postgres_url(dir.path()),
+                    "rows",
+                    tidemill_config::Mode::Append,
+                )),
                 _ => tidemill_config::SinkKind::Files(files(dir.path(), None)),
             };
             let two = tidemill_connectors::sink::open(id(kind), "other", &config).unwrap();

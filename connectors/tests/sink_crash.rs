@@ -46,10 +46,22 @@ const SQLITE: [&str; 7] = [
     "sqlite.after-commit",
 ];
 
+const POSTGRES: [&str; 8] = [
+    "postgres.claim-before-commit",
+    "postgres.claim-after-commit",
+    "postgres.before-begin",
+    "postgres.after-mark",
+    "postgres.in-copy",
+    "postgres.after-rows",
+    "postgres.before-commit",
+    "postgres.after-commit",
+];
+
 fn points(kind: Kind) -> Vec<&'static str> {
     match kind {
         Kind::Files => FILES.to_vec(),
         Kind::Rolling => [&FILES[..], &SEALS[..]].concat(),
+        Kind::Postgres => POSTGRES.to_vec(),
         _ => SQLITE.to_vec(),
     }
 }
@@ -59,6 +71,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Files => "files",
         Kind::Rolling => "rolling",
         Kind::Sqlite => "sqlite",
+        Kind::Postgres => "postgres",
         Kind::Ledger => "ledger",
     }
 }
@@ -96,6 +109,7 @@ fn child() {
     let kind = match std::env::var("SINK").unwrap().as_str() {
         "files" => Kind::Files,
         "rolling" => Kind::Rolling,
+        "postgres" => Kind::Postgres,
         _ => Kind::Sqlite,
     };
     let dir = std::env::var("DIR").unwrap();
@@ -150,6 +164,7 @@ fn killed(kind: Kind) {
                 recover(kind, dir.path(), &what);
             }
             finish(kind, dir.path(), &what);
+            drop_schema(dir.path());
         }
     }
     println!("{kind:?}: {kills} kills");
@@ -166,6 +181,7 @@ fn refused(kind: Kind) {
                 assert!(status.success(), "{kind:?} {what}: {status}");
                 assert_eq!(rows(kind, dir.path()), expected(kind, LAST), "{kind:?} {what}");
                 recover(kind, dir.path(), &what);
+                drop_schema(dir.path());
             }
         }
     }
@@ -201,6 +217,7 @@ fn paused(kind: Kind, points: &[&str]) {
             }
             assert_eq!(rows(kind, dir.path()), expected(kind, LAST), "{kind:?} {what}: after the zombie went on");
             recover(kind, dir.path(), &what);
+            drop_schema(dir.path());
         }
     }
     println!("{kind:?}: {stops} stops");
@@ -223,6 +240,13 @@ fn sqlite_survives_a_kill_at_every_step() {
 }
 
 #[test]
+fn postgres_survives_a_kill_at_every_step() {
+    if services::postgres().is_some() {
+        killed(Kind::Postgres);
+    }
+}
+
+#[test]
 fn files_try_again_what_a_full_disk_refused() {
     refused(Kind::Files);
 }
@@ -235,6 +259,13 @@ fn rolling_files_try_again_what_a_full_disk_refused() {
 #[test]
 fn sqlite_tries_again_what_a_full_disk_refused() {
     refused(Kind::Sqlite);
+}
+
+#[test]
+fn postgres_tries_again_what_was_refused() {
+    if services::postgres().is_some() {
+        refused(Kind::Postgres);
+    }
 }
 
 #[test]
@@ -266,4 +297,16 @@ fn a_writer_of_sqlite_paused_inside_its_transaction_holds_others_off_and_loses_n
 #[test]
 fn a_paused_writer_of_sqlite_changes_nothing_when_it_goes_on() {
     paused(Kind::Sqlite, &["sqlite.before-begin", "sqlite.after-commit"]);
+}
+
+/// Inside of its transaction a stopped writer holds the lane's row. The claim has the server end it: also in mid-COPY, where
+/// the server waits for the client and its own limits do not reach.
+#[test]
+fn a_paused_writer_of_postgres_is_ended_by_the_new_owner_and_changes_nothing_when_it_goes_on() {
+    if services::postgres().is_some() {
+        paused(
+            Kind::Postgres,
+            &["postgres.before-begin", "postgres.in-copy", "postgres.after-rows", "postgres.after-commit"],
+        );
+    }
 }

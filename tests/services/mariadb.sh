@@ -2,6 +2,9 @@
 # MariaDB, with TLS for those who ask for it. Read by up.sh.
 
 port_count=1
+# It wants to be told that root is meant.
+as=()
+[ "$(id -u)" != 0 ] || as=(--user=root)
 
 needs() {
     if ! has mariadbd || ! has mariadb-install-db || ! has mariadb; then
@@ -21,13 +24,13 @@ END
 }
 
 prepare() {
-    mariadb-install-db --no-defaults "--user=$(id -un)" "--datadir=$home/data" --auth-root-authentication-method=normal \
+    mariadb-install-db --no-defaults "${as[@]}" "--datadir=$home/data" --auth-root-authentication-method=normal \
         --skip-test-db --skip-name-resolve >"$home/log" 2>&1
 }
 
 # The socket's path is relative to the data, since a socket's path may not be long.
 start() {
-    launch mariadbd --no-defaults "--user=$(id -un)" "--datadir=$home/data" --socket=mariadb.sock --pid-file=mariadb.pid \
+    launch mariadbd --no-defaults "${as[@]}" "--datadir=$home/data" --socket=mariadb.sock --pid-file=mariadb.pid \
         --bind-address=127.0.0.1 "--port=${port[0]}" "--init-file=$home/init.sql" --skip-name-resolve --max-connections=200 \
         --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --character-set-server=utf8mb4 \
         "--ssl-ca=$dir/tls/ca.pem" "--ssl-cert=$dir/tls/server.pem" "--ssl-key=$dir/tls/server.key"

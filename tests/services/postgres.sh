@@ -11,14 +11,17 @@ postgres_bin() {
     dirname "$(readlink -f "$found")"
 }
 
-# Sets `as`, what a command is started with so that it is not root's. Best is a user namespace: outside of it the server is
-# still the owner of its files, wherever they lie. Where there are none, it is another user.
+# Sets `as`, what a command is started with so that it is not root's, nor that of a number without a name. Best is a user
+# namespace: outside of it the server is still the owner of its files, wherever they lie. Where there are none, it is another
+# user.
 unprivileged() {
-    local user
-    [ "$(id -u)" = 0 ] || return 0
-    as=(unshare --user --map-user=1000 --map-group=1000 --)
-    "${as[@]}" true 2>/dev/null && return 0
-    for user in postgres nobody; do
+    local user users=(postgres nobody)
+    if [ "$(id -u)" != 0 ] && id -un >/dev/null 2>&1; then return 0; fi
+    for user in "${users[@]}"; do
+        as=(unshare --user "--map-user=$(id -u "$user" 2>/dev/null)" --)
+        "${as[@]}" true 2>/dev/null && return 0
+    done
+    for user in "${users[@]}"; do
         as=(setpriv "--reuid=$user" "--regid=$(id -g "$user" 2>/dev/null)" --clear-groups --)
         if "${as[@]}" true 2>/dev/null; then
             chmod o+x "$dir"
@@ -60,7 +63,8 @@ END
 }
 
 prepare() {
-    "${as[@]}" "$bin/initdb" -D "$home/data" -U tidemill --pwfile=<(echo s3cret) --auth=scram-sha-256 --encoding=UTF8 \
+    echo s3cret >"$home/password"
+    "${as[@]}" "$bin/initdb" -D "$home/data" -U tidemill "--pwfile=$home/password" --auth=scram-sha-256 --encoding=UTF8 \
         --locale=C --no-sync >"$home/log" 2>&1 || return 1
     echo "include '$home/tidemill.conf'" >>"$home/data/postgresql.conf"
     echo 'CREATE DATABASE tidemill' | "${as[@]}" "$bin/postgres" --single -D "$home/data" postgres >>"$home/log" 2>&1

@@ -6,6 +6,10 @@
 //!
 //! Kafka tells its clients an address of its own; for it there is [`Proxy::start_at`] with the two addresses that
 //! `services::Kafka` names for a proxy.
+//!
+//! Like `services`, it uses the standard library alone and can be included by `#[path]`.
+
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::{
     io::{ErrorKind, Read, Write},

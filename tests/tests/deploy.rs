@@ -106,7 +106,13 @@ fn wait_for_message(socket: &UnixDatagram, line: &str) {
 #[test]
 fn kubernetes_accepts_the_manifests() {
     let Some(python) = python_with("kubernetes_validate") else { return };
-    let manifests = ["namespace.yaml", "service.yaml", "statefulset.yaml"].map(|name| deploy("kubernetes").join(name));
+    let manifests = [
+        "kubernetes/namespace.yaml",
+        "kubernetes/service.yaml",
+        "kubernetes/statefulset.yaml",
+        "kubernetes-scaled/deployment.yaml",
+    ]
+    .map(deploy);
     let validate = |files: &[PathBuf]| {
         let mut command = Command::new(&python);
         command.args(["-c", "import sys; from kubernetes_validate.__main__ import main; sys.exit(main())", "--strict"]);
@@ -122,8 +128,13 @@ fn kubernetes_accepts_the_manifests() {
 }
 
 #[test]
-fn the_pod_runs_as_nobody_with_probes_and_files_that_exist() {
-    let manifest: serde_yaml::Value = serde_yaml::from_str(&read(&deploy("kubernetes/statefulset.yaml"))).unwrap();
+fn pods_run_as_nobody_with_probes_and_files_that_exist() {
+    pod_of("kubernetes", "statefulset.yaml");
+    pod_of("kubernetes-scaled", "deployment.yaml");
+}
+
+fn pod_of(folder: &str, manifest: &str) {
+    let manifest: serde_yaml::Value = serde_yaml::from_str(&read(&deploy(folder).join(manifest))).unwrap();
     let pod = &manifest["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
@@ -133,11 +144,11 @@ fn the_pod_runs_as_nobody_with_probes_and_files_that_exist() {
     assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/ready");
 
     let kustomization: serde_yaml::Value =
-        serde_yaml::from_str(&read(&deploy("kubernetes/kustomization.yaml"))).unwrap();
+        serde_yaml::from_str(&read(&deploy(folder).join("kustomization.yaml"))).unwrap();
     let generated = kustomization["configMapGenerator"].as_sequence().unwrap();
     let files = generated.iter().flat_map(|map| map["files"].as_sequence().unwrap());
     for file in files.chain(kustomization["resources"].as_sequence().unwrap()) {
-        let path = deploy("kubernetes").join(file.as_str().unwrap());
+        let path = deploy(folder).join(file.as_str().unwrap());
         assert!(path.is_file(), "kustomization.yaml names {}, which does not exist", path.display());
     }
 }

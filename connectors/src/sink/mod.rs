@@ -9,6 +9,7 @@ pub mod console;
 mod durable;
 pub mod files;
 pub mod ledger;
+pub mod postgres;
 pub mod sqlite;
 mod unmarked;
 
@@ -205,7 +206,7 @@ pub fn open(id: SinkId, job: &str, kind: &tidemill_config::SinkKind) -> Result<A
         SinkKind::Console { first } => Arc::new(console::Console::open(id, *first)),
         SinkKind::Files(files) => Arc::new(files::Files::open(id, job, files)?),
         SinkKind::Sqlite { path, table, mode } => Arc::new(sqlite::Sqlite::open(id, job, path, table, mode)?),
-        SinkKind::Postgres(_) => return Err(SinkError::Fatal("postgres cannot be written yet".into())),
+        SinkKind::Postgres(database) => Arc::new(postgres::Postgres::open(id, job, database)?),
         SinkKind::Blackhole => Arc::new(blackhole::Blackhole::open(id)),
     })
 }

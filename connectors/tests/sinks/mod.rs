@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
+#[path = "../../../tests/src/services.rs"]
+pub mod services;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -16,7 +19,7 @@ use tidemill_checkpoint::{
     Digest, Entry, Generation, Lane, LaneKey, LaneScheme, LogName, Mark, Owner, Permit, Plan, PlanKind, Position,
     Positions, Receipt, ShardId, SinkId, Span, Timestamp, Touch, plan::LogRange,
 };
-use tidemill_config::{Codec, Compression, Files, Mode, Roll, SinkKind};
+use tidemill_config::{Codec, Compression, DatabaseSink, Files, Mode, Roll, SinkKind};
 use tidemill_connectors::sink::{self, Guarantee, Sink, SinkError, StageContext};
 use uuid::Uuid;
 
@@ -28,10 +31,49 @@ pub enum Kind {
     Files,
     Rolling,
     Sqlite,
+    Postgres,
     Ledger,
 }
 
-pub const MARKED: [Kind; 4] = [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger];
+/// The marked sinks whose servers are there.
+pub fn marked() -> Vec<Kind> {
+    let mut kinds = vec![Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger];
+    kinds.extend(services::postgres().map(|_| Kind::Postgres));
+    kinds
+}
+
+/// The shared PostgreSQL, once it was found.
+pub fn postgres() -> services::Postgres {
+    services::postgres().expect("the test was to be skipped")
+}
+
+/// A schema of the folder's own in the shared PostgreSQL.
+pub fn schema_of(dir: &Path) -> String {
+    let digest = Digest::of(dir.as_os_str().as_encoded_bytes()).to_string();
+    format!("sink_{}", &digest[..16])
+}
+
+/// The URL of the folder's schema, which is made at the first time.
+pub fn postgres_url(dir: &Path) -> String {
+    let (server, name, made) = (postgres(), schema_of(dir), dir.join("schema"));
+    if made.exists() {
+        return fs::read_to_string(made).unwrap();
+    }
+    let url = server.schema(&name);
+    fs::write(made, &url).unwrap();
+    url
+}
+
+/// Takes a folder's schema away again.
+pub fn drop_schema(dir: &Path) {
+    if dir.join("schema").exists() {
+        postgres().psql(&format!("SET client_min_messages = error; DROP SCHEMA {} CASCADE", schema_of(dir)));
+    }
+}
+
+pub fn database(url: &str, table: &str, mode: Mode) -> DatabaseSink {
+    DatabaseSink { url: url.into(), table: table.into(), mode, ca: None }
+}
 
 pub fn id(kind: Kind) -> SinkId {
     if kind == Kind::Ledger { SinkId::ledger() } else { SinkId::new("archive") }
@@ -47,6 +89,7 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Files => SinkKind::Files(files(dir, None)),
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
+        Kind::Postgres => SinkKind::Postgres(database(&postgres_url(dir), "rows", Mode::Append)),
         Kind::Ledger => {
             let ledger = tidemill_checkpoint::ledger::sled::SledLedger::open(&dir.join("data")).unwrap().ledger;
             return Arc::new(sink::ledger::LedgerSink::open("job", Arc::new(ledger)));
@@ -91,6 +134,13 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
                 Err(_) => return Vec::new(),
             };
             statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+        }
+        Kind::Postgres => {
+            let (server, url) = (postgres(), postgres_url(dir));
+            // One statement: a table that is there, or is not.
+            let there = server.psql_at(&url, "SELECT to_regclass('rows') IS NOT NULL");
+            let found = if there.trim() == "t" { server.psql_at(&url, "SELECT n FROM rows") } else { String::new() };
+            found.lines().map(|line| line.parse().unwrap()).collect()
         }
         Kind::Ledger => Vec::new(),
     };

@@ -5,7 +5,7 @@
 //! its movement. It never spins either: what woke it for nothing is not asked again before [`EMPTY_PAUSE`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -426,36 +426,58 @@ impl Runner {
         Ended::Done
     }
 
-    /// Prepares the next batch of every lane that runs, one after the other, as far as the memory goes. Each time another
-    /// lane is the first.
+    /// Prepares the next batch of every lane that runs, as many at a time as there are cores and as far as the memory goes.
+    /// Each time another lane is the first.
     async fn prepare_all(&mut self) -> (Vec<Prepared>, Room) {
-        let mut group = Vec::new();
+        let Self { job, schemas, lanes, pulse, .. } = self;
+        let mut group: Vec<Prepared> = Vec::new();
         let mut failures = Vec::new();
         let mut room = Room::Enough;
-        let mut lanes: Vec<Lane> = self.lanes.keys().cloned().collect();
-        let turn = self.turn % lanes.len().max(1);
-        lanes.rotate_left(turn);
+        let mut waiting: VecDeque<Lane> = lanes.keys().cloned().collect();
+        waiting.rotate_left(self.turn % waiting.len().max(1));
         self.turn = self.turn.wrapping_add(1);
-        for lane in lanes {
-            let Some(Phase::Running(running)) = self.lanes.get_mut(&lane) else { continue };
-            running.tried = true;
-            let (memory, bytes) = (&self.job.around.memory, self.job.config.batch.max_bytes);
-            // The first may wait for what other jobs hold; the others would wait for the first.
-            let lease = if group.is_empty() { Some(memory.lease(bytes).await) } else { memory.try_lease(bytes) };
-            let Some(lease) = lease else {
-                room = Room::Short;
+        let mut preparing = FuturesUnordered::new();
+        loop {
+            while preparing.len() < cores()
+                && let Some(lane) = waiting.front()
+            {
+                let Some(Phase::Running(running)) = lanes.get_mut(lane) else {
+                    waiting.pop_front();
+                    continue;
+                };
+                let (memory, bytes) = (&job.around.memory, job.config.batch.max_bytes);
+                // The first may wait for what other jobs hold; the others would wait for the first.
+                let is_first = group.is_empty() && preparing.is_empty();
+                let lease = if is_first { Some(memory.lease(bytes).await) } else { memory.try_lease(bytes) };
+                let Some(lease) = lease else { break };
+                running.tried = true;
+                let (lane, owned, head) = (lane.clone(), running.owned.clone(), running.head.clone());
+                waiting.pop_front();
+                let (job, schemas) = (&*job, &*schemas);
+                preparing.push(async move {
+                    let prepared = job.prepare(&lane, &owned, &head, schemas, lease).await;
+                    (lane, prepared)
+                });
+            }
+            let Some((lane, prepared)) = preparing.next().await else {
+                if !waiting.is_empty() {
+                    room = Room::Short;
+                }
                 break;
             };
-            match self.job.prepare(&lane, &running.owned, &running.head, &self.schemas, lease).await {
+            match prepared {
                 Ok(Some(prepared)) => {
-                    running.head = prepared.batch.next.clone();
+                    if let Some(Phase::Running(running)) = lanes.get_mut(&lane) {
+                        running.head = prepared.batch.next.clone();
+                    }
                     group.push(prepared);
                 }
                 Ok(None) => {}
-                Err(error) => failures.push((lane.clone(), error)),
+                Err(error) => failures.push((lane, error)),
             }
-            self.pulse.moved();
+            pulse.moved();
         }
+        drop(preparing);
         for (lane, error) in failures {
             self.fail(&lane, error);
         }
@@ -508,6 +530,11 @@ impl Runner {
             self.job.status.lock().lag.insert(source.name().to_owned(), shown);
         }
     }
+}
+
+/// How many lanes are prepared at a time.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The longest wait after so many failures.

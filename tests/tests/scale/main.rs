@@ -5,11 +5,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod weblog;
 mod world;
 
 use std::time::Duration;
 
 use rand::{SeedableRng, rngs::StdRng};
+use tidemill_tests::needs;
 use world::{Fault, World};
 
 /// Faults in all, over the rows of the matrix.
@@ -45,6 +47,21 @@ fn two_daemons_lose_and_double_nothing() {
 #[test]
 fn four_daemons_lose_and_double_nothing() {
     matrix(4, 0.4);
+}
+
+/// A web log repeated to `WEBLOG_RECORDS` records (100,000; `make torture`: 3,000,000) goes through two daemons that are
+/// killed at random, and its sums are right.
+#[test]
+fn a_web_log_goes_to_a_table_with_two_daemons_and_kills() {
+    let Some(log) = needs::data("weblog-apache/apache_logs") else { return };
+    let total = std::env::var("WEBLOG_RECORDS").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000);
+    let Some(mut world) = World::of(2, weblog::load(&log, total)) else { return };
+    world.wait_for_rows(1);
+    let mut chance = StdRng::seed_from_u64(3);
+    while !world.is_all_sent() {
+        world.inject(Fault::Kill, &mut chance);
+    }
+    println!("a web log: {}", world.finish());
 }
 
 /// One member is paused again and again for longer than its session: the others take its lanes over, and no lane's lag

@@ -33,8 +33,8 @@ const OUT_PARTITIONS: u32 = 3;
 const RATE: u64 = 2_000;
 /// A member that is silent for so long is out of the group.
 const SESSION: Duration = Duration::from_secs(2);
-/// How long the count at the end may take: lanes are claimed, replayed and worked off, in a debug build.
-const DRAIN: Duration = Duration::from_secs(120);
+/// No row may come for so long while some are missing.
+const DRAIN: Duration = Duration::from_secs(60);
 
 /// What happens to a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +78,7 @@ pub struct World {
     out: String,
     group: String,
     topic: String,
+    load: Load,
     proxy: Proxy,
     folder: Folder,
     _turn: MutexGuard<'static, ()>,
@@ -98,8 +99,13 @@ fn broker() -> Option<&'static Kafka> {
 }
 
 impl World {
-    /// `None` where a server cannot be had.
+    /// Daemons on a topic into which [`RATE`] records a second go. `None` where a server cannot be had.
     pub fn new(daemons: usize) -> Option<Self> {
+        Self::of(daemons, Load::numbered())
+    }
+
+    /// Daemons on a topic of these records.
+    pub fn of(daemons: usize, load: Load) -> Option<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let (kafka, postgres) = (broker()?, services::postgres()?);
         let name = format!("scale_{}", Uuid::new_v4().simple());
@@ -111,7 +117,7 @@ impl World {
         // Its broker says that it is at the proxy's port: what connects there stays there.
         let (at, to) = kafka.proxy;
         let proxy = Proxy::start_at(at, to);
-        let job = job(&topic, &out, &group);
+        let job = job(&topic, &out, &group, &load);
         let members = (0..daemons).map(|index| {
             let owner = format!("daemon-{index}");
             let config = folder.write(format!("{owner}.yaml"), format!("owner: {owner}\n"));
@@ -128,9 +134,9 @@ impl World {
         let members = members.collect();
         let (stop, produced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let producer = thread::spawn({
-            let (brokers, topic, stop, produced) =
-                (kafka.brokers.clone(), topic.clone(), stop.clone(), produced.clone());
-            move || produce(&brokers, &topic, &stop, &produced)
+            let (brokers, topic, load) = (kafka.brokers.clone(), topic.clone(), load.clone());
+            let (stop, produced) = (stop.clone(), produced.clone());
+            move || produce(&brokers, &topic, &load, &stop, &produced)
         });
         Some(Self {
             members,
@@ -144,6 +150,7 @@ impl World {
             out,
             group,
             topic,
+            load,
             proxy,
             folder,
             _turn: turn,
@@ -214,7 +221,7 @@ impl World {
 
     /// No lane may be behind by more records than are produced in this time.
     pub fn expect_bounded_lag(&self, bound: Duration) {
-        let most = RATE * bound.as_secs() / u64::from(PARTITIONS);
+        let most = self.load.rate * bound.as_secs() / u64::from(PARTITIONS);
         eventually("every lane's lag to be bounded", || {
             let lags = self.lags();
             match lags.iter().max() {
@@ -256,19 +263,25 @@ impl World {
         words
     }
 
+    /// Whether all records of a load that ends are sent.
+    pub fn is_all_sent(&self) -> bool {
+        self.producer.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Ends the producer, waits until everything is worked off, ends the daemons and counts. What was done, in words.
     pub fn finish(mut self) -> String {
         self.stop.store(true, Ordering::Relaxed);
         self.producer.take().unwrap().join().unwrap();
         let produced = self.produced.load(Ordering::Relaxed);
-        let began = Instant::now();
+        let (mut began, mut seen) = (Instant::now(), 0);
         loop {
             let rows = self.rows();
             match rows {
                 Ok(rows) if rows >= produced => break,
+                Ok(rows) if rows > seen => (began, seen) = (Instant::now(), rows),
                 _ if began.elapsed() > DRAIN => {
                     panic!(
-                        "{rows:?} of {produced} rows after {DRAIN:?}; lags {:?}; daemons say: {}",
+                        "{rows:?} of {produced} rows, and none came in {DRAIN:?}; lags {:?}; daemons say: {}",
                         self.lags(),
                         self.words()
                     )
@@ -283,9 +296,13 @@ impl World {
     }
 
     fn count(&self, produced: u64) {
-        let truth = format!("{produced}|{produced}|{}", (0..produced).map(bytes_of).sum::<u64>());
+        let bytes: u64 = (0..produced).map(|seq| (self.load.record)(seq).1).sum();
+        let truth = format!("{produced}|{produced}|{bytes}");
         let query = format!("SELECT count(*), count(DISTINCT seq), sum(bytes) FROM {}.rows", self.schema);
         assert_eq!(self.postgres.psql(&query).trim(), truth, "PostgreSQL: rows | different ones | bytes");
+        if self.load.database_alone {
+            return;
+        }
         let mut once = vec![0_u32; usize::try_from(produced).unwrap()];
         for row in &Rows::files(&self.folder.join("files")).0 {
             once[usize::try_from(row["seq"].as_u64().unwrap()).unwrap()] += 1;
@@ -342,17 +359,22 @@ fn expect_once(what: &str, counts: &[u32]) {
     );
 }
 
-fn job(topic: &str, out: &str, group: &str) -> String {
+fn job(topic: &str, out: &str, group: &str, load: &Load) -> String {
     let session = SESSION.as_millis();
+    let others = format!(
+        "  files: {{ type: files, path: files, codec: json }}\n  topic: {{ type: kafka, brokers: \"${{BROKERS}}\", topic: {out}, \
+         key: seq, transaction_timeout: 5s }}\n"
+    );
     format!(
-        "job: scale\nlanes: partition\ntrigger: 200ms\ntakeover_after: 10s\nbatch: {{ max_records: 2000 }}\n\
-         sources:\n  in:\n    type: kafka\n    brokers: ${{BROKERS}}\n    topics: {topic}\n    group: {group}\n    codec: json\n    \
-         schema: {{ seq: int64, bytes: int64, text: string }}\n    \
+        "job: scale\nlanes: partition\ntrigger: 200ms\ntakeover_after: 10s\nbatch: {{ max_records: {} }}\n\
+         sources:\n  in:\n    type: kafka\n    brokers: \"${{BROKERS}}\"\n    topics: {topic}\n    group: {group}\n    codec: json\n    \
+         schema: {{ {} }}\n    \
          properties: {{ session.timeout.ms: \"{session}\", heartbeat.interval.ms: \"300\", socket.timeout.ms: \"3000\" }}\n\
-         steps:\n  - lowercase: [text]\n\
-         sinks:\n  pg: {{ type: postgres, url: \"${{PG_URL}}\", table: rows }}\n  \
-         files: {{ type: files, path: files, codec: json }}\n  \
-         topic: {{ type: kafka, brokers: \"${{BROKERS}}\", topic: {out}, key: seq, transaction_timeout: 5s }}\n"
+         steps:\n{}sinks:\n  pg: {{ type: postgres, url: \"${{PG_URL}}\", table: rows }}\n{}",
+        load.batch,
+        load.schema,
+        load.steps,
+        if load.database_alone { "" } else { &others }
     )
 }
 
@@ -362,13 +384,46 @@ fn end(daemon: &mut Daemon) {
     daemon.expect_success();
 }
 
-/// What the record of this number holds.
-fn bytes_of(seq: u64) -> u64 {
-    seq * 7919 % 10_007
+/// What goes through the topic.
+#[derive(Clone)]
+pub struct Load {
+    /// `schema:` of the source.
+    pub schema: &'static str,
+    /// `steps:` of the job.
+    pub steps: &'static str,
+    /// Records of one batch of one lane.
+    pub batch: usize,
+    /// Records a second.
+    pub rate: u64,
+    /// So many, then it ends; else until it is told to.
+    pub total: u64,
+    /// PostgreSQL is the only sink.
+    pub database_alone: bool,
+    /// The record of a number as JSON, with its `seq` and `bytes`; and its bytes.
+    pub record: Arc<dyn Fn(u64) -> (String, u64) + Send + Sync>,
 }
 
-/// Records `0..` at [`RATE`] until told to stop; then `produced` is their number, and the broker has them all.
-fn produce(brokers: &str, topic: &str, stop: &AtomicBool, produced: &AtomicU64) {
+impl Load {
+    /// Small ones.
+    fn numbered() -> Self {
+        let record = |seq| {
+            let bytes = seq * 7919 % 10_007;
+            (format!("{{\"seq\":{seq},\"bytes\":{bytes},\"text\":\"Record {seq}\"}}"), bytes)
+        };
+        Self {
+            schema: "seq: int64, bytes: int64, text: string",
+            steps: "  - lowercase: [text]\n",
+            batch: 2_000,
+            rate: RATE,
+            total: u64::MAX,
+            database_alone: false,
+            record: Arc::new(record),
+        }
+    }
+}
+
+/// Records `0..` until all are sent or it is told to stop; then `produced` is their number, and the broker has them all.
+fn produce(brokers: &str, topic: &str, load: &Load, stop: &AtomicBool, produced: &AtomicU64) {
     let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("enable.idempotence", "true")
@@ -377,11 +432,11 @@ fn produce(brokers: &str, topic: &str, stop: &AtomicBool, produced: &AtomicU64) 
         .unwrap();
     let began = Instant::now();
     let mut seq = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let due = u64::try_from(began.elapsed().as_millis()).unwrap() * RATE / 1000;
-        while seq < due {
-            let (key, value) =
-                (seq.to_string(), format!("{{\"seq\":{seq},\"bytes\":{},\"text\":\"Record {seq}\"}}", bytes_of(seq)));
+    while seq < load.total && !stop.load(Ordering::Relaxed) {
+        let passed_ms = u64::try_from(began.elapsed().as_millis()).unwrap();
+        let due = passed_ms.saturating_mul(load.rate) / 1000;
+        while seq < due.min(load.total) {
+            let (key, (value, _)) = (seq.to_string(), (load.record)(seq));
             match producer.send(BaseRecord::to(topic).key(&key).payload(&value)) {
                 Ok(()) => seq += 1,
                 // Its queue is full: the broker is behind.

@@ -1,0 +1,368 @@
+//! The user's table: made where it is absent, checked column by column where it is there.
+
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use tokio_postgres::Row;
+
+use super::{
+    database::Connection,
+    encode::{Kind, Rule},
+    failure::{Doing, Failure},
+    marks::LOCK,
+};
+use crate::{codec::type_name, sink::SinkError};
+
+/// Names of PostgreSQL have at most so many bytes: it cuts longer ones, and they are not found again.
+const LONGEST_NAME: usize = 63;
+
+/// The table as the job has it, and how rows get into it.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    /// `None`: where the user's `search_path` leads.
+    pub(super) schema: Option<String>,
+    pub(super) name: String,
+    /// The key of an upsert; empty: append.
+    pub(super) key: Vec<String>,
+    /// The column that says which rows delete theirs.
+    pub(super) delete_when: Option<String>,
+}
+
+/// A table as the server has it.
+struct Found {
+    oid: u32,
+    columns: Vec<Column>,
+}
+
+struct Column {
+    name: String,
+    number: i16,
+    oid: u32,
+    shown: String,
+    required: bool,
+    generated: bool,
+    kind: Kind,
+}
+
+/// Where a column of the rows goes.
+#[derive(Clone, Debug)]
+pub(super) struct Field {
+    /// Its index in the rows.
+    pub(super) index: usize,
+    pub(super) name: String,
+    pub(super) rule: Rule,
+}
+
+/// A table for rows of one schema.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) schema: SchemaRef,
+    /// Quoted, with its schema.
+    pub(super) table: String,
+    pub(super) fields: Vec<Field>,
+    /// Indices of the key's columns among the rows'.
+    pub(super) key: Vec<usize>,
+    /// The index of the flag of rows that delete.
+    pub(super) flag: Option<usize>,
+    /// A query that fails where the columns' types are not any more what rows were encoded for.
+    pub(super) guard: String,
+}
+
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    names.into_iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether rows of one schema can go where those of the other do.
+pub(super) fn same_columns(one: &Schema, other: &Schema) -> bool {
+    let columns = |schema: &Schema| schema.fields().len();
+    columns(one) == columns(other)
+        && one.fields().iter().zip(other.fields()).all(|(a, b)| a.name() == b.name() && a.data_type() == b.data_type())
+}
+
+/// The type that a column of the job gets in a table of ours.
+fn declared(kind: &DataType) -> String {
+    let fixed = match kind {
+        DataType::Boolean => "boolean",
+        DataType::Int8 | DataType::Int16 | DataType::UInt8 => "smallint",
+        DataType::Int32 | DataType::UInt16 => "integer",
+        DataType::Int64 | DataType::UInt32 => "bigint",
+        DataType::UInt64 => "numeric(20, 0)",
+        DataType::Float32 => "real",
+        DataType::Float64 => "double precision",
+        DataType::Decimal128(precision, scale) => return format!("numeric({precision}, {scale})"),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => "bytea",
+        DataType::Timestamp(_, Some(_)) => "timestamptz",
+        DataType::Timestamp(_, None) => "timestamp",
+        DataType::Date32 => "date",
+        DataType::List(item) => match item.data_type() {
+            DataType::List(_) | DataType::Struct(_) | DataType::Null => "jsonb",
+            item => return format!("{}[]", declared(item)),
+        },
+        DataType::Struct(_) => "jsonb",
+        _ => "text",
+    };
+    fixed.to_owned()
+}
+
+/// The kind of a type, by its number in every PostgreSQL (`pg_type.dat`); enums and `citext` are sent as texts.
+fn kind(oid: u32, class: &str, name: &str, modifier: i32) -> Kind {
+    match oid {
+        16 => Kind::Bool,
+        17 => Kind::Bytea,
+        20 => Kind::Int8,
+        21 => Kind::Int2,
+        23 => Kind::Int4,
+        19 | 25 | 1042 | 1043 => Kind::Text,
+        114 => Kind::Json,
+        700 => Kind::Float4,
+        701 => Kind::Float8,
+        1082 => Kind::Date,
+        1114 | 1184 => Kind::Timestamp,
+        1700 if modifier < 4 => Kind::Numeric(None),
+        // The lower 11 bits are the scale, as a signed number.
+        1700 => Kind::Numeric(Some((((modifier - 4) & 0x7ff) ^ 0x400) - 0x400)),
+        2950 => Kind::Uuid,
+        3802 => Kind::Jsonb,
+        _ if class == "e" || name == "citext" => Kind::Text,
+        _ => Kind::Other,
+    }
+}
+
+const TABLE: &str = "SELECT c.oid, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'f', 'm')";
+
+/// The columns with what their types are made of: domains by their base, arrays by their elements.
+const COLUMNS: &str = "SELECT a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, a.atttypmod),
+        a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', a.attgenerated <> '',
+        b.oid, b.typtype::text, b.typname::text,
+        CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END,
+        e.oid, e.typtype::text, e.typname::text
+    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+        JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
+        LEFT JOIN pg_type e ON b.typcategory = 'A' AND b.typlen = -1 AND e.oid = b.typelem
+    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+
+/// Unique indexes that `ON CONFLICT` can name: whole, over plain columns, checked at once.
+const KEYS: &str = "SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_index i
+        CROSS JOIN LATERAL unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (number, at)
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
+    WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
+        AND i.indexprs IS NULL AND k.at <= i.indnkeyatts
+    GROUP BY i.indexrelid";
+
+impl Column {
+    fn read(row: &Row) -> Self {
+        let modifier: i32 = row.get(9);
+        let kind = match row.get::<_, Option<u32>>(10) {
+            Some(oid) => Kind::Array(oid, Box::new(kind(oid, row.get(11), row.get(12), modifier))),
+            None => kind(row.get(6), row.get(7), row.get(8), modifier),
+        };
+        Self {
+            name: row.get(0),
+            number: row.get(1),
+            oid: row.get(2),
+            shown: row.get(3),
+            required: row.get(4),
+            generated: row.get(5),
+            kind,
+        }
+    }
+}
+
+impl Table {
+    /// The table of a job's option, which may have its schema before a point.
+    pub(super) fn new(table: &str, key: Vec<String>, delete_when: Option<String>) -> Self {
+        let (schema, name) = match table.split_once('.') {
+            Some((schema, name)) => (Some(schema.to_owned()), name.to_owned()),
+            None => (None, table.to_owned()),
+        };
+        Self { schema, name, key, delete_when }
+    }
+
+    /// The schema of the table, and of Tidemill's own ones: where the user's `search_path` begins, unless the job names one.
+    pub(super) async fn place(&self, connection: &Connection) -> Result<String, Failure> {
+        let doing = "looking for the schema in";
+        if let Some(schema) = &self.schema {
+            return Ok(schema.clone());
+        }
+        let row = connection.client.query_one("SELECT current_schema()::text", &[]).await.doing(doing)?;
+        let schema: Option<String> = row.get(0);
+        schema.ok_or_else(|| {
+            self.fatal("the user's search_path leads to no schema: name one in the job (`table: schema.table`)").into()
+        })
+    }
+
+    /// Makes the table where it is absent. Not part of any batch.
+    pub(super) async fn create(
+        &self,
+        connection: &mut Connection,
+        place: &str,
+        schema: &Schema,
+    ) -> Result<(), Failure> {
+        let doing = "making the table in";
+        self.names(schema)?;
+        if connection.client.query_opt(TABLE, &[&place, &self.name]).await.doing(doing)?.is_some() {
+            return Ok(());
+        }
+        let stored = schema.fields().iter().filter(|field| Some(field.name()) != self.delete_when.as_ref());
+        let mut parts: Vec<String> =
+            stored.map(|field| format!("{} {}", quoted(field.name()), declared(field.data_type()))).collect();
+        if !self.key.is_empty() {
+            parts.push(format!("PRIMARY KEY ({})", list(&self.key)));
+        }
+        let sql = format!("CREATE TABLE IF NOT EXISTS {} ({})", self.quoted(place), parts.join(", "));
+        connection.client.batch_execute(&format!("BEGIN; {LOCK}; {sql}; COMMIT")).await.doing(doing)
+    }
+
+    fn quoted(&self, place: &str) -> String {
+        format!("{}.{}", quoted(place), quoted(&self.name))
+    }
+
+    /// What rows of a schema become in the table; `None` where there is no table.
+    pub(super) async fn look(
+        &self,
+        connection: &Connection,
+        place: &str,
+        schema: &SchemaRef,
+    ) -> Result<Option<Target>, Failure> {
+        let doing = "looking at the table in";
+        self.names(schema)?;
+        let Some(row) = connection.client.query_opt(TABLE, &[&place, &self.name]).await.doing(doing)? else {
+            return Ok(None);
+        };
+        let oid: u32 = row.get(0);
+        let rows = connection.client.query(COLUMNS, &[&oid]).await.doing(doing)?;
+        let found = Found { oid, columns: rows.iter().map(Column::read).collect() };
+        let fields = self.fields(&found, schema)?;
+        self.check(&found, schema)?;
+        if !self.key.is_empty() {
+            let mut key = self.key.clone();
+            key.sort_unstable();
+            let keys = connection.client.query(KEYS, &[&oid]).await.doing(doing)?;
+            if !keys.iter().any(|row| row.get::<_, Vec<String>>(0) == key) {
+                let (table, key) = (self.quoted(place), list(&self.key));
+                return Err(self
+                    .fatal(&format!(
+                        "an upsert needs a unique index on its key: CREATE UNIQUE INDEX ON {table} ({key})"
+                    ))
+                    .into());
+            }
+        }
+        let index = |name: &String| schema.index_of(name).ok();
+        Ok(Some(Target {
+            schema: schema.clone(),
+            table: self.quoted(place),
+            guard: guard(&found, &fields),
+            key: self.key.iter().filter_map(index).collect(),
+            flag: self.delete_when.as_ref().and_then(index),
+            fields,
+        }))
+    }
+
+    /// What can be wrong without a look at the server.
+    fn names(&self, schema: &Schema) -> Result<(), SinkError> {
+        if self.name.to_lowercase().starts_with("tidemill_") {
+            return Err(self.fatal("names that begin with tidemill_ are this program's own: choose another table"));
+        }
+        let columns = || schema.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ");
+        for name in self.key.iter().chain(&self.delete_when).filter(|name| schema.index_of(name).is_err()) {
+            let what = if self.key.contains(name) { "key" } else { "delete_when" };
+            return Err(
+                self.fatal(&format!("the {what} column `{name}` is not among the rows' columns: {}", columns()))
+            );
+        }
+        if let Some(flag) = &self.delete_when
+            && let Ok(field) = schema.field_with_name(flag)
+            && *field.data_type() != DataType::Boolean
+        {
+            let kind = type_name(field.data_type());
+            return Err(self.fatal(&format!("`delete_when` takes a boolean column, and `{flag}` is {kind}: cast it")));
+        }
+        let mut names = schema.fields().iter().map(|field| field.name()).chain([&self.name]);
+        match names.find(|name| name.len() > LONGEST_NAME || name.contains('\0')) {
+            Some(name) => Err(self
+                .fatal(&format!("PostgreSQL takes names of at most {LONGEST_NAME} bytes: rename `{name}` in the job"))),
+            None => Ok(()),
+        }
+    }
+
+    fn fields(&self, found: &Found, schema: &Schema) -> Result<Vec<Field>, SinkError> {
+        let mut fields = Vec::with_capacity(schema.fields().len());
+        for (index, field) in schema.fields().iter().enumerate() {
+            let (name, kind) = (field.name(), field.data_type());
+            if Some(name) == self.delete_when.as_ref() {
+                continue;
+            }
+            let Some(column) = found.columns.iter().find(|column| column.name == *name) else {
+                return Err(self.missing(found, name, kind));
+            };
+            if column.generated {
+                return Err(self
+                    .fatal(&format!("column `{name}` is GENERATED there and cannot be written: drop it in the job")));
+            }
+            let Some(rule) = Rule::of(kind, &column.kind) else {
+                return Err(self.fatal(&format!(
+                    "column `{name}` is {} there and {} in the job (which needs {}): cast it in the job, or ALTER TABLE {} \
+                     ALTER COLUMN {} TYPE {}",
+                    column.shown,
+                    type_name(kind),
+                    declared(kind),
+                    quoted(&self.name),
+                    quoted(name),
+                    declared(kind)
+                )));
+            };
+            fields.push(Field { index, name: name.clone(), rule });
+        }
+        Ok(fields)
+    }
+
+    fn missing(&self, found: &Found, name: &str, kind: &DataType) -> SinkError {
+        if let Some(near) = found.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name)) {
+            return self.fatal(&format!(
+                "it has no column `{name}` but `{0}`: names are taken with their case, so `rename: {{ {name}: {0} }}` in the \
+                 job",
+                near.name
+            ));
+        }
+        let (table, column, wanted) = (quoted(&self.name), quoted(name), declared(kind));
+        self.fatal(&format!(
+            "it has no column `{name}` ({}): ALTER TABLE {table} ADD COLUMN {column} {wanted}, or drop the column in the job",
+            type_name(kind)
+        ))
+    }
+
+    fn check(&self, found: &Found, schema: &Schema) -> Result<(), SinkError> {
+        let required = found.columns.iter().find(|column| column.required && schema.index_of(&column.name).is_err());
+        required.map_or(Ok(()), |column| {
+            Err(self.fatal(&format!(
+                "its column `{0}` must not be null and has no default, but the rows do not have it: ALTER TABLE {1} ALTER \
+                 COLUMN {2} SET DEFAULT ..., or `add: {{ {0}: ... }}` in the job",
+                column.name,
+                quoted(&self.name),
+                quoted(&column.name)
+            )))
+        })
+    }
+
+    pub(super) fn fatal(&self, why: &str) -> SinkError {
+        let schema = self.schema.as_ref().map(|schema| format!("{schema}.")).unwrap_or_default();
+        SinkError::Fatal(format!("table `{schema}{}`: {why}", self.name))
+    }
+}
+
+/// Divides by zero where a column that is written has another type than it had. Run in the rows' transaction, in which
+/// `COPY` holds a lock that keeps `ALTER TABLE` out: what is encoded for one type must never be read as another.
+fn guard(found: &Found, fields: &[Field]) -> String {
+    let written: Vec<&Column> =
+        found.columns.iter().filter(|column| fields.iter().any(|field| field.name == column.name)).collect();
+    let of = |text: fn(&Column) -> String| written.iter().map(|column| text(column)).collect::<Vec<_>>().join(",");
+    let (numbers, types) = (of(|column| column.number.to_string()), of(|column| column.oid.to_string()));
+    format!(
+        "SELECT 1 / coalesce((array_agg(atttypid ORDER BY attnum) = '{{{types}}}'::oid[])::int, 0) FROM pg_attribute \
+         WHERE attrelid = {} AND attnum = ANY('{{{numbers}}}'::smallint[]) AND NOT attisdropped",
+        found.oid
+    )
+}
