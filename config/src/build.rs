@@ -2,6 +2,7 @@
 //! in; what later errors point at takes its place from the tree.
 
 mod database;
+mod kafka_sink;
 mod lookup;
 
 use std::{
@@ -24,6 +25,7 @@ use crate::{
 };
 
 pub(crate) use lookup::{address, codec_of, columns_of};
+mod kafka_source;
 
 type Built<T> = Result<T, Problem>;
 
@@ -203,6 +205,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
     let kind = match common.kind.as_str() {
         "socket" => SourceKind::Socket(socket(options(value, &path)?, &path)?),
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
+        "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
         "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
         _ => return Err(inconsistent(&path)),
     };
@@ -293,6 +296,7 @@ fn step(node: &Node, index: usize, around: &lookup::Around<'_>) -> Built<Step> {
             Some("set_null") => OnError::SetNull,
             _ => OnError::Reject,
         },
+        per_lane: node.text_of("per_lane").is_some_and(|text| text.eq_ignore_ascii_case("true")),
         verb: verb(entry, &path, around).ok_or_else(|| inconsistent(&path))??,
         at: entry.place.at(&path),
     })
@@ -388,6 +392,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
             SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
         }
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
+        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
         _ => return Err(inconsistent(&path)),
     };
     Ok(Sink {

@@ -4,16 +4,21 @@
 //! `Debug` that shows no value.
 
 mod database;
+mod kafka_sink;
 mod lookup;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
+pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 pub use self::{
     database::{DatabaseSink, Mode, redacted},
     lookup::{Database, DatabaseAddress, Duplicates, Lookup, LookupMode, LookupTable, OnMissing, RedisValue, SqlRows},
 };
+mod kafka_source;
+
+pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -182,6 +187,8 @@ pub enum SourceKind {
     Socket(Socket),
     /// A directory.
     Directory(Directory),
+    /// Topics of Kafka.
+    Kafka(KafkaSource),
     /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
     Test(TestSource),
 }
@@ -335,6 +342,8 @@ pub struct Step {
     pub when: Option<Located<String>>,
     /// What happens to a row that cannot be processed (default reject).
     pub on_error: OnError,
+    /// With `lanes: partition`, a step that gathers rows may do so for each lane by itself.
+    pub per_lane: bool,
     /// What it does.
     pub verb: Verb,
     /// Where it stands.
@@ -438,6 +447,8 @@ pub enum SinkKind {
     },
     /// A PostgreSQL table.
     Postgres(DatabaseSink),
+    /// A Kafka topic.
+    Kafka(KafkaSink),
     /// Nowhere: for benches. With `marked`, marks are kept in memory.
     Blackhole,
 }

@@ -13,7 +13,7 @@ use crate::{
     error::Problem,
     load::Problems,
     nearest::did_you_mean,
-    schema::{job, scalar::taken_as_it_stands},
+    schema::{job, kafka_source, scalar::taken_as_it_stands},
     tree::{Data, Entry, Node, UNRESOLVED, below, item, shown},
 };
 
@@ -91,6 +91,9 @@ impl<'a> Semantics<'a> {
             self.csv(node, &path);
             self.metadata(node, &path);
             self.on_done(node, &path);
+            if node.text_of("type") == Some("kafka") {
+                kafka_source::check(node, &path, self.problems);
+            }
         }
     }
 

@@ -73,6 +73,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Sqlite => "sqlite",
         Kind::Postgres => "postgres",
         Kind::Ledger => "ledger",
+        Kind::Kafka => "kafka",
     }
 }
 

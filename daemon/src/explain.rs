@@ -8,7 +8,7 @@ use std::{
 };
 
 use arrow::datatypes::SchemaRef;
-use tidemill_checkpoint::SinkId;
+use tidemill_checkpoint::{LaneScheme, SinkId};
 use tidemill_config::{self as config, ProcessEnvironment};
 use tidemill_connectors::{codec, sink, source};
 
@@ -17,22 +17,22 @@ use crate::{
     job::{
         DEAD_LETTERS, anchor_rank,
         compile::{Compiled, Pinned, dead_letters_schema, given_schema},
+        scheme,
     },
 };
 
 /// Plans the steps where every schema is known before the first record; wrong columns are configuration errors.
 pub fn check(job: &config::Job) -> anyhow::Result<()> {
-    if job.sources.iter().all(|source| given_schema(source).is_some()) {
-        Compiled::new(&Arc::new(job.clone()), &Pinned::new()).map_err(|error| ConfigError(error.to_string()))?;
-    } else if job.lanes == Some(config::Lanes::Partition) {
-        let names: Vec<_> =
-            job.sources.iter().filter(|s| given_schema(s).is_none()).map(|s| s.name.value.as_str()).collect();
-        let at = job.sources.first().map(|source| source.name.at.clone()).unwrap_or_default();
-        let message =
-            format!("lanes: partition needs a schema that all lanes share: give `schema:` for {}", names.join(", "));
-        return Err(ConfigError(job.render(&at, &message)).into());
+    let compiled = if job.sources.iter().all(|source| given_schema(source).is_some()) {
+        let compiled = Compiled::new(&Arc::new(job.clone()), &Pinned::new());
+        Some(compiled.map_err(|error| ConfigError(error.to_string()))?)
+    } else {
+        None
+    };
+    match scheme::objection(job, compiled.as_ref().map(Compiled::pipeline)) {
+        Some((at, message)) => Err(ConfigError(job.render(&at, &message)).into()),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// `tidemill validate`: all errors of all files; exit code 78 where there are any.
@@ -79,10 +79,12 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         Err(error) => wrong.push(format!("job {}: {what} {name}: {error}", job.name)),
     };
     let settings = source::Settings {
-        partitioned: job.lanes == Some(config::Lanes::Partition),
+        partitioned: scheme::of(job) == LaneScheme::Partition,
         // Nothing is received, so nothing is spooled.
         spool: PathBuf::new(),
         owner: String::new(),
+        job: job.name.clone(),
+        ahead_bytes: 0,
     };
     for given in job.sources.iter().filter(|source| !matches!(source.kind, config::SourceKind::Socket(_))) {
         let tried = async { source::open(given, &settings)?.check().await };
@@ -124,10 +126,11 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     };
     writeln!(out, "job {} ({})", job.name, job.file.display())?;
     writeln!(out, "  a batch {trigger}, at most {} records or {} bytes", job.batch.max_records, job.batch.max_bytes)?;
-    let lanes = if job.lanes == Some(config::Lanes::Partition) {
-        "partition: each is planned and committed by itself"
-    } else {
-        "single"
+    let lanes = match scheme::of(job) {
+        LaneScheme::Partition => {
+            "partition: each is planned and committed by itself; several daemons share them. Not for it: inferred schemas, and steps over rows of several lanes"
+        }
+        LaneScheme::Single => "single: one daemon works, another may stand by",
     };
     writeln!(out, "  lanes: {lanes}\n\nsources")?;
     let mut known = true;
@@ -190,7 +193,7 @@ fn anchor(job: &config::Job) -> String {
 }
 
 fn is_marked(kind: &config::SinkKind) -> bool {
-    matches!(kind, config::SinkKind::Files(_) | config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_))
+    !matches!(kind, config::SinkKind::Console { .. } | config::SinkKind::Blackhole)
 }
 
 fn columns(schema: &SchemaRef) -> String {
@@ -226,6 +229,18 @@ fn describe_source(job: &config::Job, source: &config::Source) -> (String, &'sta
             format!("files in {}", option("path", &directory.path.display())),
             "exactly once: a file is read again where a batch is replayed",
         ),
+        config::SourceKind::Kafka(kafka) => {
+            let topics: Vec<_> = kafka.topics.iter().map(|topic| job.shown(&topic.at.path, &topic.value)).collect();
+            let brokers = option("brokers", &kafka.brokers);
+            let from = match kafka.start {
+                config::Start::Earliest => "from the oldest record",
+                config::Start::Latest => "from what comes after the first start",
+            };
+            (
+                format!("topics {} of {brokers}, {from}; committed records only", topics.join(", ")),
+                "exactly once: offsets are read again where a batch is replayed. Of a compacted topic a replay may find fewer records: exactly once, latest value",
+            )
+        }
         config::SourceKind::Test(test) => (format!("test shards in {}", test.path.display()), "for tests"),
     }
 }
@@ -250,6 +265,15 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
             let mode = describe_mode(&database.mode);
             let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));
             format!("rows {mode} to table {table} of {url}; exactly once (marks in tidemill_marks of its schema)")
+        }
+        config::SinkKind::Kafka(kafka) => {
+            let (topic, brokers) = (option("topic", &kafka.topic), option("brokers", &kafka.brokers));
+            let marks = kafka.marks_topic.as_ref().map_or_else(|| sink::kafka::marks_topic(&job.name), Clone::clone);
+            let marks = option("marks_topic", &marks);
+            format!(
+                "records in topic {topic} at {brokers}, in transactions; exactly once for readers with \
+                 isolation.level=read_committed (marks in its topic {marks})"
+            )
         }
         config::SinkKind::Blackhole => "nowhere; at least once".to_owned(),
     }

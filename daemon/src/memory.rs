@@ -39,6 +39,13 @@ impl Memory {
         wanted.min(usize::try_from(most).unwrap_or(usize::MAX))
     }
 
+    /// What a source of a job with such batches may keep in memory beside them: as much as a batch has, at most.
+    pub fn ahead(&self, wanted: usize) -> usize {
+        /// Of the whole budget: what is not leased is left for this.
+        const PART: u64 = 8;
+        self.cap(wanted).min(usize::try_from(self.total / PART * UNIT).unwrap_or(usize::MAX))
+    }
+
     /// Waits until a batch of so many bytes of records (see [`Memory::cap`]) fits.
     pub async fn lease(&self, bytes: usize) -> Lease {
         let permits = self.permits.clone().acquire_many_owned(permits(self.cap(bytes))).await;

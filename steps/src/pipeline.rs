@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::datatypes::SchemaRef;
-use tidemill_config::{At, Job, Located, OnError, Sink, Step, Verb as Model};
+use tidemill_config::{At, Job, KafkaSink, Located, OnError, Sink, SinkKind, Step, Verb as Model};
 
 use crate::{
     Schemas, columns,
@@ -122,6 +122,12 @@ impl Pipeline {
             })
             .map(|node| node.name.as_str())
             .or_else(|| self.graph.sinks.iter().find(|(_, input)| unites(input)).map(|(name, _)| name.as_str()))
+    }
+
+    /// The steps that see all rows of a batch at once.
+    pub fn queries(&self) -> impl Iterator<Item = &str> {
+        let queries = self.graph.nodes.iter().filter(|node| matches!(node.body, Body::Query { .. }));
+        queries.map(|node| node.name.as_str())
     }
 
     /// Whether chunks may be applied one by one ([`Pipeline::gathers`]).
@@ -430,15 +436,31 @@ impl<'a> Builder<'a> {
             Some(from) => self.inputs(std::slice::from_ref(from), &owner)?,
             None => self.last_step(),
         };
-        let input = self.unite(&ids, Some(&sink.name.at), &owner)?;
-        let Some(condition) = &sink.filter else { return Some(input) };
+        let mut input = self.unite(&ids, Some(&sink.name.at), &owner)?;
         let name = format!("sinks.{}", sink.name.value);
-        let mut notes = Notes { errors: self.errors, calls: &mut self.calls, step: &name, pruned: self.pruned };
-        let condition = notes.condition(condition, &input.schema)?;
-        let schema = Arc::clone(&input.schema);
-        let body = Body::Rows { input, verb: Box::new(Filter(condition)), when: None };
-        self.nodes.push(Node { name, on_error: OnError::Reject, body, schema: Arc::clone(&schema) });
-        Some(Union { inputs: vec![self.sources.len() + self.nodes.len() - 1], schema })
+        if let Some(condition) = &sink.filter {
+            let mut notes = Notes { errors: self.errors, calls: &mut self.calls, step: &name, pruned: self.pruned };
+            let condition = notes.condition(condition, &input.schema)?;
+            let schema = Arc::clone(&input.schema);
+            input = self.before_sink(&name, input, Planned { verb: Box::new(Filter(condition)), schema });
+        }
+        if let Some(key) = key_expression(sink, &input.schema) {
+            let column = Located { value: KafkaSink::KEY_COLUMN.to_owned(), at: key.at.clone() };
+            let model = Model::Add(vec![(column, key.clone())]);
+            let mut notes = Notes { errors: self.errors, calls: &mut self.calls, step: &name, pruned: self.pruned };
+            let planned = verbs::plan(&model, &key.at, &input.schema, &mut notes)?;
+            input = self.before_sink(&name, input, planned);
+        }
+        Some(input)
+    }
+
+    /// A node between the steps and a sink, which gets its rows.
+    fn before_sink(&mut self, name: &str, input: Union, planned: Planned) -> Union {
+        let schema = Arc::clone(&planned.schema);
+        let body = Body::Rows { input, verb: planned.verb, when: None };
+        let node = Node { name: name.to_owned(), on_error: OnError::Reject, body, schema: planned.schema };
+        self.nodes.push(node);
+        Union { inputs: vec![self.sources.len() + self.nodes.len() - 1], schema }
     }
 
     /// What a sink gets that does not say: the last step, without steps all sources.
@@ -448,6 +470,12 @@ impl<'a> Builder<'a> {
             steps => vec![self.sources.len() + steps - 1],
         }
     }
+}
+
+/// The key of a Kafka sink where it is an expression: a column's name means the column, whatever it is called.
+fn key_expression<'a>(sink: &'a Sink, schema: &SchemaRef) -> Option<&'a Located<String>> {
+    let SinkKind::Kafka(kafka) = &sink.kind else { return None };
+    kafka.key.as_ref().filter(|key| schema.index_of(&key.value).is_err())
 }
 
 /// Rows that pass unchanged and rows that do not end in one batch: a column that both have keeps its type, one that the

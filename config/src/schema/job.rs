@@ -1,8 +1,8 @@
 //! The keys of a job.
 
 use super::{
-    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, database, default, later, lookup, optional,
-    required, word,
+    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, database, default, kafka_sink, later, lookup,
+    optional, required, word,
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
@@ -120,7 +120,7 @@ pub(crate) static SOURCES: Variants = Variants {
             keys: TEST,
             exactly_one: &[],
         },
-        later("kafka"),
+        super::kafka_source::KAFKA,
         later("kinesis"),
         later("hdfs"),
         later("http"),
@@ -242,7 +242,7 @@ pub(super) const CSV: Variant = Variant {
     keys: CSV_KEYS,
     exactly_one: &[],
 };
-const TEXT_CODEC: Variant = Variant {
+pub(super) const TEXT_CODEC: Variant = Variant {
     name: "text",
     state: State::Now,
     doc: "A record is one row with the column `text`.",
@@ -352,7 +352,13 @@ static SINK_TYPES: &[Variant] = &[
         exactly_one: &[],
     },
     later("mysql"),
-    later("kafka"),
+    Variant {
+        name: "kafka",
+        state: State::Now,
+        doc: "A Kafka topic, in transactions, exactly once.",
+        keys: kafka_sink::KAFKA,
+        exactly_one: &[],
+    },
     later("kinesis"),
     later("http"),
     later("s3"),
@@ -427,6 +433,12 @@ pub(crate) static STEP: Object = Object {
             Kind::Words(&[word("reject"), word("fail"), word("set_null")]),
             "reject",
             "A row that cannot be processed becomes a dead letter, stops the job, or gets null.",
+        ),
+        default(
+            "per_lane",
+            FLAG,
+            "false",
+            "With `lanes: partition`: a step that gathers rows (`GROUP BY`, a join) does so for each lane by itself.",
         ),
     ],
 };

@@ -7,6 +7,8 @@ pub(crate) mod daemon;
 mod database;
 pub(crate) mod job;
 mod json;
+pub(crate) mod kafka_sink;
+pub(crate) mod kafka_source;
 pub(crate) mod lookup;
 mod markdown;
 pub(crate) mod scalar;

@@ -23,12 +23,14 @@ pub mod schema;
 #[cfg(test)]
 mod tests;
 mod text;
+mod texts;
 mod time;
 mod values;
 
 pub use frame::{FrameError, Framed, Framer, framer};
 pub use names::{base64, type_name};
 pub use schema::to_arrow;
+pub(crate) use texts::{Texts, from_base64};
 
 /// The column that keeps, as the text of a JSON object, the fields which the pinned schema does not have.
 pub const EXTRA: &str = "_extra";

@@ -8,6 +8,7 @@ mod cell;
 pub mod console;
 mod durable;
 pub mod files;
+pub mod kafka;
 pub mod ledger;
 pub mod postgres;
 pub mod sqlite;
@@ -207,6 +208,7 @@ pub fn open(id: SinkId, job: &str, kind: &tidemill_config::SinkKind) -> Result<A
         SinkKind::Files(files) => Arc::new(files::Files::open(id, job, files)?),
         SinkKind::Sqlite { path, table, mode } => Arc::new(sqlite::Sqlite::open(id, job, path, table, mode)?),
         SinkKind::Postgres(database) => Arc::new(postgres::Postgres::open(id, job, database)?),
+        SinkKind::Kafka(kafka) => Arc::new(kafka::Kafka::open(id, job, kafka)?),
         SinkKind::Blackhole => Arc::new(blackhole::Blackhole::open(id)),
     })
 }

@@ -4,6 +4,7 @@
 //! ([`Source::read`]), and may forget them only after [`Source::release`].
 
 pub mod directory;
+pub mod kafka;
 pub mod socket;
 pub mod testing;
 
@@ -79,6 +80,8 @@ pub enum Base {
     File(u64, u64),
     /// Positions are given record by record.
     Each(Arc<[Position]>),
+    /// The same, for positions that are numbers.
+    Offsets(Arc<[u64]>),
 }
 
 impl Slice {
@@ -88,6 +91,7 @@ impl Slice {
         match &self.base {
             Base::Bytes(base) => Position::number(base + start),
             Base::File(file, base) => Position::pair(*file, base + start),
+            Base::Offsets(offsets) => Position::number(offsets.get(index).copied().unwrap_or(0)),
             Base::Each(positions) => positions.get(index).cloned().unwrap_or_else(|| Position::number(0)),
         }
     }
@@ -153,6 +157,10 @@ pub struct Settings {
     pub spool: PathBuf,
     /// The daemon's owner name.
     pub owner: String,
+    /// The job's name.
+    pub job: String,
+    /// What a source may keep in memory beyond its batches: read ahead of them.
+    pub ahead_bytes: usize,
 }
 
 /// What a source finds when it is put at a mark.
@@ -252,6 +260,11 @@ pub trait Source: Send + Sync {
     /// Every sink has what lies before `reached`: it may be forgotten. Idempotent; repeated after a restart.
     async fn release(&self, lane: &Lane, reached: &Positions) -> Result<(), SourceError>;
 
+    /// A lane that was revoked is released in every sink: nothing of it is read or written here any more.
+    async fn let_go(&self, lane: &Lane) {
+        let _ = lane;
+    }
+
     /// Where the source listens, once it does: for people, and for tests with port 0.
     fn listening(&self) -> Option<SocketAddr> {
         None
@@ -292,6 +305,7 @@ pub fn open(config: &tidemill_config::Source, settings: &Settings) -> Result<Arc
     Ok(match &config.kind {
         SourceKind::Socket(socket) => Arc::new(socket::SocketSource::open(config, socket, &settings.spool)?),
         SourceKind::Directory(directory) => Arc::new(directory::DirectorySource::open(config, directory)?),
+        SourceKind::Kafka(kafka) => Arc::new(kafka::KafkaSource::open(config, kafka, settings)?),
         SourceKind::Test(test) => Arc::new(testing::TestSource::open(config, test, settings)?),
     })
 }

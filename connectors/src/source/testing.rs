@@ -406,7 +406,13 @@ mod tests {
             schema: None,
             metadata: Vec::new(),
         };
-        let settings = Settings { partitioned, spool: dir.path().join("spool"), owner: owner.to_owned() };
+        let settings = Settings {
+            partitioned,
+            spool: dir.path().join("spool"),
+            owner: owner.to_owned(),
+            job: "job".to_owned(),
+            ahead_bytes: 1 << 20,
+        };
         TestSource::open(&config, &test, &settings).unwrap()
     }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
+pub mod kafka;
 #[path = "../../../tests/src/services.rs"]
 pub mod services;
 
@@ -33,12 +34,14 @@ pub enum Kind {
     Sqlite,
     Postgres,
     Ledger,
+    Kafka,
 }
 
 /// The marked sinks whose servers are there.
 pub fn marked() -> Vec<Kind> {
     let mut kinds = vec![Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger];
     kinds.extend(services::postgres().map(|_| Kind::Postgres));
+    kinds.extend(services::kafka().map(|_| Kind::Kafka));
     kinds
 }
 
@@ -90,6 +93,7 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
         Kind::Postgres => SinkKind::Postgres(database(&postgres_url(dir), "rows", Mode::Append)),
+        Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),
         Kind::Ledger => {
             let ledger = tidemill_checkpoint::ledger::sled::SledLedger::open(&dir.join("data")).unwrap().ledger;
             return Arc::new(sink::ledger::LedgerSink::open("job", Arc::new(ledger)));
@@ -142,6 +146,7 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             let found = if there.trim() == "t" { server.psql_at(&url, "SELECT n FROM rows") } else { String::new() };
             found.lines().map(|line| line.parse().unwrap()).collect()
         }
+        Kind::Kafka => kafka::numbers(dir),
         Kind::Ledger => Vec::new(),
     };
     rows.sort_unstable();

@@ -161,7 +161,13 @@ impl Rig {
             schema: None,
             metadata: Vec::new(),
         };
-        let settings = Settings { partitioned: false, spool: self.dir.path().join("spool"), owner: "me".to_owned() };
+        let settings = Settings {
+            partitioned: false,
+            spool: self.dir.path().join("spool"),
+            owner: "me".to_owned(),
+            job: "job".to_owned(),
+            ahead_bytes: 1 << 20,
+        };
         source::open(&config, &settings).unwrap()
     }
 

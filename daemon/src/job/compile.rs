@@ -8,7 +8,11 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray},
+    array::{
+        ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray, UInt32Array,
+        new_null_array,
+    },
+    compute::take,
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
 };
 use rayon::prelude::*;
@@ -17,7 +21,7 @@ use tidemill_config as config;
 use tidemill_connectors::{
     Codec,
     codec::{self, Decoded, EXTRA},
-    source::{RawBatch, Slice},
+    source::{RawBatch, Slice, kafka},
 };
 use tidemill_steps::{BatchContext, Pipeline, Rows, StepStats};
 
@@ -96,8 +100,12 @@ fn schema_of(source: &config::Source, pinned: &Pinned) -> Option<SchemaRef> {
     given_schema(source).or_else(|| pinned.get(&super::shard_name(source)).cloned())
 }
 
-fn metadata_field(name: &str) -> Field {
-    Field::new(format!("_{name}"), DataType::Utf8, true)
+fn metadata_field(source: &config::Source, name: &str) -> Field {
+    let kind = match source.kind {
+        config::SourceKind::Kafka(_) => kafka::metadata_type(name),
+        _ => None,
+    };
+    Field::new(format!("_{name}"), kind.unwrap_or(DataType::Utf8), true)
 }
 
 impl Compiled {
@@ -109,7 +117,7 @@ impl Compiled {
             let known = schema_of(source, pinned);
             let full = known.as_ref().map_or_else(|| Arc::new(Schema::empty()), |known| with_extra(known, source));
             let mut fields: Vec<_> = full.fields().iter().cloned().collect();
-            fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(&item.value))));
+            fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(source, &item.value))));
             schemas.push((name.clone(), known, Arc::new(Schema::new(fields))));
         }
         let inputs: Vec<_> = schemas.iter().map(|(name, _, full)| (name.clone(), full.clone())).collect();
@@ -326,12 +334,20 @@ impl CompiledSource {
                     return column.clone();
                 }
                 let name = field.name().trim_start_matches('_');
+                if let Some((_, values)) = slice.columns.iter().find(|(column, _)| *column == name) {
+                    let records = UInt32Array::from_iter_values(records.iter().copied());
+                    return take(values, &records, None).expect("a column has a value for each record");
+                }
                 let array: StringArray = if name == "position" {
                     records.iter().map(|record| Some(slice.position(*record as usize).to_string())).collect()
                 } else {
                     let value = slice.metadata.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
                     records.iter().map(|_| value).collect()
                 };
+                // A slice without a column that the job asks for: a batch in a process of its own.
+                if *field.data_type() != DataType::Utf8 {
+                    return new_null_array(field.data_type(), records.len());
+                }
                 Arc::new(array)
             })
             .collect();

@@ -151,6 +151,9 @@ impl Runner {
             if let Some(Phase::Running(running)) = self.lanes.remove(&lane) {
                 self.release(&lane, &running.owned).await;
             }
+            for source in &self.job.sources {
+                source.let_go(&lane).await;
+            }
             self.job.status.lane(lane.as_str(), LaneState::Released);
         }
         if let Some(reason) = abandoned {

@@ -6,6 +6,7 @@
 //! - `batch` and `commit`: one batch of each lane, from the proposal to the close. The order of the protocol is there and
 //!   nowhere else. `replay`: what follows a decision that is no new batch. `schemas`: the compiled versions that batches use.
 //! - `lanes`: what failures, other owners and the source's own moves make of the lanes of a running job.
+//! - `scheme`: how a job is cut into lanes.
 //! - `rejects`: rows that a sink refused, on their way to the dead letters.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
@@ -22,6 +23,7 @@ pub mod rejects;
 pub mod replay;
 pub mod runner;
 pub mod schemas;
+pub mod scheme;
 
 use std::{
     collections::BTreeSet,
@@ -136,6 +138,11 @@ pub fn digest_of(config: &config::Job) -> Digest {
     let deciding = config.sinks.iter().map(|sink| {
         let folders: Vec<_> = match &sink.kind {
             config::SinkKind::Files(files) => files.partition_by.iter().map(|column| column.value.as_str()).collect(),
+            config::SinkKind::Kafka(kafka) => {
+                let headers = kafka.headers.iter().map(|(_, column)| column);
+                let columns = headers.chain(&kafka.key).chain(&kafka.delete_when);
+                columns.map(|column| column.value.as_str()).collect()
+            }
             _ => Vec::new(),
         };
         (sink.filter.as_ref().map(|filter| filter.value.as_str()), folders)
@@ -164,6 +171,8 @@ impl Job {
                 partitioned: job.scheme == LaneScheme::Partition,
                 spool: job.spool(source),
                 owner: job.around.owner.name.clone(),
+                job: job.config.name.clone(),
+                ahead_bytes: job.around.memory.ahead(job.config.batch.max_bytes),
             };
             job.sources.push(source::open(&for_connector(source), &settings)?);
         }
@@ -175,10 +184,7 @@ impl Job {
     pub fn open_sinks(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let digest = digest_of(&config);
         let folder = around.data_dir.join(&config.name);
-        let scheme = match config.lanes {
-            Some(config::Lanes::Partition) => LaneScheme::Partition,
-            _ => LaneScheme::Single,
-        };
+        let scheme = scheme::of(&config);
         let mut sinks = Vec::new();
         for sink in &config.sinks {
             sinks.push(SinkSlot {

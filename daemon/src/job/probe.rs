@@ -55,6 +55,7 @@ enum BaseHeader {
     Bytes(u64),
     File(u64, u64),
     Each(Vec<Position>),
+    Offsets(Vec<u64>),
 }
 
 /// Computes the batch in a child. [`LaneError::Stop`] where the child dies by a signal.
@@ -100,6 +101,7 @@ fn describe(source: usize, slice: &Slice) -> SliceHeader {
             Base::Bytes(base) => BaseHeader::Bytes(*base),
             Base::File(file, base) => BaseHeader::File(*file, *base),
             Base::Each(positions) => BaseHeader::Each(positions.to_vec()),
+            Base::Offsets(offsets) => BaseHeader::Offsets(offsets.to_vec()),
         },
     }
 }
@@ -161,6 +163,7 @@ pub fn child() -> anyhow::Result<()> {
             BaseHeader::Bytes(base) => Base::Bytes(base),
             BaseHeader::File(file, base) => Base::File(file, base),
             BaseHeader::Each(positions) => Base::Each(positions.into()),
+            BaseHeader::Offsets(offsets) => Base::Offsets(offsets.into()),
         };
         let (bytes, first) = (take(slice.bytes)?, slice.header.map(&mut take).transpose()?);
         let batch = raw.get_mut(slice.source).ok_or_else(|| anyhow::anyhow!("a slice of an unknown source"))?;

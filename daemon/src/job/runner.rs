@@ -422,6 +422,10 @@ impl Runner {
             }
             self.job.status.lane(lane.as_str(), LaneState::Released);
         }
+        // Who waits for this daemon's part (a consumer group) need not wait until it is missed.
+        for source in &self.job.sources {
+            source.stop().await;
+        }
         self.lanes_changed();
         Ended::Done
     }

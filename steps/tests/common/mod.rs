@@ -80,7 +80,16 @@ fn read_step(index: usize, step: &serde_yaml::Mapping) -> Step {
     };
     let when = text("when").map(|when| located(when, &format!("steps[{index}].when")));
     let verb = read_verb(verb, value, &path);
-    Step { name, named: step.contains_key("name"), from, when, on_error, verb, at: located((), &path).at }
+    Step {
+        name,
+        named: step.contains_key("name"),
+        from,
+        when,
+        on_error,
+        per_lane: false,
+        verb,
+        at: located((), &path).at,
+    }
 }
 
 fn scalar(value: &serde_yaml::Value, path: &str) -> Located<String> {

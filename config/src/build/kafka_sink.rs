@@ -1,0 +1,46 @@
+//! The sink `type: kafka`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_yaml::Value;
+
+use super::{Built, CodecOptions, located, options, text};
+use crate::{
+    KafkaCompression, KafkaSink, Located,
+    tree::{Entry, below},
+    units,
+};
+
+#[derive(Deserialize)]
+struct Options {
+    brokers: String,
+    topic: String,
+    codec: CodecOptions,
+    compression: KafkaCompression,
+    #[serde(deserialize_with = "units::de_duration")]
+    transaction_timeout: Duration,
+    marks_topic: Option<String>,
+}
+
+pub(super) fn sink(entry: &Entry, value: &Value, path: &str) -> Built<KafkaSink> {
+    let given: Options = options(value, path)?;
+    let pairs = |key: &str| -> Vec<(String, Located<String>)> {
+        let Some(map) = entry.value.get(key) else { return Vec::new() };
+        let path = below(path, key);
+        let pair = |entry: &Entry| Some((entry.key.clone(), located(&entry.value, &below(&path, &entry.key))?));
+        map.value.entries().iter().filter_map(pair).collect()
+    };
+    Ok(KafkaSink {
+        brokers: given.brokers,
+        topic: given.topic,
+        key: text(&entry.value, "key", path),
+        headers: pairs("headers"),
+        delete_when: text(&entry.value, "delete_when", path),
+        codec: given.codec.codec()?,
+        compression: given.compression,
+        transaction_timeout: given.transaction_timeout,
+        marks_topic: given.marks_topic,
+        properties: pairs("properties").into_iter().map(|(name, value)| (name, value.value)).collect(),
+    })
+}

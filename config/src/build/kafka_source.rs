@@ -1,0 +1,37 @@
+//! From a checked `type: kafka` of a source to the model.
+
+use serde::Deserialize;
+use serde_yaml::Value;
+
+use super::{Built, options, texts};
+use crate::{
+    KafkaSource, OnLostOffsets, Start, Tombstones,
+    tree::{Node, below},
+};
+
+#[derive(Deserialize)]
+struct Options {
+    group: Option<String>,
+    start: Start,
+    on_lost_offsets: OnLostOffsets,
+    tombstones: Tombstones,
+}
+
+pub(super) fn kafka(node: &Node, value: &Value, path: &str) -> Built<KafkaSource> {
+    let given: Options = options(value, path)?;
+    let brokers: Vec<_> = texts(node.get("brokers"), path).into_iter().map(|text| text.value).collect();
+    let properties = node.get("properties").map_or(&[][..], |entry| entry.value.entries());
+    let property = |entry: &crate::tree::Entry| {
+        let text = entry.value.text().ok_or_else(|| super::inconsistent(&below(path, "properties")))?;
+        Ok((entry.key.trim().to_owned(), text.to_owned()))
+    };
+    Ok(KafkaSource {
+        brokers: brokers.join(","),
+        topics: texts(node.get("topics"), path),
+        group: given.group,
+        start: given.start,
+        on_lost_offsets: given.on_lost_offsets,
+        tombstones: given.tombstones,
+        properties: properties.iter().map(property).collect::<Built<_>>()?,
+    })
+}

@@ -1,0 +1,56 @@
+//! `type: kafka` of a source.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::{Located, Start};
+
+/// `type: kafka`
+#[derive(Clone)]
+pub struct KafkaSource {
+    /// `host:port` of some brokers, between commas.
+    pub brokers: String,
+    /// Names of topics, and patterns that begin with `^`.
+    pub topics: Vec<Located<String>>,
+    /// The consumer group; `None` is the default, `tidemill-<job>`.
+    pub group: Option<String>,
+    /// Where the job starts (default earliest).
+    pub start: Start,
+    /// Records that a mark or a plan speaks of and the topic does not have any more (default stop).
+    pub on_lost_offsets: OnLostOffsets,
+    /// Records without a value (default reject).
+    pub tombstones: Tombstones,
+    /// Properties of librdkafka, by name, in the order of the file.
+    pub properties: Vec<(String, String)>,
+}
+
+impl fmt::Debug for KafkaSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KafkaSource { .. }")
+    }
+}
+
+/// `on_lost_offsets:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLostOffsets {
+    /// Stop the lane.
+    Stop,
+    /// Go on with the oldest record that is there.
+    Earliest,
+    /// Go on with what comes from now on.
+    Latest,
+}
+
+/// `tombstones:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tombstones {
+    /// They go to the dead letters.
+    Reject,
+    /// They are left out.
+    Skip,
+    /// Each is a row of nulls and metadata.
+    Keep,
+}

@@ -1,0 +1,74 @@
+//! The keys of the sink `kafka`.
+
+use super::{Key, Kind, Scalar, State, Variant, Variants, default, job, later, optional, required, word};
+
+const TEXT: Kind = Kind::Scalar(Scalar::Text);
+const ANY_TEXT: Kind = Kind::Scalar(Scalar::AnyText);
+const COLUMN: Kind = Kind::Scalar(Scalar::Column);
+
+/// No broker lets a transaction last less than this, and none should have one open for more than 15 minutes.
+const MIN_TRANSACTION_MS: u64 = 1_000;
+
+pub(crate) static KAFKA: &[Key] = &[
+    required("brokers", TEXT, "`host:port` of one or more brokers, separated by commas: enough to find the others."),
+    required("topic", TEXT, "The topic. It is not made: it must be there."),
+    optional(
+        "key",
+        Kind::Scalar(Scalar::Expression),
+        "The record's key: a column, or an SQL expression. Rows of one key go to one partition, the same that Java's producers choose. Left out: no key, and rows are spread.",
+    ),
+    optional(
+        "headers",
+        Kind::Map { key: Scalar::Text, value: &COLUMN, noun: "header" },
+        "Headers of each record, by name: the columns that they hold. A null gives no header.",
+    ),
+    optional(
+        "delete_when",
+        COLUMN,
+        "A boolean column: a row where it is true becomes a tombstone, a record without a value. The column itself is not written.",
+    ),
+    default("codec", Kind::Variants(&RECORD_CODECS), "json", "How a row becomes a record's value."),
+    default(
+        "compression",
+        Kind::Words(&[word("none"), word("gzip"), word("snappy"), word("lz4"), word("zstd")]),
+        "none",
+        "How the producer compresses what it sends.",
+    ),
+    default(
+        "transaction_timeout",
+        Kind::Scalar(Scalar::Duration { min_ms: MIN_TRANSACTION_MS }),
+        "60s",
+        "After this time the broker undoes a transaction that nobody ends. Readers wait for open transactions so long.",
+    ),
+    optional(
+        "marks_topic",
+        TEXT,
+        "The compacted topic of the job's marks. It is made where it is absent. Left out: `tidemill-marks-<job>`.",
+    ),
+    optional(
+        "properties",
+        Kind::Map { key: Scalar::Text, value: &ANY_TEXT, noun: "property" },
+        "Any property of librdkafka, for TLS, SASL and tuning. Secrets best come by `${file:PATH}`.",
+    ),
+];
+
+/// Codecs whose rows are one record each.
+pub(crate) static RECORD_CODECS: Variants = Variants {
+    noun: "codec",
+    short: true,
+    common: &[],
+    variants: &[
+        job::JSON,
+        job::CSV,
+        job::TEXT_CODEC,
+        Variant {
+            name: "parquet",
+            state: State::Elsewhere("parquet is a format of files, not of single records: use `json`"),
+            doc: "",
+            keys: &[],
+            exactly_one: &[],
+        },
+        later("avro"),
+        later("protobuf"),
+    ],
+};

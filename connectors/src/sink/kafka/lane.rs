@@ -1,0 +1,244 @@
+//! One lane of the sink: how it is taken, how it commits, and what follows where nobody knows what became of a commit.
+//!
+//! A producer that took the transactional id knows the lane's mark until it is shut out: nobody else can write it. So a
+//! commit compares in memory, and reads the marks only where the producer failed. Then, as at a claim: read, take the
+//! id, and read again up to the true end. In between another owner's last transaction may have been committed.
+
+use std::time::Duration;
+
+use tidemill_checkpoint::{Claim, Digest, Generation, LaneKey, LogName, Mark, Permit, Position, Receipt};
+
+use super::{
+    Inner,
+    encode::Rows,
+    marks::{Kept, Owned, Place, Record},
+    reader::End,
+    writer::{Failure, Writer, passed},
+};
+use crate::sink::{SinkError, rejects_shard};
+
+/// How long a claim waits for transactions of other lanes. They may be a dead daemon's, which end when their own lanes are
+/// claimed: so the next claim must not wait for this one.
+const OPEN_TRANSACTIONS: Duration = Duration::from_secs(5);
+
+/// What this process knows of a lane of which it is the owner.
+#[derive(Default)]
+pub(super) struct Slot {
+    live: Option<Live>,
+}
+
+struct Live {
+    writer: Writer,
+    owned: Owned,
+    /// Entries and rejects, as the marks' topic has them.
+    kept: Kept,
+}
+
+impl Slot {
+    /// What a commit of this process has written last: never older than what can be read.
+    pub(super) fn owned(&self) -> Option<&Owned> {
+        self.live.as_ref().map(|live| &live.owned)
+    }
+
+    /// The producer goes, and its threads.
+    pub(super) fn close(&mut self) {
+        self.live = None;
+    }
+}
+
+impl Inner {
+    /// The lane's records up to the true end.
+    pub(super) fn kept(&self, place: &Place, end: End) -> Result<Kept, SinkError> {
+        self.reader.read(std::slice::from_ref(place), end)?;
+        Ok(self.reader.look(|book| book.lane(place).cloned().unwrap_or_default()))
+    }
+
+    /// Takes the lane's transactional id where `may` allows it, before and after.
+    fn take(
+        &self,
+        place: &Place,
+        may: &dyn Fn(Option<&Owned>) -> Result<(), SinkError>,
+    ) -> Result<(Writer, Kept), SinkError> {
+        may(self.kept(place, End::Stable)?.owned.as_ref())?;
+        passed("kafka.before-init")?;
+        let id = format!("{}/{}/{}/{}", self.marks_topic, place.job, place.sink, place.lane);
+        let writer = Writer::open(&self.cluster, &id, self.transaction_timeout, self.compression)?;
+        passed("kafka.after-init")?;
+        let kept = self.kept(place, End::All(OPEN_TRANSACTIONS))?;
+        may(kept.owned.as_ref())?;
+        Ok((writer, kept))
+    }
+
+    pub(super) fn claim(&self, slot: &mut Slot, key: &LaneKey) -> Result<Option<Mark>, SinkError> {
+        let (place, generation) = (&self.place(&key.lane), key.generation);
+        let may = |owned: Option<&Owned>| match owned {
+            Some(owned) if owned.claim.generation >= generation => {
+                Err(self.fenced(place, owned.claim.generation, generation))
+            }
+            _ => Ok(()),
+        };
+        slot.close();
+        let partition = place.partition(self.make_marks_topic()?);
+        let (mut writer, kept) = self.take(place, &may)?;
+        let claim = Claim { generation, owner: key.owner.clone(), released: false };
+        let owned = Owned { claim, mark: kept.owned.as_ref().and_then(|owned| owned.mark.clone()) };
+        let record = place.mark(&owned);
+        let sent = writer.transact(|writer| {
+            passed("kafka.claim-before-mark")?;
+            writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)
+        });
+        if let Err(failure) = sent {
+            let error = failure.error();
+            slot.close();
+            // Who was shut out meanwhile lost the race, and whoever won may not have written yet. Or it was written, and
+            // only the answer is missing.
+            let now = self.kept(place, End::All(OPEN_TRANSACTIONS))?;
+            if !now.owned.as_ref().is_some_and(|now| now.is_of(key)) {
+                may(now.owned.as_ref())?;
+                return Err(error);
+            }
+            return Ok(self.live(slot, key)?.owned.mark.clone());
+        }
+        passed("kafka.claim-after-mark")?;
+        let mark = owned.mark.clone();
+        slot.live = Some(Live { writer, owned, kept: kept.slim() });
+        Ok(mark)
+    }
+
+    /// What a key of this process needs to go on: its producer, a new one where the last one failed.
+    fn live<'s>(&self, slot: &'s mut Slot, key: &LaneKey) -> Result<&'s mut Live, SinkError> {
+        let place = self.place(&key.lane);
+        let may = |owned: Option<&Owned>| match owned {
+            Some(owned) if owned.is_of(key) => Ok(()),
+            Some(owned) => Err(self.fenced(&place, owned.claim.generation, key.generation)),
+            None => Err(self.fenced(&place, Generation::default(), key.generation)),
+        };
+        if let Some(live) = &slot.live {
+            may(Some(&live.owned))?;
+        } else {
+            let (writer, kept) = self.take(&place, &may)?;
+            let owned = kept.owned.clone().ok_or_else(|| self.fenced(&place, Generation::default(), key.generation))?;
+            slot.live = Some(Live { writer, owned, kept: kept.slim() });
+        }
+        slot.live.as_mut().ok_or_else(|| SinkError::Fatal("a producer was not kept".into()))
+    }
+
+    pub(super) fn commit(&self, slot: &mut Slot, permit: &Permit, rows: &Rows) -> Result<Receipt, SinkError> {
+        let mut again = true;
+        loop {
+            let live = self.live(slot, permit.key())?;
+            let (found, expected) = (live.owned.digest(), permit.expected());
+            if found == Some(permit.mark().digest) {
+                return Ok(Receipt::written(permit));
+            }
+            if found != expected {
+                return Err(self.conflict(slot, permit, found));
+            }
+            match self.write(live, permit, rows) {
+                Ok(receipt) => return Ok(receipt),
+                Err(Failure::Undone(error)) => return Err(error),
+                // The marks tell whether it is there, and whose the lane is: read with a new producer.
+                Err(Failure::Unknown(error)) => {
+                    tracing::debug!(lane = %permit.key().lane, %error, "a commit without an answer");
+                    slot.close();
+                    if !std::mem::take(&mut again) {
+                        return Err(transient(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A mark that is not the expected one: mine, unless somebody else's was written since.
+    fn conflict(&self, slot: &mut Slot, permit: &Permit, found: Option<Digest>) -> SinkError {
+        slot.close();
+        match self.live(slot, permit.key()) {
+            Err(error) => error,
+            Ok(_) => SinkError::Conflict {
+                sink: self.id.clone(),
+                lane: permit.key().lane.clone(),
+                found,
+                expected: permit.expected(),
+            },
+        }
+    }
+
+    fn write(&self, live: &mut Live, permit: &Permit, rows: &Rows) -> Result<Receipt, Failure> {
+        let Live { writer, owned, kept } = live;
+        let place = self.place(&permit.key().lane);
+        let next = Owned { claim: owned.claim.clone(), mark: Some(permit.mark().clone()) };
+        let mut records: Vec<Record> = Vec::new();
+        // The last record of a key counts: an entry that is given again is not to be dropped by what was there before.
+        for (log, range) in permit.mark().plan.logs.iter().filter(|(_, range)| range.first > 0) {
+            records.extend(kept.pruned(&place, log, range.first));
+        }
+        let first = |log: &LogName| permit.mark().plan.logs.get(log).map_or(0, |range| range.first);
+        let entries = permit.entries().iter().filter(|entry| entry.number >= first(&entry.log));
+        records.extend(entries.map(|entry| place.entry(entry)));
+        let read = permit.mark().positions.get(&rejects_shard(&self.id)).and_then(Position::as_number).unwrap_or(0);
+        records.extend(kept.done_rejects(&place, read));
+        let rejects = rows.rejects(permit, kept.next_reject().max(read));
+        records.extend(rejects.iter().flat_map(|reject| place.reject(reject)));
+        records.push(place.mark(&next));
+        let partitions = self.reader.partitions().map_err(Failure::Undone)?;
+        let partition = place.partition(partitions);
+        writer.transact(|writer| {
+            passed("kafka.before-rows")?;
+            rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
+            for record in &records {
+                writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;
+            }
+            Ok(())
+        })?;
+        *owned = next;
+        kept.take_in(&place, &records).map_err(Failure::Unknown)?;
+        Ok(Receipt::written(permit).with_rejected(rejects.len() as u64))
+    }
+
+    pub(super) fn release(&self, slot: &mut Slot, key: &LaneKey) -> Result<(), SinkError> {
+        let place = self.place(&key.lane);
+        let live = match self.live(slot, key) {
+            Ok(live) => live,
+            Err(SinkError::Fenced { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut released = live.owned.clone();
+        released.claim.released = true;
+        let record = place.mark(&released);
+        let partition = place.partition(self.reader.partitions()?);
+        let result = live.writer.transact(|writer| {
+            writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)
+        });
+        slot.close();
+        match result.map_err(Failure::error) {
+            Ok(()) => Ok(()),
+            // Where it was shut out meanwhile, there is nothing to let go of.
+            Err(error) => match self.kept(&place, End::Stable)?.owned {
+                Some(owned) if owned.is_of(key) && !owned.claim.released => Err(error),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Takes every record of the lane away, and shuts its owner out.
+    pub(super) fn forget(&self, slot: &mut Slot, place: &Place) -> Result<(), SinkError> {
+        slot.close();
+        let (mut writer, kept) = self.take(place, &|_| Ok(()))?;
+        let partition = place.partition(self.reader.partitions()?);
+        let sent = writer.transact(|writer| {
+            for record in kept.gone(place) {
+                writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;
+            }
+            Ok(())
+        });
+        sent.map_err(|failure| transient(failure.error()))
+    }
+}
+
+/// What a new try may settle, whatever the client calls it.
+fn transient(error: SinkError) -> SinkError {
+    match error {
+        SinkError::Fatal(cause) => SinkError::Transient { what: "writing to Kafka".into(), cause },
+        other => other,
+    }
+}

@@ -1,0 +1,285 @@
+//! A Kafka topic. Rows and mark are one transaction; the mark is a record of a compacted topic of the job.
+//!
+//! Every lane has a producer with a `transactional.id` of its own, which stays the same: the broker lets the newest
+//! producer of an id write, and no other. Start with [`lane`]: how a lane is claimed, and how it commits. [`marks`] says
+//! what the marks' topic holds, [`reader`] how far it must be read, [`writer`] what becomes of a transaction, [`encode`]
+//! how rows become records, [`dead_letters`] the same for rejects, [`topic`] makes and looks for topics, [`cluster`] makes
+//! clients and knows what their errors mean.
+//!
+//! **Claim**: read the mark (a stored generation that is not lower: `Fenced`, and nobody was disturbed); take the
+//! transactional id, which shuts out every earlier owner and ends its transaction; read again, up to the true end of the
+//! partition; write the claim, in a transaction. **Commit**: records and mark, in a transaction. Where the producer was
+//! shut out, the marks say by whom: by an owner that has claimed, or by one that lost its race and went away, and then the
+//! id is taken once more. `tests/kafka_model.rs` enumerates these steps, and shows that none of them can be left out.
+//!
+//! A beat is a record outside of transactions, in the marks' partition 0, which no transaction holds back.
+//!
+//! Failpoints: `kafka.before-init`, `kafka.after-init`, `kafka.claim-before-mark`, `kafka.claim-after-mark`,
+//! `kafka.before-rows`, `kafka.after-rows`, `kafka.before-commit`, `kafka.after-commit`.
+
+mod cluster;
+mod dead_letters;
+mod encode;
+mod lane;
+mod marks;
+mod reader;
+mod topic;
+mod writer;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use tidemill_checkpoint::{Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt, SinkId, Timestamp};
+use tidemill_config::KafkaSink;
+
+pub use self::topic::marks_topic;
+use self::{
+    cluster::{ANSWER, Cluster, Context},
+    encode::{Format, Rows},
+    lane::Slot,
+    marks::Place,
+    reader::{End, Reader},
+};
+use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking};
+
+/// Lanes of a group whose transactions are committed at the same time.
+const COMMITTING: usize = 32;
+/// How long a look at marks waits for transactions that are open.
+const LOOKING: Duration = Duration::from_secs(2);
+/// How long entries and rejects are waited for: they must not be missed.
+const READING: Duration = Duration::from_secs(20);
+
+/// The sink `type: kafka`.
+pub struct Kafka {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: SinkId,
+    job: String,
+    cluster: Cluster,
+    topic: String,
+    marks_topic: String,
+    format: Format,
+    compression: &'static str,
+    transaction_timeout: Duration,
+    reader: Arc<Reader>,
+    lanes: Mutex<BTreeMap<Lane, Arc<Mutex<Slot>>>>,
+    beats: Mutex<Option<BaseProducer<Context>>>,
+    last_beat: AtomicU64,
+}
+
+impl Kafka {
+    /// The sink `id` of `job`. Connects nowhere.
+    pub fn open(id: SinkId, job: &str, config: &KafkaSink) -> Result<Self, SinkError> {
+        let cluster = Cluster::new(config)?;
+        let marks_topic = config.marks_topic.clone().unwrap_or_else(|| topic::marks_topic(job));
+        if marks_topic == config.topic {
+            return Err(SinkError::Fatal(format!(
+                "`marks_topic` is the topic of the records, `{marks_topic}`: marks need a topic of their own"
+            )));
+        }
+        let inner = Inner {
+            format: Format::new(&id, config)?,
+            reader: Reader::shared(&cluster, &marks_topic),
+            id,
+            job: job.to_owned(),
+            cluster,
+            topic: config.topic.clone(),
+            marks_topic,
+            compression: config.compression.name(),
+            transaction_timeout: config.transaction_timeout,
+            lanes: Mutex::default(),
+            beats: Mutex::default(),
+            last_beat: AtomicU64::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, SinkError> + Send + 'static,
+    ) -> Result<T, SinkError> {
+        let inner = self.inner.clone();
+        blocking(move || work(&inner)).await?
+    }
+}
+
+impl Inner {
+    fn place(&self, lane: &Lane) -> Place {
+        Place { job: self.job.clone(), sink: self.id.clone(), lane: lane.clone() }
+    }
+
+    fn fenced(&self, place: &Place, held: Generation, mine: Generation) -> SinkError {
+        SinkError::Fenced { sink: self.id.clone(), lane: place.lane.clone(), held, mine }
+    }
+
+    fn slot(&self, lane: &Lane) -> Arc<Mutex<Slot>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).entry(lane.clone()).or_default().clone()
+    }
+
+    /// Runs `work` on a lane, one at a time.
+    fn on<T>(&self, lane: &Lane, work: impl FnOnce(&mut Slot) -> T) -> T {
+        work(&mut self.slot(lane).lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError> {
+        let places: Vec<Place> = lanes.iter().map(|lane| self.place(lane)).collect();
+        self.reader.read(&places, End::Soon(LOOKING))?;
+        let held = |place: &Place| {
+            let mut held = self.reader.look(|book| book.lane(place).map(marks::Kept::held).unwrap_or_default());
+            // What this process has committed may lie behind a transaction that is still open.
+            let slot = self.slot(&place.lane);
+            if let Ok(slot) = slot.try_lock()
+                && let Some(owned) = slot.owned()
+                && held.claim.as_ref() == Some(&owned.claim)
+            {
+                held.mark = owned.mark.clone();
+            }
+            (place.lane.clone(), held)
+        };
+        Ok(places.iter().map(held).collect())
+    }
+
+    fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {
+        let place = self.place(&key.lane);
+        let kept = self.kept(&place, End::Stable)?;
+        match &kept.owned {
+            Some(owned) if owned.is_of(key) => {}
+            Some(owned) => return Err(self.fenced(&place, owned.claim.generation, key.generation)),
+            None => return Err(self.fenced(&place, Generation::default(), key.generation)),
+        }
+        let now = Timestamp::now().0.unsigned_abs();
+        let last = self.last_beat.fetch_max(now, Ordering::Relaxed);
+        let beat = if last >= now { self.last_beat.fetch_add(1, Ordering::Relaxed) + 1 } else { now };
+        let record = place.beat(key.generation, beat);
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let producer = match &mut *beats {
+            Some(producer) => producer,
+            none => none.insert(self.cluster.plain()?),
+        };
+        let mut sent = BaseRecord::<[u8], [u8]>::to(&self.marks_topic).partition(0).key(&record.key);
+        sent.payload = record.value.as_deref();
+        writer::send(producer, &self.cluster, sent, ANSWER)?;
+        let flushed = producer.flush(ANSWER);
+        let context = producer.context();
+        flushed.map_err(|error| self.cluster.explain("sending a beat", &error, context))?;
+        match context.take_undelivered() {
+            None => Ok(()),
+            Some((code, text)) => Err(self.cluster.explain_code("sending a beat", Some(code), &text, context)),
+        }
+    }
+
+    fn reset(&self) -> Result<(), SinkError> {
+        self.reader.read_whole(End::All(READING))?;
+        for place in self.reader.look(|book| book.lanes_of(&self.job, &self.id)) {
+            self.on(&place.lane, |slot| self.forget(slot, &place))?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Sink for Kafka {
+    fn id(&self) -> &SinkId {
+        &self.inner.id
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::ExactlyOnce
+    }
+
+    async fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError> {
+        let lanes = lanes.to_vec();
+        self.run(move |inner| inner.peek(&lanes)).await
+    }
+
+    async fn claim(
+        &self,
+        lane: &Lane,
+        generation: Generation,
+        owner: &Owner,
+    ) -> Result<(LaneKey, Option<Mark>), SinkError> {
+        let key = LaneKey { sink: self.id().clone(), lane: lane.clone(), generation, owner: owner.clone() };
+        self.run(move |inner| {
+            let mark = inner.on(&key.lane, |slot| inner.claim(slot, &key))?;
+            Ok((key, mark))
+        })
+        .await
+    }
+
+    async fn history(&self, lane: &Lane, log: &LogName, from: u64) -> Result<Vec<Entry>, SinkError> {
+        let (lane, log) = (lane.clone(), log.clone());
+        self.run(move |inner| {
+            let place = inner.place(&lane);
+            inner.reader.read(std::slice::from_ref(&place), End::All(READING))?;
+            Ok(inner.reader.look(|book| book.lane(&place).map(|kept| kept.entries(&log, from)).unwrap_or_default()))
+        })
+        .await
+    }
+
+    async fn rejects(&self, lane: &Lane, from: u64) -> Result<Vec<SinkReject>, SinkError> {
+        let lane = lane.clone();
+        self.run(move |inner| {
+            let place = inner.place(&lane);
+            inner.reader.read(std::slice::from_ref(&place), End::All(READING))?;
+            Ok(inner.reader.look(|book| book.lane(&place).map(|kept| kept.rejects(from)).unwrap_or_default()))
+        })
+        .await
+    }
+
+    async fn check(&self, schema: Option<&SchemaRef>) -> Result<(), SinkError> {
+        if let Some(schema) = schema {
+            self.inner.format.check(schema)?;
+        }
+        self.run(|inner| inner.check()).await
+    }
+
+    async fn prepare(&self, schema: &SchemaRef) -> Result<(), SinkError> {
+        self.inner.format.check(schema)?;
+        self.run(|inner| inner.find_topic()).await
+    }
+
+    async fn stage(&self, context: &StageContext, rows: &[RecordBatch]) -> Result<Staged, SinkError> {
+        let count = rows.iter().map(|batch| batch.num_rows() as u64).sum();
+        if context.mark_only || count == 0 {
+            return Ok(Staged { rows: 0, bytes: 0, data: Box::new(Rows::default()) });
+        }
+        let rows = rows.to_vec();
+        let encoded = self.run(move |inner| inner.format.encode(&rows)).await?;
+        Ok(Staged { rows: count, bytes: encoded.bytes(), data: Box::new(encoded) })
+    }
+
+    async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
+        let commits = group.into_iter().map(|(permit, staged)| async move {
+            let rows: Rows =
+                *staged.data.downcast().map_err(|_| SinkError::Fatal("rows were staged by another sink".into()))?;
+            self.run(move |inner| inner.on(&permit.key().lane, |slot| inner.commit(slot, &permit, &rows))).await
+        });
+        stream::iter(commits).buffered(COMMITTING).collect().await
+    }
+
+    async fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {
+        let key = key.clone();
+        self.run(move |inner| inner.beat(&key)).await
+    }
+
+    async fn release(&self, key: &LaneKey) -> Result<(), SinkError> {
+        let key = key.clone();
+        self.run(move |inner| inner.on(&key.lane, |slot| inner.release(slot, &key))).await
+    }
+
+    async fn reset(&self) -> Result<(), SinkError> {
+        self.run(|inner| inner.reset()).await
+    }
+}

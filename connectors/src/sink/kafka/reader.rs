@@ -1,0 +1,317 @@
+//! Reads the marks' topic: once for all lanes and sinks of this process, and after that only what is new.
+//!
+//! Two ends can be asked for. *Stable* is where a reader of committed records stops now; it may lie before a mark that is
+//! committed already, where another lane's transaction in the same partition is still open. *All* is the true one: the
+//! partition's end as it is now, and then a wait until committed records are readable up to there. Every transaction that
+//! was open at the call has ended by then, so no mark that was committed before the call is missed. Whoever decides from
+//! a mark reads *all*; `tests/kafka_model.rs` shows what goes wrong otherwise.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode as Code},
+};
+
+use super::{
+    cluster::{ANSWER, Cluster, Context},
+    marks::{Book, Place},
+};
+use crate::sink::SinkError;
+
+/// Between two looks at transactions that are open.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long a partition may have no leader before that is an error: it is new, or a broker went.
+const MOVING: Duration = Duration::from_secs(5);
+/// The partition of beats.
+const BEATS: i32 = 0;
+
+/// How far a read goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// What is readable now.
+    Stable,
+    /// All that is committed now: waits for open transactions, so long.
+    All(Duration),
+    /// All that is committed now, or what is readable after so long.
+    Soon(Duration),
+}
+
+type Shared = Mutex<BTreeMap<(Cluster, String), Weak<Reader>>>;
+static READERS: LazyLock<Shared> = LazyLock::new(Mutex::default);
+
+/// The marks' topic, as far as it was read.
+pub(super) struct Reader {
+    cluster: Cluster,
+    topic: String,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    clients: Option<Clients>,
+    /// Of the topic; 0: not known to be there.
+    partitions: i32,
+    /// The next offset of each partition that was read.
+    at: BTreeMap<i32, i64>,
+    book: Book,
+}
+
+struct Clients {
+    committed: BaseConsumer<Context>,
+    /// Knows the true end of a partition.
+    all: BaseConsumer<Context>,
+}
+
+impl Reader {
+    /// The reader of this topic, shared with every other sink of this process that has the same.
+    pub(super) fn shared(cluster: &Cluster, topic: &str) -> Arc<Self> {
+        let mut readers = READERS.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.retain(|_, reader| reader.strong_count() > 0);
+        let key = (cluster.clone(), topic.to_owned());
+        if let Some(reader) = readers.get(&key).and_then(Weak::upgrade) {
+            return reader;
+        }
+        let reader = Arc::new(Self { cluster: cluster.clone(), topic: topic.to_owned(), state: Mutex::default() });
+        readers.insert(key, Arc::downgrade(&reader));
+        reader
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the book says after the last read.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Book) -> T) -> T {
+        look(&self.state().book)
+    }
+
+    /// Partitions of the topic, 0 where it is not there. Does not make it.
+    pub(super) fn partitions(&self) -> Result<i32, SinkError> {
+        self.state().find(&self.cluster, &self.topic)
+    }
+
+    /// Reads on, for these lanes and the beats. `false`: there is no such topic.
+    pub(super) fn read(&self, places: &[Place], end: End) -> Result<bool, SinkError> {
+        self.read_where(|partitions| places.iter().map(|place| place.partition(partitions)).collect(), end)
+    }
+
+    /// Reads on, for all lanes.
+    pub(super) fn read_whole(&self, end: End) -> Result<bool, SinkError> {
+        self.read_where(|partitions| (0..partitions).collect(), end)
+    }
+
+    fn read_where(&self, wanted: impl FnOnce(i32) -> BTreeSet<i32>, end: End) -> Result<bool, SinkError> {
+        let begun = Instant::now();
+        let mut state = self.state();
+        let partitions = state.find(&self.cluster, &self.topic)?;
+        if partitions == 0 {
+            return Ok(false);
+        }
+        let mut wanted = wanted(partitions);
+        wanted.insert(BEATS);
+        let mut ends = BTreeMap::new();
+        for partition in &wanted {
+            ends.insert(*partition, state.end(&self.cluster, &self.topic, *partition, end != End::Stable)?);
+        }
+        loop {
+            let mut waits = None;
+            for (partition, wanted) in ends.iter_mut().filter(|_| end != End::Stable) {
+                let stable = state.end(&self.cluster, &self.topic, *partition, false)?;
+                match end {
+                    _ if stable >= *wanted => {}
+                    End::Soon(patience) if begun.elapsed() >= patience => *wanted = stable,
+                    End::All(patience) if begun.elapsed() >= patience => {
+                        return Err(SinkError::Transient {
+                            what: format!("reading the marks in topic {} at {}", self.topic, self.cluster.brokers),
+                            cause: format!(
+                                "a transaction is open in its partition {partition}: it ends with the claim of its \
+                                 lane, or after its `transaction_timeout`"
+                            ),
+                        });
+                    }
+                    _ => waits = Some(*partition),
+                }
+            }
+            if waits.is_none() {
+                break;
+            }
+            // Others may read meanwhile.
+            drop(state);
+            thread::sleep(PAUSE);
+            state = self.state();
+        }
+        state.read_to(&self.cluster, &self.topic, &ends, partitions)?;
+        Ok(true)
+    }
+}
+
+impl State {
+    fn clients(&mut self, cluster: &Cluster) -> Result<&Clients, SinkError> {
+        if self.clients.is_none() {
+            let (committed, all) = (cluster.reader("read_committed")?, cluster.reader("read_uncommitted")?);
+            self.clients = Some(Clients { committed, all });
+        }
+        self.clients.as_ref().ok_or_else(|| SinkError::Fatal("clients were not kept".into()))
+    }
+
+    fn find(&mut self, cluster: &Cluster, topic: &str) -> Result<i32, SinkError> {
+        if self.partitions > 0 {
+            return Ok(self.partitions);
+        }
+        let count = partitions(&self.clients(cluster)?.committed, cluster, topic)?.unwrap_or(0);
+        self.partitions = count;
+        Ok(count)
+    }
+
+    /// The end of a partition: the true one, or that of committed records.
+    fn end(&mut self, cluster: &Cluster, topic: &str, partition: i32, true_end: bool) -> Result<i64, SinkError> {
+        let begun = Instant::now();
+        let clients = self.clients(cluster)?;
+        let client = if true_end { &clients.all } else { &clients.committed };
+        loop {
+            let error = match client.fetch_watermarks(topic, partition, ANSWER) {
+                Ok((_, end)) => return Ok(end),
+                Err(error) => error,
+            };
+            if !moves(error.rdkafka_error_code()) || begun.elapsed() > MOVING {
+                drain(client);
+                let what = format!("looking for the end of topic {topic}");
+                let explained = cluster.explain(&what, &error, client.client().context());
+                if is_unknown(error.rdkafka_error_code()) {
+                    // It may have been deleted: the next call looks anew.
+                    self.partitions = 0;
+                }
+                return Err(explained);
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Reads committed records up to these ends, which are known to be readable.
+    fn read_to(
+        &mut self,
+        cluster: &Cluster,
+        topic: &str,
+        ends: &BTreeMap<i32, i64>,
+        partitions: i32,
+    ) -> Result<(), SinkError> {
+        if ends.iter().any(|(partition, end)| self.at.get(partition).is_some_and(|at| at > end)) {
+            tracing::warn!(topic, "the marks' topic was deleted and made again: reading it anew");
+            self.at.clear();
+            self.book = Book::default();
+        }
+        let mut open: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut assignment = TopicPartitionList::new();
+        let what = format!("reading topic {topic}");
+        let (at, book) = (&mut self.at, &mut self.book);
+        for (partition, end) in ends {
+            let from = *at.entry(*partition).or_insert(0);
+            if from >= *end {
+                continue;
+            }
+            open.insert(*partition, *end);
+            let added = assignment.add_partition_offset(topic, *partition, Offset::Offset(from));
+            added.map_err(|error| SinkError::Fatal(format!("{what}: {error}")))?;
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        let clients = self.clients.as_ref().ok_or_else(|| SinkError::Fatal("clients were not kept".into()))?;
+        let client = &clients.committed;
+        let explain = |error: KafkaError| cluster.explain(&what, &error, client.client().context());
+        client.assign(&assignment).map_err(explain)?;
+        let mut quiet_since = Instant::now();
+        let result = loop {
+            if open.is_empty() {
+                break Ok(());
+            }
+            match client.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    quiet_since = Instant::now();
+                    let (partition, next) = (message.partition(), message.offset() + 1);
+                    let place = match book.apply(message.key().unwrap_or_default(), message.payload()) {
+                        Ok(place) => place,
+                        Err(error) => break Err(error),
+                    };
+                    if partition != BEATS && place.partition(partitions) != partition {
+                        break Err(SinkError::Fatal(format!(
+                            "the marks' topic {topic} was given other partitions than it had: lane {} is in {partition}. \
+                             Stop every daemon, and copy its records to a new topic by their keys (`marks_topic`)",
+                            place.lane
+                        )));
+                    }
+                    at.insert(partition, next);
+                    if open.get(&partition).is_some_and(|end| next >= *end) {
+                        open.remove(&partition);
+                    }
+                }
+                // Everything before the end was read; what is there and was not seen are markers and undone records.
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    quiet_since = Instant::now();
+                    if let Some(end) = open.remove(&partition) {
+                        let at = at.entry(partition).or_insert(0);
+                        *at = end.max(*at);
+                    }
+                }
+                Some(Err(error))
+                    if matches!(explain(error.clone()), SinkError::Transient { .. }) || is_group(&error) =>
+                {
+                    tracing::debug!(topic, %error, "reading marks");
+                }
+                Some(Err(error)) => break Err(explain(error)),
+                None => {}
+            }
+            if quiet_since.elapsed() > ANSWER {
+                break Err(explain(KafkaError::MessageConsumption(Code::OperationTimedOut)));
+            }
+        };
+        let _ = client.unassign();
+        result
+    }
+}
+
+/// The reader is in no group: it does not matter whether it might be.
+fn is_group(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(Code::GroupAuthorizationFailed)
+}
+
+/// What a partition answers while it gets another leader.
+fn moves(code: Option<Code>) -> bool {
+    is_unknown(code) || matches!(code, Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable))
+}
+
+fn is_unknown(code: Option<Code>) -> bool {
+    matches!(code, Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition))
+}
+
+/// Takes in what the connections have to say, so that an error can tell it.
+fn drain(client: &BaseConsumer<Context>) {
+    while client.poll(Duration::ZERO).is_some() {}
+}
+
+/// How many partitions a topic has; `None` where there is no such topic.
+pub(super) fn partitions(
+    client: &BaseConsumer<Context>,
+    cluster: &Cluster,
+    topic: &str,
+) -> Result<Option<i32>, SinkError> {
+    let what = format!("looking for topic {topic}");
+    let context = client.client().context();
+    let metadata = client.fetch_metadata(Some(topic), ANSWER).map_err(|error| {
+        drain(client);
+        cluster.explain(&what, &error, context)
+    })?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
+    match found.error().map(Code::from) {
+        Some(code) if is_unknown(Some(code)) => Ok(None),
+        Some(code) => Err(cluster.explain_code(&what, Some(code), &code.to_string(), context)),
+        None => Ok(Some(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)).filter(|count| *count > 0)),
+    }
+}

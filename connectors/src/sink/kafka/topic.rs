@@ -1,0 +1,94 @@
+//! The topics: the user's, which must be there, and the marks', which is made.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    admin::{AdminOptions, NewTopic, TopicReplication},
+    consumer::BaseConsumer,
+    error::RDKafkaErrorCode as Code,
+};
+
+use super::{
+    Inner,
+    cluster::{ANSWER, Context},
+    reader::partitions,
+    writer::Writer,
+};
+use crate::sink::SinkError;
+
+/// Of the marks' topic: one for beats, the others for lanes. Lanes of one partition wait for each other's transactions
+/// when they are claimed, and no longer.
+const PARTITIONS: i32 = 9;
+/// A log of marks is read from its beginning at each start: it is cleaned soon and often.
+const MARKS_CONFIG: [(&str, &str); 3] =
+    [("cleanup.policy", "compact"), ("segment.bytes", "16777216"), ("min.cleanable.dirty.ratio", "0.1")];
+/// How long a new topic may take until every broker knows it.
+const KNOWN: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The name of a job's marks' topic, where it gives none.
+pub fn marks_topic(job: &str) -> String {
+    format!("tidemill-marks-{job}")
+}
+
+impl Inner {
+    /// Whether the user's topic is there.
+    pub(super) fn find_topic(&self) -> Result<(), SinkError> {
+        let client: BaseConsumer<Context> = self.cluster.reader("read_committed")?;
+        if partitions(&client, &self.cluster, &self.topic)?.is_some() {
+            return Ok(());
+        }
+        let (topic, brokers) = (&self.topic, &self.cluster.brokers);
+        Err(SinkError::Fatal(format!(
+            "there is no topic `{topic}` at {brokers}, or this user may not see it: make it, with the partitions that you \
+             want: kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions 6"
+        )))
+    }
+
+    /// Makes the marks' topic where it is absent. How many partitions it has.
+    pub(super) fn make_marks_topic(&self) -> Result<i32, SinkError> {
+        let found = self.reader.partitions()?;
+        if found > 0 {
+            return Ok(found);
+        }
+        let topic = &self.marks_topic;
+        let what = format!("making the marks' topic {topic}");
+        let mut new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1));
+        for (name, value) in MARKS_CONFIG {
+            new = new.set(name, value);
+        }
+        let admin = self.cluster.admin()?;
+        let options = AdminOptions::new().operation_timeout(Some(ANSWER)).request_timeout(Some(ANSWER));
+        // The client has a thread of its own that answers; this one may block.
+        let answer = tokio::runtime::Handle::current().block_on(admin.create_topics([&new], &options));
+        let context = admin.inner().context();
+        let answer = answer.map_err(|error| self.cluster.explain(&what, &error, context))?;
+        if let Some(Err((_, code))) = answer.into_iter().next()
+            && code != Code::TopicAlreadyExists
+        {
+            return Err(self.cluster.explain_code(&what, Some(code), &code.to_string(), context));
+        }
+        let begun = Instant::now();
+        loop {
+            let found = self.reader.partitions()?;
+            if found > 0 {
+                return Ok(found);
+            }
+            if begun.elapsed() > KNOWN {
+                return Err(SinkError::Transient { what, cause: "the brokers do not show it yet".into() });
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Whether the sink could work: nothing is claimed, and no record written.
+    pub(super) fn check(&self) -> Result<(), SinkError> {
+        self.find_topic()?;
+        // An id of its own, which shuts nobody out: whether transactions work here, and this user may use such ids.
+        let id = format!("{}/check", self.marks_topic);
+        Writer::open(&self.cluster, &id, self.transaction_timeout, self.compression).map(drop)
+    }
+}

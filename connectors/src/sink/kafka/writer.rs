@@ -1,0 +1,179 @@
+//! The producer of one lane: transactions, and what can become of them.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    error::{KafkaError, RDKafkaErrorCode as Code},
+    message::OwnedHeaders,
+    producer::{BaseProducer, BaseRecord, Producer},
+};
+use tidemill_checkpoint::failpoint;
+
+use super::cluster::{ANSWER, Cluster, Context};
+use crate::sink::SinkError;
+
+/// How long the coordinator may take to end a former owner's transaction.
+const SHUTTING_OUT: Duration = Duration::from_secs(60);
+/// Between two tries of what may pass.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Reports of delivery are taken in after so many records.
+const REPORTS_EVERY: usize = 10_000;
+
+/// A producer whose name no other live producer has.
+pub(super) struct Writer {
+    producer: BaseProducer<Context>,
+    cluster: Cluster,
+    timeout: Duration,
+    sent: usize,
+}
+
+/// Why a transaction is not known to be committed.
+pub(super) enum Failure {
+    /// It was undone: nothing of it is there, and the producer can go on.
+    Undone(SinkError),
+    /// It may be there or not, and the producer can not go on: it may have been shut out. The marks tell.
+    Unknown(SinkError),
+}
+
+impl Failure {
+    pub(super) fn error(self) -> SinkError {
+        match self {
+            Self::Undone(error) | Self::Unknown(error) => error,
+        }
+    }
+}
+
+impl Writer {
+    /// Takes the name. Every earlier producer of it is shut out, and its open transaction has ended, one way or the other.
+    pub(super) fn open(cluster: &Cluster, id: &str, timeout: Duration, compression: &str) -> Result<Self, SinkError> {
+        let producer = cluster.transactional(id, timeout, compression)?;
+        let what = format!("taking the transactional id {id}");
+        let begun = Instant::now();
+        loop {
+            let Err(error) = producer.init_transactions(ANSWER) else { break };
+            producer.poll(Duration::ZERO);
+            let explained = cluster.explain(&what, &error, producer.context());
+            let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
+            if !passes || !explained.is_transient() || begun.elapsed() > SHUTTING_OUT {
+                return Err(explained);
+            }
+            thread::sleep(PAUSE);
+        }
+        Ok(Self { producer, cluster: cluster.clone(), timeout, sent: 0 })
+    }
+
+    /// Sends everything that `send` gives, and commits it.
+    pub(super) fn transact(&mut self, send: impl FnOnce(&mut Self) -> Result<(), SinkError>) -> Result<(), Failure> {
+        let begun = Instant::now();
+        self.producer.context().take_undelivered();
+        if let Err(error) = self.producer.begin_transaction() {
+            return Err(Failure::Unknown(self.explain("beginning a transaction", &error)));
+        }
+        if let Err(error) = send(self).and_then(|()| passed("kafka.after-rows")) {
+            return Err(self.undo(error));
+        }
+        loop {
+            let left = self.timeout.saturating_sub(begun.elapsed()).max(PAUSE);
+            let Err(error) = self.producer.flush(left) else { break };
+            if begun.elapsed() >= self.timeout {
+                let explained = self.explain("sending records", &error);
+                return Err(self.undo(explained));
+            }
+        }
+        if let Some(error) = self.undelivered() {
+            return Err(self.undo(error));
+        }
+        if let Err(error) = passed("kafka.before-commit") {
+            return Err(self.undo(error));
+        }
+        loop {
+            let Err(error) = self.producer.commit_transaction(ANSWER) else { break };
+            self.producer.poll(Duration::ZERO);
+            let explained = self.explain("committing a transaction", &error);
+            match &error {
+                KafkaError::Transaction(error) if error.txn_requires_abort() => return Err(self.undo(explained)),
+                KafkaError::Transaction(error) if error.is_retriable() && begun.elapsed() < 2 * self.timeout => {
+                    thread::sleep(PAUSE);
+                }
+                _ => return Err(Failure::Unknown(explained)),
+            }
+        }
+        passed("kafka.after-commit").map_err(Failure::Unknown)
+    }
+
+    fn undo(&self, error: SinkError) -> Failure {
+        let begun = Instant::now();
+        let error = self.undelivered().unwrap_or(error);
+        while let Err(failed) = self.producer.abort_transaction(ANSWER) {
+            self.producer.poll(Duration::ZERO);
+            let passes = matches!(&failed, KafkaError::Transaction(failed) if failed.is_retriable());
+            if !passes || begun.elapsed() > self.timeout {
+                return Failure::Unknown(error);
+            }
+            thread::sleep(PAUSE);
+        }
+        Failure::Undone(error)
+    }
+
+    fn undelivered(&self) -> Option<SinkError> {
+        let (code, text) = self.producer.context().take_undelivered()?;
+        Some(self.cluster.explain_code("sending records", Some(code), &text, self.producer.context()))
+    }
+
+    fn explain(&self, what: &str, error: &KafkaError) -> SinkError {
+        self.cluster.explain(what, error, self.producer.context())
+    }
+
+    /// Hands a record over to be sent. `partition`: `None` leaves it to the key.
+    pub(super) fn send(
+        &mut self,
+        topic: &str,
+        partition: Option<i32>,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: Option<OwnedHeaders>,
+    ) -> Result<(), SinkError> {
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic);
+        record.partition = partition;
+        record.key = key;
+        record.payload = value;
+        record.headers = headers;
+        send(&self.producer, &self.cluster, record, self.timeout)?;
+        self.sent += 1;
+        if self.sent.is_multiple_of(REPORTS_EVERY) {
+            self.producer.poll(Duration::ZERO);
+        }
+        Ok(())
+    }
+}
+
+/// Hands a record over, waiting while the producer's queue is full.
+pub(super) fn send(
+    producer: &BaseProducer<Context>,
+    cluster: &Cluster,
+    mut record: BaseRecord<'_, [u8], [u8]>,
+    patience: Duration,
+) -> Result<(), SinkError> {
+    let begun = Instant::now();
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((error, back)) => {
+                let full = error.rdkafka_error_code() == Some(Code::QueueFull);
+                if !full || begun.elapsed() > patience {
+                    return Err(cluster.explain("sending records", &error, producer.context()));
+                }
+                record = back;
+                producer.poll(PAUSE);
+            }
+        }
+    }
+}
+
+/// Passes a failpoint: an error of it is one that may pass.
+pub(super) fn passed(name: &str) -> Result<(), SinkError> {
+    failpoint::pass(name).map_err(|error| SinkError::io("writing to Kafka", &error))
+}

@@ -1,0 +1,101 @@
+//! `validate --connect`: whether the source could read, and if not, why.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+};
+
+use super::{
+    client::{ANSWER_LIMIT, Context, explained},
+    core::Core,
+    topics::{Partition, Topology, missing},
+};
+use crate::source::SourceError;
+
+/// One look for an answer.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Looks for the brokers, the topics, and the rights to read. Blocks; changes nothing.
+pub(super) fn check(core: &Core) -> Result<(), SourceError> {
+    let client = core.client()?;
+    reach(core, &client)?;
+    let topology = Topology::fetch(&client, &core.wanted, &core.voice)?;
+    if let Some(trouble) = topology.trouble() {
+        return Err(SourceError::Fatal(trouble));
+    }
+    let Some(first) = topology.partitions().next() else {
+        return Err(SourceError::Fatal(format!("no topic is like {}", core.topics().join(", "))));
+    };
+    may_use_group(core, &client, &first)?;
+    topology.topics.keys().try_for_each(|topic| may_read(core, &client, &Partition { topic: topic.clone(), number: 0 }))
+}
+
+/// Waits for the first answer; a login that is refused is told at once.
+fn reach(core: &Core, client: &BaseConsumer<Context>) -> Result<(), SourceError> {
+    let deadline = Instant::now() + ANSWER_LIMIT;
+    loop {
+        let answer = client.fetch_metadata(Some("__tidemill-no-topic"), LOOK);
+        // Complaints are heard when the client is served.
+        while client.poll(Duration::ZERO).is_some() {}
+        let complaint = core.voice.recent();
+        match (answer, complaint) {
+            (Ok(_), _) => return Ok(()),
+            (Err(_), Some((code, reason)))
+                if matches!(
+                    code,
+                    RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL | RDKafkaErrorCode::Resolve
+                ) =>
+            {
+                return Err(SourceError::Fatal(explained(code, &reason).unwrap_or(reason)));
+            }
+            (Err(error), _) if Instant::now() > deadline => {
+                return Err(core.transient(format!("reaching the brokers {}", core.config.brokers), error.to_string()));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn may_use_group(core: &Core, client: &BaseConsumer<Context>, partition: &Partition) -> Result<(), SourceError> {
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition(&partition.topic, partition.number);
+    match client.committed_offsets(list, ANSWER_LIMIT) {
+        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+            let group = &core.group;
+            Err(SourceError::Fatal(format!(
+                "no right to use group {group}: grant Read on it to this user, or name another `group`"
+            )))
+        }
+        // A coordinator that is not ready is none of the configuration's faults.
+        _ => Ok(()),
+    }
+}
+
+/// One fetch, at the end: nothing comes but the end, or why not.
+fn may_read(core: &Core, client: &BaseConsumer<Context>, partition: &Partition) -> Result<(), SourceError> {
+    let what = format!("reading topic {}", partition.topic);
+    let failed = |error: KafkaError| core.transient(what.clone(), error.to_string());
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition_offset(&partition.topic, partition.number, Offset::End).map_err(failed)?;
+    client.assign(&list).map_err(failed)?;
+    let deadline = Instant::now() + ANSWER_LIMIT;
+    let answer = loop {
+        match client.poll(LOOK) {
+            Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => break Ok(()),
+            Some(Err(error)) => match error.rdkafka_error_code() {
+                Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                    break Err(SourceError::Fatal(missing(&partition.topic, code)));
+                }
+                _ if Instant::now() > deadline => break Err(failed(error)),
+                _ => {}
+            },
+            None if Instant::now() > deadline => break Err(core.transient(what.clone(), "no answer")),
+            None => {}
+        }
+    };
+    let _ = client.unassign();
+    answer
+}

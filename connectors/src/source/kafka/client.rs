@@ -1,0 +1,178 @@
+//! Clients of librdkafka: how they are configured, what they say when something is wrong, and what that means.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientConfig, ClientContext, TopicPartitionList,
+    config::RDKafkaLogLevel,
+    consumer::ConsumerContext,
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+};
+use tidemill_config::KafkaSource as Config;
+
+use crate::source::SourceError;
+
+/// How long one question to the brokers may take.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// What a client said of itself is told as a cause for so long.
+const RECENT: Duration = Duration::from_secs(30);
+/// New partitions and topics of a pattern are seen within this time.
+const METADATA_REFRESH: Duration = Duration::from_secs(5);
+
+/// What all clients of one source have in common.
+pub(super) fn config(config: &Config, group: &str) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client
+        .set("client.id", "tidemill")
+        .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH.as_millis().to_string())
+        .set("socket.keepalive.enable", "true")
+        .set("reconnect.backoff.max.ms", "5000")
+        .set_log_level(RDKafkaLogLevel::Info);
+    for (name, value) in &config.properties {
+        client.set(name, value);
+    }
+    client
+        .set("bootstrap.servers", &config.brokers)
+        .set("group.id", group)
+        .set("isolation.level", "read_committed")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "error")
+        .set("allow.auto.create.topics", "false");
+    client
+}
+
+/// A client that reads: what it fetches ahead of the batches stays below `ahead_bytes`, over so many partitions.
+pub(super) fn reader_config(given: &Config, group: &str, ahead_bytes: usize, partitions: usize) -> ClientConfig {
+    /// Below this a fetch costs more than what it brings.
+    const LEAST_BYTES: usize = 64 * 1024;
+    let mut client = config(given, group);
+    let each = (ahead_bytes / partitions.max(1)).clamp(LEAST_BYTES, 1 << 30);
+    let is_given = |name: &str| given.properties.iter().any(|(given, _)| given == name);
+    let mut set = |name: &str, value: usize| {
+        if !is_given(name) {
+            client.set(name, value.to_string());
+        }
+    };
+    // A queue for each partition: the bound counts for each.
+    set("queued.max.messages.kbytes", each / 1024);
+    set("max.partition.fetch.bytes", each.min(1 << 20));
+    set("fetch.max.bytes", ahead_bytes.clamp(LEAST_BYTES, 50 << 20));
+    // A full queue is asked again soon: a batch empties it at once.
+    set("fetch.queue.backoff.ms", 10);
+    client
+}
+
+/// The member of the group: it reads nothing.
+pub(super) fn member_config(given: &Config, group: &str) -> ClientConfig {
+    let mut client = config(given, group);
+    if !given.properties.iter().any(|(name, _)| name == "partition.assignment.strategy") {
+        // Partitions that stay are not taken away while others move.
+        client.set("partition.assignment.strategy", "cooperative-sticky");
+    }
+    client.set("queued.max.messages.kbytes", "1").set("queued.min.messages", "1");
+    client
+}
+
+/// The value of a property as the job gives it.
+pub(super) fn property<'c>(config: &'c Config, name: &str) -> Option<&'c str> {
+    config.properties.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
+}
+
+/// What clients say of themselves, beside their answers.
+#[derive(Debug, Default)]
+pub(super) struct Voice(Mutex<Option<(Instant, RDKafkaErrorCode, String)>>);
+
+impl Voice {
+    fn says(&self, code: RDKafkaErrorCode, reason: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // That all brokers are down is what follows from the reason that came before.
+        let keeps =
+            code == RDKafkaErrorCode::AllBrokersDown && last.as_ref().is_some_and(|(at, _, _)| at.elapsed() < RECENT);
+        if !keeps {
+            *last = Some((Instant::now(), code, reason.to_owned()));
+        }
+    }
+
+    /// The last complaint, where it is fresh.
+    pub fn recent(&self) -> Option<(RDKafkaErrorCode, String)> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(at, _, _)| at.elapsed() < RECENT).map(|(_, code, reason)| (*code, reason.clone()))
+    }
+}
+
+/// Hears a reader's client.
+pub(super) struct Context {
+    pub voice: std::sync::Arc<Voice>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+    fn error(&self, error: KafkaError, reason: &str) {
+        heard(&self.voice, &error, reason);
+    }
+}
+
+impl ConsumerContext for Context {
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        committed(&result);
+    }
+}
+
+/// librdkafka's lines are details of ours: what matters comes as an error.
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::warn!(facility, "kafka: {message}");
+        }
+        _ => tracing::debug!(facility, "kafka: {message}"),
+    }
+}
+
+pub(super) fn heard(voice: &Voice, error: &KafkaError, reason: &str) {
+    if let Some(code) = error.rdkafka_error_code() {
+        tracing::debug!(%code, "kafka: {reason}");
+        voice.says(code, reason);
+    }
+}
+
+/// Group offsets are for people and monitors: where they cannot be written nothing is lost, and the next ones come soon.
+pub(super) fn committed(result: &KafkaResult<()>) {
+    match result.as_ref().err().and_then(KafkaError::rdkafka_error_code) {
+        None | Some(RDKafkaErrorCode::NoOffset) => {}
+        Some(code) => {
+            tracing::warn!(%code, "kafka: the group's offsets could not be committed; tried again with the next batch")
+        }
+    }
+}
+
+/// An error that may pass, with what the client said of its connections.
+pub(super) fn transient(voice: &Voice, what: impl Into<String>, cause: impl Into<String>) -> SourceError {
+    let cause = cause.into();
+    let cause = voice.recent().map_or(cause.clone(), |(code, reason)| explained(code, &reason).unwrap_or(cause));
+    SourceError::Transient { what: what.into(), cause }
+}
+
+/// Complaints in words that say what to do. `None`: no better words than the cause's own.
+pub(super) fn explained(code: RDKafkaErrorCode, reason: &str) -> Option<String> {
+    use RDKafkaErrorCode as Code;
+    // librdkafka begins with the broker's address, and ends with how long it tried.
+    let reason = reason.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
+    Some(match code {
+        Code::Authentication | Code::SaslAuthenticationFailed => {
+            format!("the brokers do not accept the login ({reason}): look at sasl.username and sasl.password")
+        }
+        Code::SSL => format!("no TLS connection ({reason}): look at security.protocol and ssl.ca.location"),
+        Code::Resolve => format!("no such host ({reason}): look at `brokers`"),
+        Code::BrokerTransportFailure | Code::AllBrokersDown | Code::OperationTimedOut => {
+            format!("no broker can be reached ({reason})")
+        }
+        _ => return None,
+    })
+}

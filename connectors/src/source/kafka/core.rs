@@ -1,0 +1,416 @@
+//! What all calls of a source share: its configuration, the client that asks, the reader, and what is known of the topics.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rdkafka::{consumer::BaseConsumer, error::KafkaError};
+use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Spans};
+use tidemill_config::{self as config, OnLostOffsets, Start};
+use tokio::sync::Notify;
+
+use super::{
+    chunk::Form,
+    client::{self, Context, Voice, transient},
+    lost,
+    reader::Reader,
+    replay::{self, Replayed, watermarks},
+    topics::{Partition, Topology, Wanted, parse_shard},
+};
+use crate::source::{Adopted, RawBatch, Settings, SourceError};
+
+/// A partition that ends before its mark is asked again: right after a broker's start its end may lie behind.
+const END_TRIES: usize = 4;
+const END_PAUSE: Duration = Duration::from_millis(700);
+
+/// See the module.
+pub(super) struct Core {
+    pub name: String,
+    pub config: config::KafkaSource,
+    pub group: String,
+    pub wanted: Wanted,
+    pub partitioned: bool,
+    pub form: Form,
+    ahead_bytes: usize,
+    pub voice: Arc<Voice>,
+    /// Wakes [`crate::source::Source::event`].
+    pub wake: Arc<Notify>,
+    query: Mutex<Option<Arc<BaseConsumer<Context>>>>,
+    reader: Mutex<Option<Reader>>,
+    view: Mutex<View>,
+    turn: AtomicUsize,
+}
+
+/// What is known, and what is to be told.
+#[derive(Default)]
+pub(super) struct View {
+    pub topology: Topology,
+    /// First offset and last stable one of each partition.
+    pub watermarks: BTreeMap<Partition, (u64, u64)>,
+    /// `--once` was asked for.
+    pub finishing: bool,
+    /// ... and these are the ends then.
+    pub ends: Option<BTreeMap<Partition, u64>>,
+    /// Offsets that the group does not have yet, with `lanes: single`.
+    pub offsets: BTreeMap<Partition, u64>,
+    /// What keeps the source from reading: told once each time it is found.
+    pub trouble: Option<String>,
+}
+
+impl Core {
+    pub fn new(source: &config::Source, kafka: &config::KafkaSource, settings: &Settings) -> Result<Self, SourceError> {
+        let topics: Vec<String> = kafka.topics.iter().map(|topic| topic.value.clone()).collect();
+        let wanted = Wanted::new(&topics).map_err(SourceError::Fatal)?;
+        let group = kafka.group.clone().unwrap_or_else(|| format!("tidemill-{}", settings.job));
+        let core = Self {
+            name: source.name.value.clone(),
+            config: kafka.clone(),
+            group,
+            wanted,
+            partitioned: settings.partitioned,
+            form: Form::new(source.metadata.iter().map(|item| item.value.as_str()), kafka.tombstones),
+            ahead_bytes: settings.ahead_bytes,
+            voice: Arc::default(),
+            wake: Arc::default(),
+            query: Mutex::default(),
+            reader: Mutex::default(),
+            view: Mutex::default(),
+            turn: AtomicUsize::new(0),
+        };
+        let checked = client::config(&core.config, &core.group).create_native_config();
+        checked.map_err(|error| refused(&error))?;
+        Ok(core)
+    }
+
+    /// The topics as a group's member subscribes to them.
+    pub fn topics(&self) -> Vec<String> {
+        self.config.topics.iter().map(|topic| topic.value.clone()).collect()
+    }
+    pub fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    pub fn reader(&self) -> MutexGuard<'_, Option<Reader>> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    pub fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+    pub fn transient(&self, what: impl Into<String>, cause: impl Into<String>) -> SourceError {
+        transient(&self.voice, what, cause)
+    }
+    pub fn not_owned(&self, lane: &Lane) -> SourceError {
+        SourceError::Transient {
+            what: format!("reading lane {lane}"),
+            cause: "its partition is not this daemon's".into(),
+        }
+    }
+
+    /// A client of its own.
+    pub fn client(&self) -> Result<BaseConsumer<Context>, SourceError> {
+        let context = Context { voice: self.voice.clone() };
+        client::config(&self.config, &self.group).create_with_context(context).map_err(|error| refused(&error))
+    }
+
+    /// The client that asks.
+    pub fn query(&self) -> Result<Arc<BaseConsumer<Context>>, SourceError> {
+        let mut query = self.query.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(query) = &*query {
+            return Ok(query.clone());
+        }
+        let made = Arc::new(self.client()?);
+        *query = Some(made.clone());
+        Ok(made)
+    }
+
+    /// The client that asks, where there is one.
+    pub fn existing_query(&self) -> Option<Arc<BaseConsumer<Context>>> {
+        self.query.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The client that asks and the one that reads, ended.
+    pub fn close(&self) {
+        let (reader, query) = (self.reader().take(), self.query.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop((reader, query));
+    }
+
+    fn reader_or_new(&self) -> Result<MutexGuard<'_, Option<Reader>>, SourceError> {
+        let mut reader = self.reader();
+        if reader.is_none() {
+            let partitions = self.view().topology.partitions().count();
+            let config = client::reader_config(&self.config, &self.group, self.ahead_bytes, partitions);
+            let context = Context { voice: self.voice.clone() };
+            let consumer = config.create_with_context(context).map_err(|error| refused(&error))?;
+            *reader = Some(Reader::new(consumer, self.voice.clone(), self.wake.clone(), self.form.clone()));
+        }
+        Ok(reader)
+    }
+
+    /// Asks for the topics, and keeps the answer.
+    pub fn refresh(&self) -> Result<Topology, SourceError> {
+        let topology = Topology::fetch(&*self.query()?, &self.wanted, &self.voice)?;
+        self.view().topology = topology.clone();
+        Ok(topology)
+    }
+
+    /// First offset and last stable one.
+    pub fn watermarks(&self, partition: &Partition) -> Result<(u64, u64), SourceError> {
+        let found = watermarks(&*self.query()?, partition)
+            .map_err(|error| self.transient(format!("asking where {partition} begins and ends"), error.to_string()))?;
+        self.view().watermarks.insert(partition.clone(), found);
+        Ok(found)
+    }
+
+    /// Whether a partition belongs to a lane.
+    pub fn is_of(&self, lane: &Lane, partition: &Partition) -> bool {
+        !self.partitioned || Partition::of_lane(&self.name, lane).as_ref() == Some(partition)
+    }
+
+    /// Every partition of a lane. An error where the job names a topic that is not there: which positions are its own,
+    /// nobody could say.
+    fn partitions_of(&self, lane: &Lane, topology: &Topology) -> Result<Vec<Partition>, SourceError> {
+        let partitions: Vec<_> = topology.partitions().filter(|partition| self.is_of(lane, partition)).collect();
+        let trouble = match topology.trouble() {
+            Some(trouble) if !self.partitioned || partitions.is_empty() => trouble,
+            _ if self.partitioned && partitions.is_empty() => "there is no such partition".to_owned(),
+            _ => return Ok(partitions),
+        };
+        Err(SourceError::Transient { what: format!("reading lane {lane}"), cause: trouble })
+    }
+
+    pub fn offset(&self, shard: &ShardId, position: &Position) -> Result<u64, SourceError> {
+        let what = || SourceError::Fatal(format!("shard {shard}: {position} is no offset"));
+        position.as_number().ok_or_else(what)
+    }
+
+    /// Where a lane starts that nobody has worked on.
+    pub fn origin(&self, lane: &Lane) -> Result<Positions, SourceError> {
+        let topology = self.refresh()?;
+        let mut positions = Positions::new();
+        for partition in self.partitions_of(lane, &topology)? {
+            let (low, high) = self.watermarks(&partition)?;
+            let at = if self.config.start == Start::Latest { high } else { low };
+            positions.extend(topology.shard(&self.name, &partition).map(|shard| (shard, Position::number(at))));
+        }
+        Ok(positions)
+    }
+
+    /// Puts the reader where a mark stands.
+    pub fn adopt(&self, lane: &Lane, at: &Positions) -> Result<Adopted, SourceError> {
+        let topology = self.refresh()?;
+        let partitions = self.partitions_of(lane, &topology)?;
+        let mut adopted = Adopted::default();
+        let mut places = Vec::new();
+        for (shard, position) in at {
+            self.offset(shard, position)?;
+        }
+        for partition in partitions {
+            let Some(shard) = topology.shard(&self.name, &partition) else { continue };
+            let (low, high) = self.watermarks(&partition)?;
+            let Some(position) = at.get(&shard) else {
+                let start = match lost::former(at, &partition) {
+                    None => low,
+                    Some(former) => {
+                        let error = lost::made_again(former, &shard);
+                        let Some(start) = lost::go_on(self.config.on_lost_offsets, (low, high)) else {
+                            return Err(error);
+                        };
+                        adopted.warnings.push(format!("{error} On_lost_offsets says: go on at {start}"));
+                        start
+                    }
+                };
+                adopted.new_shards.insert(shard.clone(), Position::number(start));
+                places.push((partition, shard, start, start));
+                continue;
+            };
+            let offset = self.offset(&shard, position)?;
+            let (low, high) = self.settled(&partition, offset, (low, high))?;
+            if (low..=high).contains(&offset) {
+                places.push((partition, shard, offset, offset));
+                continue;
+            }
+            let error = lost::out_of_range(&partition, &shard, offset, (low, high));
+            let Some(start) = lost::go_on(self.config.on_lost_offsets, (low, high)).filter(|start| *start >= offset)
+            else {
+                return Err(error);
+            };
+            adopted.warnings.push(format!("{error} On_lost_offsets says: go on at {start}"));
+            places.push((partition, shard, offset, start));
+        }
+        let mut guard = self.reader_or_new()?;
+        if let Some(reader) = guard.as_mut() {
+            for (partition, shard, start, at) in places {
+                reader.place(&partition, shard, start, at)?;
+            }
+        }
+        drop(guard);
+        self.wake.notify_one();
+        Ok(adopted)
+    }
+
+    /// The watermarks, asked again where the end lies before a mark.
+    fn settled(&self, partition: &Partition, offset: u64, mut found: (u64, u64)) -> Result<(u64, u64), SourceError> {
+        for _ in 0..END_TRIES {
+            if offset <= found.1 {
+                break;
+            }
+            thread::sleep(END_PAUSE);
+            found = self.watermarks(partition)?;
+        }
+        Ok(found)
+    }
+
+    /// Partitions that appeared since the lane was adopted begin at their first record.
+    pub fn place_new(&self, reader: &mut Reader, lane: &Lane, from: &Positions) -> Result<(), SourceError> {
+        if self.partitioned {
+            return Ok(());
+        }
+        let view = self.view();
+        let is_new = |partition: &Partition| !reader.cursors.contains_key(partition) && self.is_of(lane, partition);
+        let new: Vec<_> = view.topology.partitions().filter(is_new).collect();
+        for partition in new {
+            let Some(shard) = view.topology.shard(&self.name, &partition) else { continue };
+            let Some((low, _)) = view.watermarks.get(&partition).copied() else { continue };
+            // A topic that was made again is no new one: `adopt` says what becomes of it.
+            if lost::former(from, &partition).is_none() && !from.contains_key(&shard) {
+                tracing::info!(source = self.name, %partition, "kafka: a new partition");
+                reader.place(&partition, shard, low, low)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a plan would find something.
+    pub fn has_news(&self) -> bool {
+        let guard = self.reader();
+        let Some(reader) = guard.as_ref() else { return false };
+        if reader.cursors.values().any(|cursor| cursor.has_news()) {
+            return true;
+        }
+        let view = self.view();
+        !self.partitioned
+            && !reader.cursors.is_empty()
+            && view
+                .topology
+                .partitions()
+                .any(|partition| !reader.cursors.contains_key(&partition) && view.watermarks.contains_key(&partition))
+    }
+
+    /// `--once`: everything is planned that was there. `mine`: these partitions alone.
+    pub fn is_at_end(&self, mine: Option<&BTreeSet<Partition>>) -> bool {
+        let guard = self.reader();
+        let Some(reader) = guard.as_ref() else { return false };
+        let view = self.view();
+        let Some(ends) = &view.ends else { return false };
+        let is_mine = |partition: &Partition| mine.is_none_or(|mine| mine.contains(partition));
+        let is_planned = |partition: &Partition, end: u64| {
+            reader.cursors.get(partition).is_some_and(|cursor| cursor.stuck.is_none() && cursor.planned >= end)
+        };
+        ends.iter().filter(|(partition, _)| is_mine(partition)).all(|(partition, end)| is_planned(partition, *end))
+    }
+
+    /// Whether a shard is one of a topic as it is now.
+    pub fn is_current(&self, shard: &ShardId) -> bool {
+        let Some((partition, _)) = parse_shard(shard) else { return false };
+        self.view().topology.shard(&self.name, &partition).as_ref() == Some(shard)
+    }
+
+    /// Reads a partition no more.
+    pub fn forget(&self, partition: &Partition) {
+        if let Some(reader) = self.reader().as_mut() {
+            reader.drop_cursor(partition);
+        }
+    }
+
+    /// Reads nothing more.
+    pub fn forget_all(&self) {
+        if let Some(reader) = self.reader().as_mut() {
+            for partition in reader.cursors.keys().cloned().collect::<Vec<_>>() {
+                reader.drop_cursor(&partition);
+            }
+        }
+    }
+
+    /// What every sink has need not be kept.
+    pub fn release(&self, reached: &Positions) {
+        let mut guard = self.reader();
+        let Some(reader) = guard.as_mut() else { return };
+        for (partition, cursor) in &mut reader.cursors {
+            let at = reached.get(&cursor.shard).and_then(Position::as_number);
+            if let Some(at) = at.filter(|_| self.view().topology.topics.contains_key(&partition.topic)) {
+                cursor.forget(at);
+            }
+        }
+    }
+
+    /// Records that wait, as far as the brokers were asked.
+    pub fn lag(&self, at: &Positions) -> Option<u64> {
+        let view = self.view();
+        let waits = |partition: &Partition, from: Option<u64>| {
+            let (low, high) = view.watermarks.get(partition)?;
+            Some(high.saturating_sub(from.unwrap_or(*low)))
+        };
+        let of_shard = |(shard, position): (&ShardId, &Position)| {
+            let (partition, _) = parse_shard(shard)?;
+            let is_current = view.topology.shard(&self.name, &partition).as_ref() == Some(shard);
+            is_current.then(|| waits(&partition, position.as_number())).flatten()
+        };
+        (!view.watermarks.is_empty()).then(|| at.iter().filter_map(of_shard).sum())
+    }
+
+    /// The records of a plan's spans, from the reader where it still has them, else from the topic.
+    pub fn read_again(&self, spans: &Spans) -> Result<RawBatch, SourceError> {
+        let mut batch = RawBatch::default();
+        let mut fresh: Option<(Topology, BaseConsumer<Context>)> = None;
+        for (shard, span) in spans {
+            let Some((partition, _)) = parse_shard(shard) else {
+                return Err(SourceError::Fatal(format!("{shard} is no shard of a kafka source")));
+            };
+            let (from, to) = (self.offset(shard, &span.from)?, self.offset(shard, &span.to)?);
+            let held = self.reader().as_ref().and_then(|reader| reader.held(&partition, shard, from, to));
+            if let Some(held) = held {
+                held.read(shard, &mut batch);
+                continue;
+            }
+            if fresh.is_none() {
+                fresh = Some((self.refresh()?, self.client()?));
+            }
+            let Some((topology, client)) = &fresh else { continue };
+            let accepts = self.config.on_lost_offsets != OnLostOffsets::Stop;
+            let now = topology.shard(&self.name, &partition);
+            match now {
+                Some(now) if now == *shard => {
+                    let span = (from, to);
+                    match replay::replay(client, &self.voice, &self.form, &partition, span, accepts)? {
+                        Replayed::All(chunk) => chunk.read(shard, from, to, &mut batch),
+                        Replayed::Gone(low, high) => {
+                            return Err(lost::span_gone(&partition, shard, span, (low, high)));
+                        }
+                    }
+                }
+                Some(now) if accepts => {
+                    tracing::warn!(source = self.name, %shard, "{}", lost::made_again(shard, &now));
+                }
+                Some(now) => return Err(lost::made_again(shard, &now)),
+                None => {
+                    let cause = topology.trouble().unwrap_or_else(|| format!("{partition} is not there"));
+                    return Err(SourceError::Transient { what: format!("reading {partition} again"), cause });
+                }
+            }
+        }
+        Ok(batch)
+    }
+}
+
+fn refused(error: &KafkaError) -> SourceError {
+    let text = match error {
+        KafkaError::ClientConfig(_, what, name, _) if !name.is_empty() => format!("property {name}: {what}"),
+        other => other.to_string(),
+    };
+    SourceError::Fatal(format!("the properties of this kafka source are not accepted: {text}"))
+}

@@ -1,0 +1,322 @@
+//! `type: kafka`: partitions of topics as shards, the offset of the next record as the position.
+//!
+//! - A shard's name holds cluster and topic id: a topic that was made again is another shard, and the old one is lost.
+//! - `reader` reads: one client, each partition assigned by hand where its mark stands. `replay` reads a plan's spans again.
+//! - `member` is in the consumer group, with `lanes: partition`: which partitions are this daemon's. With `lanes: single`
+//!   nobody is in the group, and who works the sinks' generations say alone.
+//! - `core` keeps what all calls share and asks the brokers; `watch` is the thread that keeps it fresh.
+//! - Truth is in the sinks' marks. The group's offsets are written for monitors and never read.
+
+mod check;
+mod chunk;
+mod client;
+mod core;
+mod lost;
+mod member;
+mod native;
+mod reader;
+mod replay;
+mod topics;
+mod watch;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Span};
+use tidemill_config as config;
+
+pub use self::chunk::metadata_type;
+use self::{
+    core::Core,
+    member::{Member, Move},
+    reader::{Stuck, Taken},
+    topics::{Partition, parse_shard},
+    watch::Watch,
+};
+use super::{Adopted, Budget, History, Lag, Origin, Proposal, RawBatch, Settings, Source, SourceError, SourceEvent};
+
+/// What waits unheard of is looked at this often.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// A plan that begins where nothing was read ahead waits for the first answer so long.
+const FIRST_WORD: Duration = Duration::from_secs(20);
+/// ... and looks for it this often.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Topics of Kafka.
+pub struct KafkaSource {
+    core: Arc<Core>,
+    member: Mutex<Option<Member>>,
+    _watch: Watch,
+}
+
+/// What a plan read ahead, by shard.
+struct Ahead(BTreeMap<ShardId, Taken>);
+
+impl KafkaSource {
+    /// Opens nothing yet: a wrong property is an error, a broker that is down is none.
+    pub fn open(
+        config: &config::Source,
+        kafka: &config::KafkaSource,
+        settings: &Settings,
+    ) -> Result<Self, SourceError> {
+        let core = Arc::new(Core::new(config, kafka, settings)?);
+        Ok(Self { _watch: Watch::new(core.clone()), core, member: Mutex::default() })
+    }
+
+    fn member(&self) -> MutexGuard<'_, Option<Member>> {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn group(&self) -> Option<Arc<member::Shared>> {
+        self.member().as_ref().map(|member| member.shared.clone())
+    }
+
+    /// Runs what asks the brokers, which blocks.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Core) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let core = self.core.clone();
+        let done = tokio::task::spawn_blocking(move || work(&core)).await;
+        done.unwrap_or_else(|error| {
+            Err(SourceError::Transient { what: "asking the brokers".into(), cause: error.to_string() })
+        })
+    }
+
+    fn lanes(&self, partitions: &[Partition]) -> Vec<Lane> {
+        partitions.iter().map(|partition| partition.lane(&self.core.name)).collect()
+    }
+
+    fn due(&self) -> Result<Option<SourceEvent>, SourceError> {
+        if let Some(group) = self.group() {
+            group.alive();
+            if let Some(fault) = group.fault() {
+                return Err(SourceError::Fatal(format!("the consumer group: {fault}")));
+            }
+            match group.next_move() {
+                Some(Move::Assigned(partitions)) => return Ok(Some(SourceEvent::Assigned(self.lanes(&partitions)))),
+                Some(Move::Revoked(partitions, limit)) => {
+                    return Ok(Some(SourceEvent::Revoked(self.lanes(&partitions), limit)));
+                }
+                Some(Move::Lost(partitions)) => {
+                    partitions.iter().for_each(|partition| self.core.forget(partition));
+                    return Ok(Some(SourceEvent::Lost(self.lanes(&partitions))));
+                }
+                None => {}
+            }
+        }
+        if let Some(trouble) = self.core.view().trouble.take() {
+            return Err(SourceError::Transient { what: format!("source {}", self.core.name), cause: trouble });
+        }
+        if self.is_at_end() {
+            return Ok(Some(SourceEvent::End));
+        }
+        Ok(self.core.has_news().then_some(SourceEvent::Data))
+    }
+
+    fn is_at_end(&self) -> bool {
+        let mine: Option<BTreeSet<Partition>> = match (self.core.partitioned, self.group()) {
+            (false, _) => None,
+            (true, None) => return false,
+            (true, Some(group)) => Some(group.mine()),
+        };
+        mine.as_ref().is_none_or(|mine| !mine.is_empty()) && self.core.is_at_end(mine.as_ref())
+    }
+
+    /// One try of a plan. `moved`: partitions that were put elsewhere for it, and have to speak first.
+    fn try_plan(
+        &self,
+        lane: &Lane,
+        from: &Positions,
+        budget: Budget,
+        moved: &mut BTreeSet<Partition>,
+    ) -> Result<Tried, SourceError> {
+        let core = &self.core;
+        let mut guard = core.reader();
+        let Some(reader) = guard.as_mut() else { return Err(core.not_owned(lane)) };
+        core.place_new(reader, lane, from)?;
+        let mut at = Vec::new();
+        for (partition, cursor) in &reader.cursors {
+            if core.is_of(lane, partition) {
+                let given = from.get(&cursor.shard).map(|position| core.offset(&cursor.shard, position)).transpose()?;
+                at.push((partition.clone(), given.unwrap_or_else(|| cursor.start()), cursor.shard.clone()));
+            }
+        }
+        if at.is_empty() && core.partitioned {
+            return Err(core.not_owned(lane));
+        }
+        for (partition, offset, shard) in &at {
+            if !reader.cursors.get(partition).is_some_and(|cursor| cursor.covers(*offset)) {
+                reader.place(partition, shard.clone(), *offset, *offset)?;
+                moved.insert(partition.clone());
+            }
+        }
+        // Whose turn it is to be the first moves on with each plan.
+        let turn = core.turn() % at.len().max(1);
+        at.rotate_left(turn);
+        let wanted: Vec<_> = at.iter().map(|(partition, offset, _)| (partition.clone(), *offset)).collect();
+        let taken = reader.plan(&wanted, budget);
+        for (partition, offset, shard) in &at {
+            if let Some(stuck) = reader.cursors.get(partition).and_then(|cursor| cursor.stuck) {
+                return Ok(Tried::Stuck(partition.clone(), shard.clone(), *offset, stuck));
+            }
+        }
+        let is_silent = |partition: &Partition| !reader.cursors.get(partition).is_some_and(|cursor| cursor.is_fresh());
+        if moved.iter().any(is_silent) {
+            return Ok(Tried::Silent);
+        }
+        let shard_of: BTreeMap<&Partition, &ShardId> =
+            at.iter().map(|(partition, _, shard)| (partition, shard)).collect();
+        let ahead =
+            taken.into_iter().filter_map(|(partition, taken)| Some(((*shard_of.get(&partition)?).clone(), taken)));
+        Ok(Tried::Done(Ahead(ahead.collect())))
+    }
+
+    /// Notes for monitors how far partitions are done.
+    fn note_done(&self, positions: &Positions) {
+        let group = self.group();
+        for (shard, position) in positions {
+            let (Some((partition, _)), Some(offset)) = (parse_shard(shard), position.as_number()) else { continue };
+            if !self.core.is_current(shard) {
+                continue;
+            }
+            match &group {
+                Some(group) => group.done(&partition, offset),
+                None if !self.core.partitioned => drop(self.core.view().offsets.insert(partition, offset)),
+                None => {}
+            }
+        }
+    }
+}
+
+/// What a try of a plan came to.
+enum Tried {
+    Done(Ahead),
+    /// A partition that was put elsewhere has not spoken yet.
+    Silent,
+    Stuck(Partition, ShardId, u64, Stuck),
+}
+
+#[async_trait]
+impl Source for KafkaSource {
+    fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    fn rereadable(&self) -> bool {
+        true
+    }
+
+    async fn check(&self) -> Result<(), SourceError> {
+        self.blocking(check::check).await
+    }
+
+    async fn start(&self) -> Result<(), SourceError> {
+        if self.core.partitioned && self.member().is_none() {
+            let core = &self.core;
+            let member =
+                Member::join(&core.config, &core.group, &core.topics(), core.voice.clone(), core.wake.clone())?;
+            *self.member() = Some(member);
+        }
+        Ok(())
+    }
+
+    async fn stop(&self) {
+        let member = self.member().take();
+        // Leaving the group asks the brokers.
+        if let Err(error) = tokio::task::spawn_blocking(move || drop(member)).await {
+            tracing::warn!(source = self.core.name, %error, "kafka: leaving the group");
+        }
+        self.core.forget_all();
+    }
+
+    async fn event(&self) -> Result<SourceEvent, SourceError> {
+        loop {
+            let woken = self.core.wake.notified();
+            if let Some(event) = self.due()? {
+                return Ok(event);
+            }
+            let _ = tokio::time::timeout(LONGEST_WAIT, woken).await;
+        }
+    }
+
+    async fn origin(&self, lane: &Lane) -> Result<Origin, SourceError> {
+        let lane = lane.clone();
+        let positions = self.blocking(move |core| core.origin(&lane)).await?;
+        Ok(Origin { positions, ..Origin::default() })
+    }
+
+    async fn adopt(&self, lane: &Lane, at: &Positions, _history: &History) -> Result<Adopted, SourceError> {
+        let (lane, positions) = (lane.clone(), at.clone());
+        let adopted = self.blocking(move |core| core.adopt(&lane, &positions)).await?;
+        self.note_done(at);
+        Ok(adopted)
+    }
+
+    async fn plan(&self, lane: &Lane, from: &Positions, budget: Budget) -> Result<Option<Proposal>, SourceError> {
+        let (mut moved, deadline) = (BTreeSet::new(), Instant::now() + FIRST_WORD);
+        loop {
+            if let Some(group) = self.group() {
+                group.alive();
+            }
+            match self.try_plan(lane, from, budget, &mut moved)? {
+                Tried::Done(ahead) => {
+                    let span = |(shard, taken): (&ShardId, &Taken)| {
+                        let span = Span { from: Position::number(taken.from), to: Position::number(taken.to) };
+                        (shard.clone(), span)
+                    };
+                    let spans = ahead.0.iter().map(span).collect();
+                    let proposal = Proposal { spans, ahead: Some(Arc::new(ahead)), ..Proposal::default() };
+                    return Ok((!proposal.spans.is_empty()).then_some(proposal));
+                }
+                Tried::Stuck(partition, shard, at, stuck) => {
+                    self.blocking(move |core| lost::resolve(core, &partition, &shard, at, stuck)).await?;
+                }
+                Tried::Silent if Instant::now() > deadline => {
+                    return Err(self
+                        .core
+                        .transient(format!("reading lane {lane}"), format!("nothing came in {FIRST_WORD:?}")));
+                }
+                Tried::Silent => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    async fn read(&self, _lane: &Lane, proposal: &Proposal) -> Result<RawBatch, SourceError> {
+        let ahead = proposal.ahead.as_ref().and_then(|ahead| ahead.downcast_ref::<Ahead>());
+        if let Some(Ahead(taken)) = ahead {
+            let mut batch = RawBatch::default();
+            taken.iter().for_each(|(shard, taken)| taken.read(shard, &mut batch));
+            return Ok(batch);
+        }
+        let spans = proposal.spans.clone();
+        self.blocking(move |core| core.read_again(&spans)).await
+    }
+
+    async fn release(&self, _lane: &Lane, reached: &Positions) -> Result<(), SourceError> {
+        self.note_done(reached);
+        self.core.release(reached);
+        Ok(())
+    }
+
+    async fn let_go(&self, lane: &Lane) {
+        if let Some(partition) = Partition::of_lane(&self.core.name, lane) {
+            self.core.forget(&partition);
+            if let Some(group) = self.group() {
+                group.let_go(&partition);
+            }
+        }
+    }
+
+    fn lag(&self, at: &Positions) -> Lag {
+        Lag { records: self.core.lag(at), ..Lag::default() }
+    }
+
+    fn finish(&self) {
+        self.core.view().finishing = true;
+    }
+}

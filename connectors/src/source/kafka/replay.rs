@@ -1,0 +1,103 @@
+//! Reads spans again that a plan names: by a client of its own, so that nothing of the batches ahead comes between.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+};
+
+use super::{
+    chunk::{Builder, Chunk, Form},
+    client::{ANSWER_LIMIT, Context, Voice, transient},
+    topics::Partition,
+};
+use crate::source::SourceError;
+
+/// So long without a word from the brokers, and the try is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How a span could be read.
+pub(super) enum Replayed {
+    /// All of it that the topic has. A compacted topic may have fewer records than once.
+    All(Chunk),
+    /// The topic begins behind the span's start, or ends before its end: `[low, high)`.
+    Gone(u64, u64),
+}
+
+/// The records of `[from, to)`. Blocks.
+pub(super) fn replay(
+    consumer: &BaseConsumer<Context>,
+    voice: &Voice,
+    form: &Form,
+    partition: &Partition,
+    (from, to): (u64, u64),
+    even_if_gone: bool,
+) -> Result<Replayed, SourceError> {
+    let what = format!("reading {partition} [{from}, {to}) again");
+    let failed = |error: KafkaError| transient(voice, what.clone(), error.to_string());
+    let (low, high) = watermarks(consumer, partition).map_err(failed)?;
+    let begin = if even_if_gone { from.max(low).min(high) } else { from };
+    if !even_if_gone && (from < low || to > high) {
+        return Ok(Replayed::Gone(low, high));
+    }
+    let mut builder = Builder::new(form, partition);
+    let end = to.min(high);
+    if begin >= end {
+        return Ok(Replayed::All(builder.finish()));
+    }
+    let mut list = TopicPartitionList::with_capacity(1);
+    let offset = Offset::Offset(i64::try_from(begin).unwrap_or(i64::MAX));
+    list.add_partition_offset(&partition.topic, partition.number, offset).map_err(failed)?;
+    consumer.assign(&list).map_err(failed)?;
+    let mut heard = Instant::now();
+    let mut at = begin;
+    loop {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) if message.topic() == &*partition.topic && message.partition() == partition.number => {
+                heard = Instant::now();
+                let offset = u64::try_from(message.offset()).unwrap_or_default();
+                if offset < at {
+                    continue;
+                }
+                if offset >= end {
+                    break;
+                }
+                builder.push(&message);
+                at = offset + 1;
+                if at == end {
+                    break;
+                }
+            }
+            // Of the partition that was read before.
+            Some(Ok(_)) => {}
+            Some(Err(KafkaError::PartitionEOF(number))) => {
+                // A new assignment, and ends of an older one are dropped by the client: all up to the last stable offset is
+                // read, and that was behind the span's end before. What is left of the span are markers.
+                if number == partition.number {
+                    break;
+                }
+            }
+            Some(Err(error)) => match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                    let (low, high) = watermarks(consumer, partition).map_err(failed)?;
+                    return Ok(Replayed::Gone(low, high));
+                }
+                _ => tracing::debug!(%partition, %error, "kafka: reading again"),
+            },
+            None => {}
+        }
+        if heard.elapsed() > SILENCE {
+            return Err(transient(voice, what, format!("nothing came in {SILENCE:?}")));
+        }
+    }
+    let _ = consumer.unassign();
+    Ok(Replayed::All(builder.finish()))
+}
+
+/// The first offset that is there, and the last stable one.
+pub(super) fn watermarks(consumer: &BaseConsumer<Context>, partition: &Partition) -> Result<(u64, u64), KafkaError> {
+    let (low, high) = consumer.fetch_watermarks(&partition.topic, partition.number, ANSWER_LIMIT)?;
+    Ok((u64::try_from(low).unwrap_or_default(), u64::try_from(high).unwrap_or_default()))
+}

@@ -1,0 +1,173 @@
+//! The thread that serves the clients and keeps what is known of the topics fresh: ids, partitions, ends.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Message,
+    consumer::{CommitMode, Consumer},
+};
+
+use super::{
+    client::committed,
+    core::Core,
+    member::offset_list,
+    reader::Stuck,
+    topics::{Partition, Topology},
+};
+use crate::source::SourceError;
+
+/// How long an event of a client may wait.
+const SERVE: Duration = Duration::from_millis(100);
+/// How often the brokers are asked: a topic that was made again is found out within this time.
+const REFRESH: Duration = Duration::from_secs(2);
+/// Brokers that do not answer for so long are told of.
+const TROUBLE_AFTER: Duration = Duration::from_secs(10);
+
+/// The thread, which ends with the source.
+pub(super) struct Watch {
+    core: Arc<Core>,
+    ending: Arc<AtomicBool>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+impl Watch {
+    pub fn new(core: Arc<Core>) -> Self {
+        let ending = Arc::new(AtomicBool::new(false));
+        let (its, end) = (core.clone(), ending.clone());
+        let thread = thread::Builder::new().name("kafka-watch".to_owned()).spawn(move || watch(&its, &end));
+        if let Err(error) = &thread {
+            tracing::warn!(%error, "kafka: no thread to look after the topics");
+        }
+        Self { core, ending, thread: Mutex::new(thread.ok()) }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Release);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::warn!("kafka: the thread that looks after the topics panicked");
+            }
+        }
+        self.core.close();
+    }
+}
+
+fn watch(core: &Core, ending: &AtomicBool) {
+    let mut asked: Option<Instant> = None;
+    let mut answered = Instant::now();
+    while !ending.load(Ordering::Acquire) {
+        let Some(query) = core.existing_query() else {
+            // Nothing was asked of the source yet.
+            thread::park_timeout(SERVE);
+            answered = Instant::now();
+            continue;
+        };
+        let _ = query.poll(Duration::ZERO);
+        serve(core, ending);
+        commit(core, CommitMode::Async);
+        let hurry = { core.view().finishing && core.view().ends.is_none() };
+        let due = asked.is_none_or(|at| at.elapsed() >= if hurry { SERVE } else { REFRESH });
+        if !due {
+            continue;
+        }
+        asked = Some(Instant::now());
+        match refresh(core) {
+            Ok(()) => answered = Instant::now(),
+            Err(error) => {
+                tracing::debug!(source = core.name, %error, "kafka: asking for the topics");
+                if answered.elapsed() > TROUBLE_AFTER {
+                    core.view().trouble = Some(error.to_string());
+                    core.wake.notify_one();
+                }
+            }
+        }
+    }
+    commit(core, CommitMode::Sync);
+}
+
+/// Events of the reader's client. Records come by the queues of their partitions alone; one that does not is read again.
+fn serve(core: &Core, ending: &AtomicBool) {
+    let reader = core.reader().as_ref().map(|reader| reader.consumer.clone());
+    let Some(reader) = reader else {
+        if !ending.load(Ordering::Acquire) {
+            thread::park_timeout(SERVE);
+        }
+        return;
+    };
+    if let Some(Ok(message)) = reader.poll(SERVE) {
+        let partition = Partition::new(message.topic(), message.partition());
+        tracing::warn!(source = core.name, %partition, "kafka: a record came astray and is read again");
+        if let Some(reader) = core.reader().as_mut()
+            && let Err(error) = reader.astray(&partition)
+        {
+            tracing::warn!(source = core.name, %partition, %error, "kafka: it could not be read again");
+        }
+    }
+}
+
+/// Writes the group's offsets, with `lanes: single`: nobody is a member of the group then.
+fn commit(core: &Core, mode: CommitMode) {
+    let offsets = std::mem::take(&mut core.view().offsets);
+    if let (Some(list), Some(query)) = (offset_list(&offsets), core.existing_query())
+        && let Err(error) = query.commit(&list, mode)
+    {
+        committed(&Err(error));
+    }
+}
+
+/// Asks for topics and ends.
+fn refresh(core: &Core) -> Result<(), SourceError> {
+    let topology = core.refresh()?;
+    let mut ends = BTreeMap::new();
+    for partition in wanted(core, &topology) {
+        let (_, high) = core.watermarks(&partition)?;
+        ends.insert(partition, high);
+    }
+    let mut news = mark_made_again(core, &topology);
+    {
+        let mut view = core.view();
+        view.watermarks.retain(|partition, _| topology.topics.contains_key(&partition.topic));
+        if view.finishing && view.ends.is_none() {
+            view.ends = Some(ends);
+            news = true;
+        }
+    }
+    if news || core.has_news() {
+        core.wake.notify_one();
+    }
+    Ok(())
+}
+
+/// The partitions whose ends are asked for: those that are read, and all of them where the lane has all.
+fn wanted(core: &Core, topology: &Topology) -> Vec<Partition> {
+    let guard = core.reader();
+    let read = |partition: &Partition| guard.as_ref().is_some_and(|reader| reader.cursors.contains_key(partition));
+    let all = !core.partitioned || core.view().finishing;
+    topology.partitions().filter(|partition| all || read(partition)).collect()
+}
+
+/// Stops the cursors of topics that are others now.
+fn mark_made_again(core: &Core, topology: &Topology) -> bool {
+    let mut guard = core.reader();
+    let mut found = false;
+    for (partition, cursor) in guard.as_mut().map(|reader| &mut reader.cursors).into_iter().flatten() {
+        let now = topology.shard(&core.name, partition);
+        if now.is_some_and(|now| now != cursor.shard) && cursor.stuck.is_none() {
+            cursor.stuck = Some(Stuck::OutOfRange);
+            found = true;
+        }
+    }
+    found
+}
