@@ -64,6 +64,12 @@ impl FileTable {
         }))
     }
 
+    /// The columns. Blocks.
+    pub(super) fn look(&self) -> Result<SchemaRef, LookupError> {
+        let (bytes, _) = self.0.bytes()?;
+        self.0.schema(&self.0.records(bytes)?)
+    }
+
     async fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<T, LookupError> + Send + 'static,
@@ -180,11 +186,8 @@ impl Inner {
 #[async_trait]
 impl LookupTable for FileTable {
     async fn schema(&self) -> Result<SchemaRef, LookupError> {
-        self.with(|inner| {
-            let (bytes, _) = inner.bytes()?;
-            inner.schema(&inner.records(bytes)?)
-        })
-        .await
+        let table = Self(self.0.clone());
+        self.with(move |_| table.look()).await
     }
 
     async fn read(&self, known: Option<&SchemaRef>) -> Result<RecordBatch, LookupError> {

@@ -25,14 +25,17 @@ use std::{sync::Arc, time::Duration};
 
 use arrow::{
     array::{ArrayRef, RecordBatch},
-    datatypes::{DataType, SchemaRef},
+    datatypes::{DataType, Field, Schema, SchemaRef},
     util::display::{ArrayFormatter, FormatOptions},
 };
 use async_trait::async_trait;
 use tidemill_checkpoint::ShardId;
 use tidemill_config::{Database, DatabaseAddress, Lookup, LookupMode, LookupTable as Where};
 
-use crate::source::{Base, Slice};
+use crate::{
+    codec::to_arrow,
+    source::{Base, Slice},
+};
 
 /// Why a table cannot be read or asked: what was being done, to what, and why it failed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -86,6 +89,28 @@ pub fn open(lookup: &Lookup) -> Result<Arc<dyn LookupTable>, LookupError> {
         LookupMode::Query { entries, ttl } if entries > 0 => Arc::new(cache::Cached::new(table, lookup, entries, ttl)),
         _ => table,
     })
+}
+
+/// The columns of a lookup's table as far as they are known without a database: given by the job, or in a file, which is
+/// read. `None`: only the database knows. Blocks.
+pub fn known_schema(lookup: &Lookup) -> Result<Option<SchemaRef>, LookupError> {
+    match &lookup.table {
+        Where::File { path, codec } => file::FileTable::new(path, codec, lookup).look().map(Some),
+        Where::Redis { database, key, value } => {
+            redis::RedisTable::new(database, key, *value, lookup).map(|table| Some(table.whole()))
+        }
+        Where::Sql { .. } => Ok(lookup.schema.as_deref().map(to_arrow)),
+    }
+}
+
+/// What stands in for a table that nobody has looked at: columns without a type are texts.
+pub fn stand_in(lookup: &Lookup) -> SchemaRef {
+    let given = lookup.schema.as_deref().map(to_arrow);
+    let field = |name: String| {
+        let kind = given.as_ref().and_then(|schema| schema.field_with_name(&name).ok()).map(|field| field.data_type());
+        Field::new(&name, kind.cloned().unwrap_or(TEXT), true)
+    };
+    Arc::new(Schema::new(names(lookup).into_iter().map(field).collect::<Vec<_>>()))
 }
 
 fn server(database: &Database, limit: Duration) -> Result<Box<dyn sql::Server>, LookupError> {

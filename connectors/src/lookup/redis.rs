@@ -272,7 +272,8 @@ impl RedisTable {
         !self.key_columns.contains(field.name())
     }
 
-    fn whole(&self) -> SchemaRef {
+    /// The columns of the key, as texts, and those that are taken.
+    pub(super) fn whole(&self) -> SchemaRef {
         let keys = self.key_columns.iter().map(|name| Field::new(name, DataType::Utf8, true));
         let taken = self.taken.fields().iter().filter(|field| self.is_new(field)).map(|field| (**field).clone());
         Arc::new(Schema::new(keys.chain(taken).collect::<Vec<_>>()))
