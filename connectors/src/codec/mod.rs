@@ -20,7 +20,7 @@ pub mod frame;
 mod json;
 mod names;
 mod number;
-mod parquet;
+pub(crate) mod parquet;
 mod protobuf;
 mod raw;
 mod registry;
