@@ -25,6 +25,7 @@ use crate::{
 
 mod codec;
 mod kafka_source;
+mod sql_source;
 
 use codec::{Around, CodecOptions};
 
@@ -166,6 +167,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
     let kind = match common.kind.as_str() {
         "socket" => SourceKind::Socket(socket(options(value, &path)?, &path)?),
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
+        "sql" => SourceKind::Sql(sql_source::sql(&entry.value, value, &path, folder)?),
         "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
         "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
         _ => return Err(inconsistent(&path)),

@@ -13,8 +13,10 @@ use serde::Deserialize;
 pub use self::database::{DatabaseSink, Mode, redacted};
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 mod kafka_source;
+mod sql_source;
 
 pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
+pub use sql_source::{SqlDatabase, SqlFrom, SqlSource};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -188,6 +190,8 @@ pub enum SourceKind {
     Directory(Directory),
     /// Topics of Kafka.
     Kafka(KafkaSource),
+    /// Rows of a database that come in the order of a key.
+    Sql(SqlSource),
     /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
     Test(TestSource),
 }

@@ -13,7 +13,7 @@ use crate::{
     error::Problem,
     load::Problems,
     nearest::did_you_mean,
-    schema::{job, kafka_source, scalar::taken_as_it_stands},
+    schema::{job, kafka_source, scalar::taken_as_it_stands, sql_source},
     tree::{Data, Entry, Node, UNRESOLVED, below, item, shown},
 };
 
@@ -92,8 +92,10 @@ impl<'a> Semantics<'a> {
             self.codec(node, &path);
             self.metadata(node, &path);
             self.on_done(node, &path);
-            if node.text_of("type") == Some("kafka") {
-                kafka_source::check(node, &path, self.problems);
+            match node.text_of("type") {
+                Some("kafka") => kafka_source::check(node, &path, self.problems),
+                Some("sql") => sql_source::check(node, &path, self.problems),
+                _ => {}
             }
         }
     }

@@ -255,6 +255,17 @@ fn describe_source(job: &config::Job, source: &config::Source) -> (String, &'sta
                 "exactly once: offsets are read again where a batch is replayed. Of a compacted topic a replay may find fewer records: exactly once, latest value",
             )
         }
+        config::SourceKind::Sql(sql) => {
+            let from = match &sql.from {
+                config::SqlFrom::Table(table) => format!("rows of table {}", option("table", table)),
+                config::SqlFrom::Query(_) => "rows of a query".to_owned(),
+            };
+            let order: Vec<_> = sql.order_by.iter().map(|column| column.value.as_str()).collect();
+            (
+                format!("{from} of {} in the order of {}", option("url", &sql.database.shown()), order.join(", ")),
+                "exactly once, latest value: a replay asks for the same keys again, and a row that was changed meanwhile is not there or is new. Not seen: deletes, changes that leave the order's columns alone, and rows that are committed late with smaller values (see `settle`)",
+            )
+        }
         config::SourceKind::Test(test) => (format!("test shards in {}", test.path.display()), "for tests"),
     }
 }

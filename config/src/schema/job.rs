@@ -120,6 +120,7 @@ pub(crate) static SOURCES: Variants = Variants {
             exactly_one: &[],
         },
         super::kafka_source::KAFKA,
+        super::sql_source::SQL,
         later("kinesis"),
         later("hdfs"),
         later("http"),

@@ -12,6 +12,7 @@ pub(crate) mod kafka_sink;
 pub(crate) mod kafka_source;
 mod markdown;
 pub(crate) mod scalar;
+pub(crate) mod sql_source;
 
 pub use json::json_schema;
 pub use markdown::{options_markdown, sections};
