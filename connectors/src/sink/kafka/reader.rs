@@ -302,11 +302,7 @@ fn drain(client: &BaseConsumer<Context>) {
 }
 
 /// How many partitions a topic has; `None` where there is no such topic.
-fn partitions(
-    client: &BaseConsumer<Context>,
-    cluster: &Cluster,
-    topic: &str,
-) -> Result<Option<i32>, SinkError> {
+fn partitions(client: &BaseConsumer<Context>, cluster: &Cluster, topic: &str) -> Result<Option<i32>, SinkError> {
     let what = format!("looking for topic {topic}");
     let context = client.client().context();
     let metadata = client.fetch_metadata(Some(topic), ANSWER).map_err(|error| {

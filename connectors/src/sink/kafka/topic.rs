@@ -10,11 +10,7 @@ use rdkafka::{
     error::RDKafkaErrorCode as Code,
 };
 
-use super::{
-    Inner,
-    cluster::ANSWER,
-    writer::Writer,
-};
+use super::{Inner, cluster::ANSWER, writer::Writer};
 use crate::sink::SinkError;
 
 /// Of the marks' topic: one for beats, the others for lanes. Lanes of one partition wait for each other's transactions
