@@ -2,6 +2,8 @@
 //!
 //! Works on the tree and passes over what the schema already found wrong, so that all errors come at once.
 
+mod lookup;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Component, Path, PathBuf},
@@ -234,6 +236,7 @@ impl<'a> Semantics<'a> {
         match verb.name {
             "select" => self.unique(&entry.value, &here, "column"),
             "rename" => self.rename(&entry.value, &here),
+            "lookup" => self.lookup(&entry.value, &here),
             "split" => {
                 if let Some(into) = entry.value.get("into") {
                     self.unique(&into.value, &below(&here, "into"), "column");

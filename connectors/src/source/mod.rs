@@ -300,6 +300,11 @@ pub struct Lag {
     pub spool_bytes: Option<u64>,
 }
 
+/// Whether a source keeps records in memory before a batch asks for them.
+pub fn reads_ahead(kind: &tidemill_config::SourceKind) -> bool {
+    matches!(kind, tidemill_config::SourceKind::Kafka(_))
+}
+
 /// The source that a job's config describes. Receives nothing before [`Source::start`].
 pub fn open(config: &tidemill_config::Source, settings: &Settings) -> Result<Arc<dyn Source>, SourceError> {
     use tidemill_config::SourceKind;
