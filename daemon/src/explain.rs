@@ -91,6 +91,10 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         let tried = async { source::open(given, &settings)?.check().await };
         told("source", &given.name.value, tried.await.map_err(|error| error.to_string()));
     }
+    for given in job.sources.iter().filter(|source| source.codec.registry().is_some()) {
+        let tried = codec::codec(&given.codec).check().await;
+        told("registry of source", &given.name.value, tried.map_err(|error| error.to_string()));
+    }
     // Without the sources' schemas nobody knows what the sinks get.
     let known = job.sources.iter().all(|source| given_schema(source).is_some());
     let compiled = known.then(|| Compiled::new(job, &Pinned::new()).ok()).flatten();
