@@ -191,8 +191,9 @@ impl Registry {
                 "{}{path}: the registry refuses the request ({status}): check `user` and `password`",
                 self.url
             ))),
+            (StatusCode::NOT_FOUND, _) => Err(later(format!("the answer is {status}: is it the URL of a registry?"))),
             (_, Some(refusal)) if !refusal.message.is_empty() => Err(later(format!("{status}: {}", refusal.message))),
-            _ => Err(later(format!("the answer is {status}: is it the URL of a registry?"))),
+            _ => Err(later(format!("the answer is {status}"))),
         }
     }
 }
