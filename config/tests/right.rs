@@ -328,6 +328,7 @@ sinks: { out: { type: blackhole, from: one, where: a > 1, formerly: old }, out2:
                 texts(formats).len() == 2 && zone.is_some() || formats.is_empty() && zone.is_none()
             }
             Verb::Sql(query) => query.value == "SELECT * FROM one\n",
+            Verb::Lookup(_) => unreachable!("tests/lookups.rs has them"),
         })
         .collect();
     assert_eq!(is, [true; 16]);

@@ -18,7 +18,7 @@ use tidemill_connectors::sink::SinkError;
 const LAST: u64 = 6;
 const PASSINGS: u64 = 3;
 /// A start against a broker takes longer than all the rest.
-const PASSINGS_OF_KAFKA: u64 = 2;
+const PASSINGS_OF_SERVERS: u64 = 2;
 /// Where nothing is committed twenty times in a row, something is wrong.
 const TRIES: u32 = 20;
 
@@ -80,7 +80,7 @@ const KAFKA: [&str; 8] = [
 ];
 
 fn passings(kind: Kind) -> u64 {
-    if kind == Kind::Kafka { PASSINGS_OF_KAFKA } else { PASSINGS }
+    if matches!(kind, Kind::Kafka | Kind::Postgres) { PASSINGS_OF_SERVERS } else { PASSINGS }
 }
 
 fn points(kind: Kind) -> Vec<&'static str> {
@@ -285,9 +285,7 @@ fn sqlite_survives_a_kill_at_every_step() {
 
 #[test]
 fn postgres_survives_a_kill_at_every_step() {
-    if is_there(Kind::Postgres) {
-        killed(Kind::Postgres);
-    }
+    killed(Kind::Postgres);
 }
 
 #[test]
@@ -307,9 +305,7 @@ fn sqlite_tries_again_what_a_full_disk_refused() {
 
 #[test]
 fn postgres_tries_again_what_was_refused() {
-    if is_there(Kind::Postgres) {
-        refused(Kind::Postgres);
-    }
+    refused(Kind::Postgres);
 }
 
 #[test]

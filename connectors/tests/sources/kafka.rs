@@ -53,6 +53,7 @@ impl Topic {
             .set("bootstrap.servers", brokers)
             .set("enable.idempotence", "true")
             .set("linger.ms", "20")
+            .set("topic.metadata.refresh.interval.ms", "500")
             .create()
             .unwrap();
         let topic = Self { brokers: brokers.to_owned(), name: name.to_owned(), producer };
@@ -151,7 +152,9 @@ pub fn send<'r>(
         record.key = key;
         record.payload = value;
         while let Err((error, again)) = producer.send(record) {
-            assert_eq!(error.rdkafka_error_code(), Some(rdkafka::error::RDKafkaErrorCode::QueueFull), "{error}");
+            // A new partition is heard of a little later.
+            use rdkafka::error::RDKafkaErrorCode::{QueueFull, UnknownPartition};
+            assert!(matches!(error.rdkafka_error_code(), Some(QueueFull | UnknownPartition)), "{error}");
             producer.poll(Duration::from_millis(10));
             record = again;
         }
