@@ -102,6 +102,11 @@ pub trait Codec: Send + Sync {
         Ok(())
     }
 
+    /// Looks at what it needs from elsewhere, without a record: for `validate --connect`.
+    async fn check(&self) -> Result<(), PrepareError> {
+        Ok(())
+    }
+
     /// The schema to pin for a source whose job gives none: from these slices, its first.
     async fn first_schema(&self, slices: &[Slice]) -> Result<SchemaRef, PrepareError> {
         self.prepare(slices).await?;
