@@ -92,9 +92,10 @@ pub fn open(lookup: &Lookup) -> Result<Arc<dyn LookupTable>, LookupError> {
 }
 
 /// The columns of a lookup's table as far as they are known without a database: given by the job, or in a file, which is
-/// read. `None`: only the database knows. Blocks.
+/// read. `None`: only the database knows, or the file is not there yet. Blocks.
 pub fn known_schema(lookup: &Lookup) -> Result<Option<SchemaRef>, LookupError> {
     match &lookup.table {
+        Where::File { path, .. } if !path.exists() => Ok(lookup.schema.as_deref().map(to_arrow)),
         Where::File { path, codec } => file::FileTable::new(path, codec, lookup).look().map(Some),
         Where::Redis { database, key, value } => {
             redis::RedisTable::new(database, key, *value, lookup).map(|table| Some(table.whole()))
