@@ -5,7 +5,7 @@
 #   tests/tools.sh           what tests need: without it they are skipped by name, or fail where CI=true
 #   tests/tools.sh --lint    cargo-deny and the toolchain's own linters
 #   tests/tools.sh --bench   DuckDB, the other side of `make bench`
-#   tests/tools.sh --services [kafka postgres mariadb redis]
+#   tests/tools.sh --services [kafka postgres mariadb redis registry]
 #                            real servers for tests, which tests/services/up.sh starts
 #
 # Debian packages are installed where this is root on Debian or Ubuntu; everything else goes to target/tools.
@@ -144,9 +144,28 @@ want_redis() {
     not_at_boot redis-server
 }
 
+want_registry() {
+    want java default-jre-headless "Apicurio Registry, the schema registry of tests" || return 1
+    want mvn maven "fetching Apicurio Registry" || return 1
+    # The last line of versions that runs on Java 17.
+    local version=2.6.13.Final
+    [ "$(cat "$tools/registry/version" 2>/dev/null)" = "$version" ] && return 0
+    say "fetching Apicurio Registry (the schema registry of tests)"
+    rm -rf "$tools/registry.new" && mkdir -p "$tools/registry.new"
+    if mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy \
+        "-Dartifact=io.apicurio:apicurio-registry-app:$version:tar.gz:all" "-DoutputDirectory=$tools/registry.new" >&2 &&
+        tar -xzf "$tools/registry.new"/*.tar.gz -C "$tools/registry.new" && rm "$tools/registry.new"/*.tar.gz; then
+        echo "$version" >"$tools/registry.new/version"
+        rm -rf "$tools/registry" && mv "$tools/registry.new" "$tools/registry"
+        return 0
+    fi
+    say "missing: Apicurio Registry. Maven fetches it: io.apicurio:apicurio-registry-app:$version, classifier all"
+    return 1
+}
+
 # What it cannot install it says; up.sh goes on without.
 for_services() {
-    [ $# -gt 0 ] || set -- kafka postgres mariadb redis
+    [ $# -gt 0 ] || set -- kafka postgres mariadb redis registry
     # One at a time: tests that run side by side may all ask for them.
     mkdir -p "$tools"
     exec 7>"$tools/.services.lock"
@@ -155,7 +174,7 @@ for_services() {
     local name
     for name in "$@"; do
         case "$name" in
-        kafka | postgres | mariadb | redis) without_services "want_$name" || true ;;
+        kafka | postgres | mariadb | redis | registry) without_services "want_$name" || true ;;
         *) say "no such service: $name"; exit 2 ;;
         esac
     done
@@ -177,6 +196,9 @@ for_tests() {
     want systemd-analyze systemd "the test of deploy/systemd" || missing=1
     want_promtool || missing=1
     want_module kubernetes_validate kubernetes-validate==1.37.0 "the test of deploy/kubernetes" || missing=1
+    want_module fastavro fastavro==1.13.1 "Avro, written by others" || missing=1
+    want_module grpc_tools grpcio-tools==1.85.1 "Protobuf, written by others" || missing=1
+    want_module confluent_kafka.schema_registry.avro "confluent-kafka[avro,protobuf,schemaregistry]==2.16.1" "records with a registry's framing, written by others" || missing=1
     want_module jsonschema jsonschema==4.26.0 "the test of \`tidemill schema\`" || missing=1
     [ "$missing" = 0 ] || say "tests that need what is missing are skipped by name, or fail where CI=true"
     return 0

@@ -14,9 +14,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_yaml::Value;
 
 use crate::{
-    At, Batch, Codec, Compression, Csv, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, OnChanged,
-    OnDone, OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource,
-    Trigger, Type, Verb,
+    At, Batch, Compression, Daemon, Directory, Field, Files, Framing, Job, Lanes, Located, Log, OnChanged, OnDone,
+    OnError, OnLost, Roll, Sink, SinkKind, Socket, SocketAddress, Source, SourceKind, Start, Step, TestSource, Trigger,
+    Type, Verb,
     error::Problem,
     load::folder_of,
     semantics::{DEAD_LETTERS, each, step_name, verb_of},
@@ -24,8 +24,12 @@ use crate::{
     units,
 };
 
+mod codec;
 pub(crate) use lookup::{address, codec_of, columns_of};
 mod kafka_source;
+mod sql_source;
+
+use codec::{Around, CodecOptions};
 
 type Built<T> = Result<T, Problem>;
 
@@ -161,50 +165,13 @@ struct TestOptions {
     path: String,
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum CodecOptions {
-    Json,
-    Csv(CsvOptions),
-    Text,
-    Parquet,
-}
-
-#[derive(Deserialize)]
-struct CsvOptions {
-    delimiter: char,
-    header: bool,
-    quote: char,
-    escape: Option<char>,
-    nulls: Option<Vec<String>>,
-    encoding: String,
-}
-
-impl CodecOptions {
-    fn codec(self) -> Built<Codec> {
-        let ascii = |c: char| u8::try_from(c).map_err(|_| inconsistent("codec"));
-        Ok(match self {
-            Self::Json => Codec::Json,
-            Self::Text => Codec::Text,
-            Self::Parquet => Codec::Parquet,
-            Self::Csv(csv) => Codec::Csv(Csv {
-                delimiter: ascii(csv.delimiter)?,
-                header: csv.header,
-                quote: ascii(csv.quote)?,
-                escape: csv.escape.map(ascii).transpose()?,
-                nulls: csv.nulls.unwrap_or_default(),
-                encoding: csv.encoding,
-            }),
-        })
-    }
-}
-
 fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
     let path = below("sources", &entry.key);
     let common: SourceOptions = options(value, &path)?;
     let kind = match common.kind.as_str() {
         "socket" => SourceKind::Socket(socket(options(value, &path)?, &path)?),
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
+        "sql" => SourceKind::Sql(sql_source::sql(&entry.value, value, &path, folder)?),
         "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
         "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
         _ => return Err(inconsistent(&path)),
@@ -214,7 +181,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         name: Located { value: entry.key.clone(), at: entry.place.at(&path) },
         formerly: common.formerly,
         kind,
-        codec: common.codec.codec()?,
+        codec: common.codec.of_source(&Around { node: &entry.value, path: &path, folder })?,
         schema: schema.transpose()?,
         metadata: texts(entry.value.get("metadata"), &path),
     })
@@ -391,6 +358,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
             let mode = database::mode(&given.mode, entry, &path);
             SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
         }
+        "mysql" => SinkKind::Mysql(database::sink(entry, value, &path, folder)?),
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
         "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
         _ => return Err(inconsistent(&path)),

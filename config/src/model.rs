@@ -17,8 +17,10 @@ pub use self::{
     lookup::{Database, DatabaseAddress, Duplicates, Lookup, LookupMode, LookupTable, OnMissing, RedisValue, SqlRows},
 };
 mod kafka_source;
+mod sql_source;
 
 pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
+pub use sql_source::{SqlDatabase, SqlFrom, SqlSource};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,6 +71,9 @@ macro_rules! told_by_name {
         })*
     };
 }
+
+mod codec;
+pub use codec::{Avro, AvroFraming, Protobuf, Registry, SchemaFile};
 
 told_by_name!(Job, Source, Sink);
 
@@ -189,6 +194,8 @@ pub enum SourceKind {
     Directory(Directory),
     /// Topics of Kafka.
     Kafka(KafkaSource),
+    /// Rows of a database that come in the order of a key.
+    Sql(SqlSource),
     /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
     Test(TestSource),
 }
@@ -308,6 +315,12 @@ pub enum Codec {
     Csv(Csv),
     /// One column, `text`.
     Text,
+    /// One column, `bytes`; sources only.
+    Bytes,
+    /// Avro, with a registry or a schema file; sources only.
+    Avro(Avro),
+    /// A Protobuf message of a descriptor set; sources only.
+    Protobuf(Protobuf),
     /// Columnar files; sinks only.
     Parquet,
 }
@@ -445,6 +458,8 @@ pub enum SinkKind {
         /// How rows are written.
         mode: Mode,
     },
+    /// A table of MySQL or MariaDB.
+    Mysql(DatabaseSink),
     /// A PostgreSQL table.
     Postgres(DatabaseSink),
     /// A Kafka topic.

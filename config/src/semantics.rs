@@ -9,11 +9,13 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+mod codec;
+
 use crate::{
     error::Problem,
     load::Problems,
     nearest::did_you_mean,
-    schema::{job, kafka_source, scalar::taken_as_it_stands},
+    schema::{job, kafka_source, scalar::taken_as_it_stands, sql_source},
     tree::{Data, Entry, Node, UNRESOLVED, below, item, shown},
 };
 
@@ -89,10 +91,13 @@ impl<'a> Semantics<'a> {
             let path = below("sources", &source.key);
             let node = &source.value;
             self.csv(node, &path);
+            self.codec(node, &path);
             self.metadata(node, &path);
             self.on_done(node, &path);
-            if node.text_of("type") == Some("kafka") {
-                kafka_source::check(node, &path, self.problems);
+            match node.text_of("type") {
+                Some("kafka") => kafka_source::check(node, &path, self.problems),
+                Some("sql") => sql_source::check(node, &path, self.problems),
+                _ => {}
             }
         }
     }
@@ -290,7 +295,7 @@ impl<'a> Semantics<'a> {
         self.csv(node, path);
         match node.text_of("type") {
             Some("files") => self.files(node, path),
-            Some("sqlite" | "postgres") => self.key(node, path),
+            Some("sqlite" | "mysql" | "postgres") => self.key(node, path),
             _ => {}
         }
     }

@@ -31,8 +31,7 @@ impl Rig {
     fn things(&self) -> Vec<String> {
         let mut found = listing(self.dir.path());
         if self.kind == Kind::Postgres {
-            let sql = "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace";
-            found.extend(postgres().psql_at(&postgres_url(self.dir.path()), sql).lines().map(str::to_owned));
+            found.extend(postgres::relations(self.dir.path()));
         }
         found
     }
@@ -46,7 +45,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        drop_schema(self.dir.path());
+        forget(self.kind, self.dir.path());
     }
 }
 
@@ -480,11 +479,10 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
                     table: "rows".into(),
                     mode: tidemill_config::Mode::Append,
                 },
-                Kind::Postgres => tidemill_config::SinkKind::Postgres(database(
-                    &postgres_url(dir.path()),
-                    "rows",
-                    tidemill_config::Mode::Append,
-                )),
+                Kind::Mysql => mysql::config(&mysql::url(dir.path()), "rows", &[], None),
+                Kind::Postgres => {
+                    tidemill_config::SinkKind::Postgres(postgres::config(&postgres::url(dir.path()), "rows", &[], None))
+                }
                 _ => tidemill_config::SinkKind::Files(files(dir.path(), None)),
             };
             let two = tidemill_connectors::sink::open(id(kind), "other", &config).unwrap();
@@ -497,6 +495,7 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
             let mut all = [expected(kind, 3), expected(kind, 1)].concat();
             all.sort_unstable();
             assert_eq!(rows(kind, dir.path()), all);
+            forget(kind, dir.path());
         });
     }
 }

@@ -17,6 +17,8 @@ use tidemill_connectors::sink::SinkError;
 
 const LAST: u64 = 6;
 const PASSINGS: u64 = 3;
+/// A start against a broker takes longer than all the rest.
+const PASSINGS_OF_SERVERS: u64 = 2;
 /// Where nothing is committed twenty times in a row, something is wrong.
 const TRIES: u32 = 20;
 
@@ -45,6 +47,15 @@ const SQLITE: [&str; 7] = [
     "sqlite.before-commit",
     "sqlite.after-commit",
 ];
+const MYSQL: [&str; 7] = [
+    "mysql.claim-before-commit",
+    "mysql.claim-after-commit",
+    "mysql.before-begin",
+    "mysql.after-mark",
+    "mysql.after-rows",
+    "mysql.before-commit",
+    "mysql.after-commit",
+];
 
 const POSTGRES: [&str; 8] = [
     "postgres.claim-before-commit",
@@ -57,10 +68,27 @@ const POSTGRES: [&str; 8] = [
     "postgres.after-commit",
 ];
 
+const KAFKA: [&str; 8] = [
+    "kafka.before-init",
+    "kafka.after-init",
+    "kafka.claim-before-mark",
+    "kafka.claim-after-mark",
+    "kafka.before-rows",
+    "kafka.after-rows",
+    "kafka.before-commit",
+    "kafka.after-commit",
+];
+
+fn passings(kind: Kind) -> u64 {
+    if matches!(kind, Kind::Kafka | Kind::Postgres) { PASSINGS_OF_SERVERS } else { PASSINGS }
+}
+
 fn points(kind: Kind) -> Vec<&'static str> {
     match kind {
+        Kind::Kafka => KAFKA.to_vec(),
         Kind::Files => FILES.to_vec(),
         Kind::Rolling => [&FILES[..], &SEALS[..]].concat(),
+        Kind::Mysql => MYSQL.to_vec(),
         Kind::Postgres => POSTGRES.to_vec(),
         _ => SQLITE.to_vec(),
     }
@@ -73,6 +101,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Sqlite => "sqlite",
         Kind::Postgres => "postgres",
         Kind::Ledger => "ledger",
+        Kind::Mysql => "mysql",
         Kind::Kafka => "kafka",
     }
 }
@@ -110,7 +139,9 @@ fn child() {
     let kind = match std::env::var("SINK").unwrap().as_str() {
         "files" => Kind::Files,
         "rolling" => Kind::Rolling,
+        "mysql" => Kind::Mysql,
         "postgres" => Kind::Postgres,
+        "kafka" => Kind::Kafka,
         _ => Kind::Sqlite,
     };
     let dir = std::env::var("DIR").unwrap();
@@ -154,35 +185,44 @@ fn recover(kind: Kind, dir: &Path, what: &str) {
 }
 
 fn killed(kind: Kind) {
+    if !is_there(kind) {
+        return;
+    }
     let mut kills = 0;
     for point in points(kind) {
-        for passing in 1..=PASSINGS {
+        for passing in 1..=passings(kind) {
             let dir = tempfile::tempdir().unwrap();
             let what = format!("{point}:{passing}:kill");
             // Some steps are passed only by a claim that finds something to do.
-            for _ in 0..3 {
+            for _ in 0..if kind == Kind::Kafka { 1 } else { 3 } {
                 kills += u32::from(!run(kind, dir.path(), &what).success());
                 recover(kind, dir.path(), &what);
             }
             finish(kind, dir.path(), &what);
-            drop_schema(dir.path());
+            forget(kind, dir.path());
         }
     }
     println!("{kind:?}: {kills} kills");
-    assert!(kills as usize > points(kind).len() * 2, "only {kills} kills");
+    let least = if kind == Kind::Kafka { 8 } else { points(kind).len() * 2 };
+    assert!(kills as usize > least, "only {kills} kills");
 }
 
 fn refused(kind: Kind) {
+    if !is_there(kind) {
+        return;
+    }
     for point in points(kind) {
-        for passing in 1..=PASSINGS {
-            for action in ["error", "full"] {
+        for passing in 1..=passings(kind) {
+            // A server's disk is its own matter: what comes from there is in a test of its own.
+            let has_no_disk = matches!(kind, Kind::Kafka | Kind::Postgres | Kind::Mysql);
+            for action in if has_no_disk { &["error"][..] } else { &["error", "full"] } {
                 let dir = tempfile::tempdir().unwrap();
                 let what = format!("{point}:{passing}:{action}");
                 let status = run(kind, dir.path(), &what);
                 assert!(status.success(), "{kind:?} {what}: {status}");
                 assert_eq!(rows(kind, dir.path()), expected(kind, LAST), "{kind:?} {what}");
                 recover(kind, dir.path(), &what);
-                drop_schema(dir.path());
+                forget(kind, dir.path());
             }
         }
     }
@@ -195,9 +235,12 @@ fn state(child: &Child) -> char {
 
 /// The child stops in the middle; the lane is taken and finished; then the child goes on with what it has in hand.
 fn paused(kind: Kind, points: &[&str]) {
+    if !is_there(kind) {
+        return;
+    }
     let mut stops = 0;
     for point in points {
-        for passing in 2..=PASSINGS {
+        for passing in 2..=passings(kind) {
             let dir = tempfile::tempdir().unwrap();
             let what = format!("{point}:{passing}:stop");
             let mut child = start(kind, dir.path(), &what);
@@ -218,7 +261,7 @@ fn paused(kind: Kind, points: &[&str]) {
             }
             assert_eq!(rows(kind, dir.path()), expected(kind, LAST), "{kind:?} {what}: after the zombie went on");
             recover(kind, dir.path(), &what);
-            drop_schema(dir.path());
+            forget(kind, dir.path());
         }
     }
     println!("{kind:?}: {stops} stops");
@@ -242,9 +285,7 @@ fn sqlite_survives_a_kill_at_every_step() {
 
 #[test]
 fn postgres_survives_a_kill_at_every_step() {
-    if services::postgres().is_some() {
-        killed(Kind::Postgres);
-    }
+    killed(Kind::Postgres);
 }
 
 #[test]
@@ -264,9 +305,22 @@ fn sqlite_tries_again_what_a_full_disk_refused() {
 
 #[test]
 fn postgres_tries_again_what_was_refused() {
-    if services::postgres().is_some() {
-        refused(Kind::Postgres);
-    }
+    refused(Kind::Postgres);
+}
+
+#[test]
+fn kafka_survives_a_kill_at_every_step() {
+    killed(Kind::Kafka);
+}
+
+#[test]
+fn kafka_tries_again_what_failed_at_any_step() {
+    refused(Kind::Kafka);
+}
+
+#[test]
+fn a_paused_writer_of_kafka_changes_nothing_when_it_goes_on() {
+    paused(Kind::Kafka, &KAFKA[4..]);
 }
 
 #[test]
@@ -300,11 +354,58 @@ fn a_paused_writer_of_sqlite_changes_nothing_when_it_goes_on() {
     paused(Kind::Sqlite, &["sqlite.before-begin", "sqlite.after-commit"]);
 }
 
+#[test]
+fn mysql_survives_a_kill_at_every_step() {
+    if mysql::server().is_some() {
+        killed(Kind::Mysql);
+    }
+}
+
+#[test]
+fn mysql_tries_again_what_was_refused() {
+    if mysql::server().is_some() {
+        refused(Kind::Mysql);
+    }
+}
+
+#[test]
+fn a_paused_writer_of_mysql_changes_nothing_when_it_goes_on() {
+    if mysql::server().is_some() {
+        paused(Kind::Mysql, &["mysql.before-begin", "mysql.after-commit"]);
+    }
+}
+
+/// A writer that is paused in its transaction holds the mark's row, until the server ends its session.
+#[test]
+fn a_writer_of_mysql_paused_inside_its_transaction_holds_others_off_for_a_while_and_is_then_fenced() {
+    if mysql::server().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = start(Kind::Mysql, dir.path(), "mysql.after-rows:3:stop");
+    let began = Instant::now();
+    while state(&child) != 'T' && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let claim = || runtime().block_on(Runner::claim(make(Kind::Mysql, dir.path()), &Lane::single(), 2));
+    let began = Instant::now();
+    let first = claim().err().expect("the row is locked");
+    assert!(first.is_transient() && first.to_string().contains("lock"), "{first}");
+    while let Err(error) = claim() {
+        assert!(error.is_transient() && began.elapsed() < Duration::from_secs(120), "{error}");
+    }
+    finish(Kind::Mysql, dir.path(), "while the zombie is paused");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::CONT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(42), "the zombie was not fenced");
+    assert_eq!(rows(Kind::Mysql, dir.path()), expected(Kind::Mysql, LAST));
+    forget(Kind::Mysql, dir.path());
+}
+
 /// Inside of its transaction a stopped writer holds the lane's row. The claim has the server end it: also in mid-COPY, where
 /// the server waits for the client and its own limits do not reach.
 #[test]
 fn a_paused_writer_of_postgres_is_ended_by_the_new_owner_and_changes_nothing_when_it_goes_on() {
-    if services::postgres().is_some() {
+    if is_there(Kind::Postgres) {
         paused(
             Kind::Postgres,
             &["postgres.before-begin", "postgres.in-copy", "postgres.after-rows", "postgres.after-commit"],

@@ -333,6 +333,9 @@ fn what_can_be_read_again_is_read_again_from_the_beginning_up_to_the_head() {
 #[test]
 fn a_lost_range_is_an_error_and_never_a_skip() {
     each(async |rig| {
+        if rig.is_table() {
+            return;
+        }
         let mut life = Life::begin(rig).await;
         let origin = life.anchor.at.clone();
         rig.bring(8);
@@ -341,6 +344,10 @@ fn a_lost_range_is_an_error_and_never_a_skip() {
         life.commit(&committed, records);
         rig.bring(4);
         rig.lose();
+        if rig.kind == Kind::Kafka {
+            // What it read it still has: another process has not.
+            life.source = rig.open();
+        }
         let replay = life.try_read(&bare(&committed)).await;
         assert!(is_lost(&replay), "{replay:?}");
         // For a sink that catches up the source is put at the head, and plans what lies before it.
@@ -358,6 +365,9 @@ fn a_lost_range_is_an_error_and_never_a_skip() {
 #[test]
 fn a_mark_beyond_what_there_is_is_lost_and_one_of_another_kind_is_refused() {
     each(async |rig| {
+        if rig.is_table() {
+            return;
+        }
         let mut life = Life::begin(rig).await;
         rig.bring(4);
         life.batch(ALL).await;
@@ -428,14 +438,24 @@ fn after_finish_the_end_comes_when_what_was_there_is_planned() {
 #[test]
 fn lag_tells_what_waits_and_nothing_when_nothing_does() {
     each(async |rig| {
+        if rig.is_table() {
+            return;
+        }
         let mut life = Life::begin(rig).await;
         rig.bring(30);
         // A directory tells of what it has seen.
         life.event().await;
+        if rig.kind == Kind::Kafka {
+            // Brokers are asked now and then.
+            while life.source.lag(&life.anchor.at).records != Some(30) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
         let mut last = u64::MAX;
         for _ in 0..5 {
             let lag = life.source.lag(&life.anchor.at);
-            let bytes = lag.bytes.unwrap();
+            // What is counted in records has no bytes.
+            let bytes = lag.bytes.or(lag.records).unwrap();
             assert!(0 < bytes && bytes < last, "{bytes} after {last}");
             let left = 30 - life.read.len() as u64;
             assert!(lag.records.is_none_or(|records| records == left), "{lag:?} of {left}");
@@ -446,9 +466,10 @@ fn lag_tells_what_waits_and_nothing_when_nothing_does() {
         }
         life.finish().await;
         let lag = life.source.lag(&life.anchor.at);
-        assert_eq!((lag.bytes, lag.records.unwrap_or(0), lag.oldest), (Some(0), 0, None));
+        assert_eq!((lag.bytes.unwrap_or(0), lag.records.unwrap_or(0), lag.oldest), (0, 0, None));
+        assert!(lag.bytes.is_some() || lag.records.is_some());
         // Released or not.
         life.release().await;
-        assert_eq!(life.source.lag(&life.anchor.at).bytes, Some(0));
+        assert_eq!(life.source.lag(&life.anchor.at).bytes.or(lag.records), Some(0));
     });
 }

@@ -18,13 +18,14 @@ use crate::{
     ConfigError,
     job::{
         DEAD_LETTERS, anchor_rank,
-        compile::{Compiled, Pinned, dead_letters_schema, given_schema},
+        compile::{Compiled, Pinned, check_codecs, dead_letters_schema, given_schema},
         scheme,
     },
 };
 
 /// Plans the steps where every schema is known before the first record; wrong columns are configuration errors.
 pub fn check(job: &config::Job) -> anyhow::Result<()> {
+    check_codecs(job).map_err(ConfigError)?;
     let compiled = if job.sources.iter().all(|source| given_schema(source).is_some()) {
         let whole = Arc::new(job.clone());
         match lookups::known(job) {
@@ -154,6 +155,19 @@ pub async fn explain(file: &Path) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// Where columns come from that are not known yet.
+fn unknown_columns(codec: &config::Codec) -> String {
+    match codec {
+        config::Codec::Avro(config::Avro {
+            registry: Some(config::Registry { subject: Some(subject), .. }), ..
+        }) => {
+            format!("of the latest schema of {subject} at the first batch, then pinned")
+        }
+        config::Codec::Avro(_) => "of the newest schema in the first batch, then pinned".into(),
+        _ => "inferred from the first batch, then pinned; later fields go to _extra".into(),
+    }
+}
+
 fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     let mut out = String::new();
     let trigger = match job.trigger {
@@ -177,7 +191,7 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
             Some(schema) => writeln!(out, "      columns: {}", columns(&schema))?,
             None => {
                 known = false;
-                writeln!(out, "      columns: inferred from the first batch, then pinned; later fields go to _extra")?;
+                writeln!(out, "      columns: {}", unknown_columns(&source.codec))?;
             }
         }
     }
@@ -291,6 +305,17 @@ fn describe_source(job: &config::Job, source: &config::Source) -> (String, &'sta
                 "exactly once: offsets are read again where a batch is replayed. Of a compacted topic a replay may find fewer records: exactly once, latest value",
             )
         }
+        config::SourceKind::Sql(sql) => {
+            let from = match &sql.from {
+                config::SqlFrom::Table(table) => format!("rows of table {}", option("table", table)),
+                config::SqlFrom::Query(_) => "rows of a query".to_owned(),
+            };
+            let order: Vec<_> = sql.order_by.iter().map(|column| column.value.as_str()).collect();
+            (
+                format!("{from} of {} in the order of {}", option("url", &sql.database.shown()), order.join(", ")),
+                "exactly once, latest value: a replay asks for the same keys again, and a row that was changed meanwhile is not there or is new. Not seen: deletes, changes that leave the order's columns alone, and rows that are committed late with smaller values (see `settle`)",
+            )
+        }
         config::SourceKind::Test(test) => (format!("test shards in {}", test.path.display()), "for tests"),
     }
 }
@@ -310,6 +335,11 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
             let mode = describe_mode(mode);
             let (table, path) = (option("table", table), option("path", &path.display()));
             format!("rows {mode} to table {table} of {path}; exactly once (marks in its table tidemill_marks)")
+        }
+        config::SinkKind::Mysql(database) => {
+            let mode = describe_mode(&database.mode);
+            let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));
+            format!("rows {mode} to table {table} of {url}; exactly once (marks in its table tidemill_marks)")
         }
         config::SinkKind::Postgres(database) => {
             let mode = describe_mode(&database.mode);

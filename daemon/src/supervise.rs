@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     job::{
-        Job, Surroundings,
+        Job, Surroundings, digest_of,
         pulse::Pulse,
         runner::{BACKOFF_MAX, Ended, Runner, backoff},
     },
@@ -163,7 +163,8 @@ impl Supervisor {
             self.around.metrics.forget(&name);
         }
         for job in jobs {
-            let same = self.config(&job.name).is_some_and(|old| old.text == job.text && old.file == job.file);
+            let same =
+                self.config(&job.name).is_some_and(|old| digest_of(&old) == digest_of(&job) && old.file == job.file);
             if same {
                 continue;
             }

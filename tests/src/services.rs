@@ -1,6 +1,6 @@
-//! Real servers for tests: Kafka, PostgreSQL, MariaDB and Redis, started by `tests/services/up.sh`.
+//! Real servers for tests: Kafka, PostgreSQL, MariaDB, Redis and a schema registry, started by `tests/services/up.sh`.
 //!
-//! [`kafka`], [`postgres`], [`mariadb`] and [`redis`] give the one that all tests share: use names of your own in it. It is
+//! [`kafka`], [`postgres`], [`mariadb`], [`redis`] and [`registry`] give the one that all tests share: use names of your own in it. It is
 //! started where it does not run yet, and stays up for the next run (`make services-down` stops it; `make test` stops its
 //! own). `Kafka::private` and the like start one for this test alone, which may be killed, paused and started again at the
 //! same address, and ends with the test.
@@ -59,6 +59,11 @@ pub fn mariadb() -> Option<Mariadb> {
 /// The shared Redis.
 pub fn redis() -> Option<Redis> {
     Server::shared("redis").map(Redis::of)
+}
+
+/// The shared schema registry.
+pub fn registry() -> Option<Registry> {
+    Server::shared("registry").map(Registry::of)
 }
 
 /// Apache Kafka: one broker. Topics are not made by themselves, internal topics have four partitions.
@@ -326,6 +331,29 @@ impl Redis {
     }
 }
 
+/// Apicurio Registry, by the interface that it shares with Confluent's.
+#[derive(Debug)]
+pub struct Registry {
+    /// What stands before `/subjects` and `/schemas`.
+    pub url: String,
+    /// The server's port on 127.0.0.1.
+    pub port: u16,
+    server: Server,
+}
+
+impl Registry {
+    fn of(server: Server) -> Self {
+        let env = server.env();
+        let get = |key: &str| value(&env, key);
+        Self { url: get("REGISTRY_URL"), port: get("REGISTRY_PORT").parse().unwrap(), server }
+    }
+
+    /// One for this test alone, with its data in `folder`. See [`kafka`].
+    pub fn private(folder: &Path) -> Option<Self> {
+        Server::private("registry", folder).map(Self::of)
+    }
+}
+
 macro_rules! is_a_server {
     ($($service:ty),*) => {$(
         impl Deref for $service {
@@ -336,7 +364,7 @@ macro_rules! is_a_server {
         }
     )*};
 }
-is_a_server!(Kafka, Postgres, Mariadb, Redis);
+is_a_server!(Kafka, Postgres, Mariadb, Redis, Registry);
 
 impl Server {
     fn shared(name: &'static str) -> Option<Self> {
@@ -369,7 +397,7 @@ impl Server {
         let env = self.env();
         let port = env.iter().find_map(|(key, value)| match key.as_str() {
             "KAFKA_BROKERS" => value.rsplit(':').next().and_then(|port| port.parse().ok()),
-            "PG_PORT" | "MYSQL_PORT" | "REDIS_PORT" => value.parse().ok(),
+            "PG_PORT" | "MYSQL_PORT" | "REDIS_PORT" | "REGISTRY_PORT" => value.parse().ok(),
             _ => None,
         });
         port.is_some_and(|port: u16| {

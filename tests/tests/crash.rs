@@ -1,8 +1,9 @@
 //! Crash tests on the real binary: SIGKILL at every step of the protocol, for each pair of source and sinks, many times in
 //! one job's life; afterwards the rows in each sink equal those of the input, each once.
 //!
-//! The steps are failpoints of the batch loop (`daemon/src/job/batch.rs`), of the files sink, of SQLite and of the spool;
-//! then kills at random instants. `KILLS=n` sets how many kills each phase gets per pair (default 20).
+//! The steps are failpoints of the batch loop (`daemon/src/job/batch.rs`), of the files sink, of SQLite, of PostgreSQL and of
+//! the spool; then kills at random instants. `KILLS=n` sets how many kills each phase gets per pair (default 20; an eighth
+//! of that with a server).
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,12 +11,13 @@ use std::{
     collections::BTreeMap,
     io::{Read, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tidemill_tests::{Folder, Rows, Run, eventually, feed, free_address, oracle::files};
+use tidemill_tests::{Folder, Rows, Run, eventually, feed, free_address, oracle::files, services};
 
 /// Records of a job. With ten a batch, every kill meets a batch.
 const RECORDS: usize = 400;
@@ -48,20 +50,42 @@ enum Sink {
     Files,
     Rolling,
     Sqlite,
+    Postgres,
+}
+
+/// The shared server, and the address of a folder's own schema in it, in which `rows` numbers its rows as they come.
+fn postgres(folder: &Folder) -> (services::Postgres, String) {
+    let server = services::postgres().expect("the test was to be skipped");
+    let kept = folder.join("postgres-url");
+    let url = std::fs::read_to_string(&kept).unwrap_or_else(|_| {
+        static SCHEMAS: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("crash_{}_{}", std::process::id(), SCHEMAS.fetch_add(1, Ordering::SeqCst));
+        let url = server.schema(&name);
+        server.psql_at(&url, "CREATE TABLE rows (n bigint, text text, number bigserial)");
+        std::fs::write(kept, &url).unwrap();
+        url
+    });
+    (server, url)
 }
 
 impl Sink {
-    fn yaml(self) -> &'static str {
+    fn yaml(self, folder: &Folder) -> String {
         match self {
-            Self::Files => "  files: { type: files, path: files, codec: json }\n",
-            Self::Rolling => "  rolling: { type: files, path: rolling, codec: json, roll: { bytes: 4KiB } }\n",
-            Self::Sqlite => "  db: { type: sqlite, path: rows.db, table: rows }\n",
+            Self::Files => "  files: { type: files, path: files, codec: json }\n".into(),
+            Self::Rolling => "  rolling: { type: files, path: rolling, codec: json, roll: { bytes: 4KiB } }\n".into(),
+            Self::Sqlite => "  db: { type: sqlite, path: rows.db, table: rows }\n".into(),
+            Self::Postgres => format!("  pg: {{ type: postgres, url: \"{}\", table: rows }}\n", postgres(folder).1),
         }
     }
     fn rows(self, folder: &Folder) -> Result<Rows, String> {
         match self {
             Self::Files => Ok(in_order(&folder.join("files"))),
             Self::Rolling => Ok(in_order(&folder.join("rolling"))),
+            Self::Postgres => {
+                let (server, url) = postgres(folder);
+                let sql = "SELECT json_build_object('n', n, 'text', text) FROM rows ORDER BY number";
+                Ok(Rows::json(&server.psql_at(&url, sql)))
+            }
             Self::Sqlite => {
                 Rows::try_sqlite(&folder.join("rows.db"), "SELECT n, text FROM rows").map_err(|e| e.to_string())
             }
@@ -96,8 +120,8 @@ fn expected() -> Rows {
     Rows::json(&lines.join("\n"))
 }
 
-fn job(source: &str, sinks: &[Sink]) -> String {
-    let sinks: String = sinks.iter().map(|sink| sink.yaml()).collect();
+fn job(folder: &Folder, source: &str, sinks: &[Sink]) -> String {
+    let sinks: String = sinks.iter().map(|sink| sink.yaml(folder)).collect();
     format!(
         "job: crash\ntrigger: asap\nbatch: {{ max_records: 10 }}\nsources:\n  in:\n{source}    codec: json\n    schema: {{ n: int64, text: string }}\n\
          steps:\n  - lowercase: [text]\n  - filter: n % 7 <> 3\nsinks:\n{sinks}dead_letters: {{ type: files, path: dead, codec: json }}\n"
@@ -122,7 +146,7 @@ impl Life {
                     let lines: Vec<_> = (0..RECORDS).filter(|n| n * 4 / RECORDS == part).map(record).collect();
                     folder.publish(format!("in/{part}.json"), lines.join("\n") + "\n");
                 }
-                job("    type: directory\n    path: in\n    settle: 10ms\n", sinks)
+                job(&folder, "    type: directory\n    path: in\n    settle: 10ms\n", sinks)
             }
             Source::Socket => spooled(&folder, sinks),
         };
@@ -182,7 +206,7 @@ impl Life {
 /// Sends all records, waits until every one is acknowledged (it is in the spool), and kills the daemon before any batch.
 fn spooled(folder: &Folder, sinks: &[Sink]) -> String {
     let address = free_address();
-    let yaml = job(&format!("    type: socket\n    listen: {address}\n    ack: line\n"), sinks);
+    let yaml = job(folder, &format!("    type: socket\n    listen: {address}\n    ack: line\n"), sinks);
     let mut daemon = Run::new(folder).job(&yaml.replace("trigger: asap", "trigger: 1h")).spawn();
     let mut stream = feed::connect(address);
     for n in 0..RECORDS {
@@ -201,6 +225,11 @@ fn spooled(folder: &Folder, sinks: &[Sink]) -> String {
 
 /// Kills a job in each phase, `kills()` times each, over as many lives as that takes.
 fn at_every_phase(source: Source, sinks: &[Sink], phases: &[&str], name: &str) {
+    let remote = sinks.contains(&Sink::Postgres);
+    if remote && services::postgres().is_none() {
+        return;
+    }
+    let kills = || if remote { kills().div_ceil(8) } else { kills() };
     let mut table = BTreeMap::new();
     for phase in phases {
         let (mut died, mut lives) = (0, 0);
@@ -235,6 +264,36 @@ fn directory_to_rolling_files() {
 #[test]
 fn directory_to_sqlite() {
     at_every_phase(Source::Directory, &[Sink::Sqlite], &PHASES, "directory -> sqlite");
+}
+
+/// The steps of the sink's own transaction.
+const OF_POSTGRES: [&str; 5] = [
+    "postgres.after-mark",
+    "postgres.in-copy",
+    "postgres.after-rows",
+    "postgres.before-commit",
+    "postgres.after-commit",
+];
+
+#[test]
+fn directory_to_postgres() {
+    let phases = [&PHASES[..], &OF_POSTGRES].concat();
+    at_every_phase(Source::Directory, &[Sink::Postgres], &phases, "directory -> postgres");
+}
+
+#[test]
+fn socket_to_postgres() {
+    at_every_phase(Source::Socket, &[Sink::Postgres], &PHASES, "socket -> postgres");
+}
+
+#[test]
+fn directory_to_postgres_and_files() {
+    at_every_phase(
+        Source::Directory,
+        &[Sink::Files, Sink::Postgres],
+        &["after-anchor", "after-sinks", "after-close"],
+        "directory -> files + postgres",
+    );
 }
 
 #[test]

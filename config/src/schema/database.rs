@@ -23,6 +23,19 @@ const CA: Key = optional(
     "A file of certificates (PEM) that the server's must be signed by, relative to the job's file. Left out: those that the system trusts.",
 );
 
+pub(crate) static MYSQL: &[Key] = &[
+    required(
+        "url",
+        Kind::Scalar(Scalar::Url("mysql")),
+        "`mysql://USER:PASSWORD@HOST:PORT/DATABASE`; `?require_ssl=true` encrypts and checks the server's certificate, `verify_ca=false` and `verify_identity=false` check less. The password best comes by `${file:PATH}`.",
+    ),
+    required("table", TABLE, "The table, or `database.table`. It is made where it is absent."),
+    MODE_KEY,
+    KEY,
+    DELETE_WHEN,
+    CA,
+];
+
 pub(crate) static POSTGRES: &[Key] = &[
     required(
         "url",

@@ -1,8 +1,8 @@
 //! The keys of a job.
 
 use super::{
-    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, database, default, kafka_sink, later, lookup,
-    optional, required, word,
+    Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, codec, database, default, kafka_sink, later,
+    lookup, optional, required, word,
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
@@ -121,6 +121,7 @@ pub(crate) static SOURCES: Variants = Variants {
             exactly_one: &[],
         },
         super::kafka_source::KAFKA,
+        super::sql_source::SQL,
         later("kinesis"),
         later("hdfs"),
         later("http"),
@@ -250,6 +251,11 @@ pub(super) const TEXT_CODEC: Variant = Variant {
     exactly_one: &[],
 };
 
+const BYTES_ELSEWHERE: Variant = Variant {
+    state: State::Elsewhere("bytes are read by sources and not written by sinks in this version"),
+    ..codec::BYTES
+};
+
 pub(crate) static SOURCE_CODECS: Variants = Variants {
     noun: "codec",
     short: true,
@@ -265,8 +271,9 @@ pub(crate) static SOURCE_CODECS: Variants = Variants {
             keys: &[],
             exactly_one: &[],
         },
-        later("avro"),
-        later("protobuf"),
+        codec::BYTES,
+        codec::AVRO,
+        codec::PROTOBUF,
         later("xml"),
     ],
 };
@@ -280,6 +287,7 @@ pub(crate) static SINK_CODECS: Variants = Variants {
         CSV,
         TEXT_CODEC,
         Variant { name: "parquet", state: State::Now, doc: "Columnar files.", keys: &[], exactly_one: &[] },
+        BYTES_ELSEWHERE,
         later("avro"),
         later("protobuf"),
         later("orc"),
@@ -351,7 +359,13 @@ static SINK_TYPES: &[Variant] = &[
         keys: database::POSTGRES,
         exactly_one: &[],
     },
-    later("mysql"),
+    Variant {
+        name: "mysql",
+        state: State::Now,
+        doc: "A table in a MySQL or MariaDB database, exactly once.",
+        keys: database::MYSQL,
+        exactly_one: &[],
+    },
     Variant {
         name: "kafka",
         state: State::Now,

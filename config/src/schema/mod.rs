@@ -3,6 +3,7 @@
 //! `check` walks a file along it, [`json_schema`] is made from it, and so are the tables of `docs/jobs.md`
 //! ([`options_markdown`]). A new key is a line in `job` or `daemon` below, and a field in `build`.
 
+mod codec;
 pub(crate) mod daemon;
 mod database;
 pub(crate) mod job;
@@ -12,6 +13,7 @@ pub(crate) mod kafka_source;
 pub(crate) mod lookup;
 mod markdown;
 pub(crate) mod scalar;
+pub(crate) mod sql_source;
 
 pub use json::json_schema;
 pub use markdown::{options_markdown, sections};

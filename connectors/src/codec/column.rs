@@ -145,6 +145,16 @@ impl Column {
         }
     }
 
+    /// Whether it holds more than its offsets can tell.
+    pub(super) fn is_too_long(&self) -> bool {
+        match &self.data {
+            Data::Text(values) | Data::Binary(values) => values.bytes.len() > MAX_TEXT_BYTES,
+            Data::List { item, .. } => item.len() > MAX_TEXT_BYTES || item.is_too_long(),
+            Data::Struct { columns, .. } => columns.iter().any(Self::is_too_long),
+            _ => false,
+        }
+    }
+
     /// Appends a text as it is.
     #[inline]
     pub(super) fn text(&mut self, text: &[u8]) -> bool {

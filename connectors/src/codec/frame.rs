@@ -9,7 +9,7 @@ use std::ops::Range;
 use memchr::memchr;
 use tidemill_config::model;
 
-use super::{csv, json};
+use super::{csv, json, raw};
 
 /// What comes before a UTF-8 file's text in some editors' files; never a part of a record.
 pub(super) const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
@@ -59,6 +59,7 @@ pub fn framer(codec: &model::Codec) -> Box<dyn Framer> {
         model::Codec::Json => Box::new(json::frame::JsonFramer::default()),
         model::Codec::Csv(options) => Box::new(csv::frame::CsvFramer::new(options)),
         model::Codec::Text | model::Codec::Parquet => Box::new(Lines::default()),
+        model::Codec::Bytes | model::Codec::Avro(_) | model::Codec::Protobuf(_) => Box::new(raw::WholeFile),
     }
 }
 

@@ -7,9 +7,12 @@
 //! no input panics.
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use async_trait::async_trait;
 use tidemill_config::model;
 
 use crate::source::Slice;
+
+mod avro;
 
 mod column;
 mod csv;
@@ -18,7 +21,11 @@ mod json;
 mod names;
 mod number;
 mod parquet;
+mod protobuf;
+mod raw;
+mod registry;
 mod rows;
+mod scalar;
 pub mod schema;
 #[cfg(test)]
 mod tests;
@@ -40,7 +47,7 @@ pub const EXTRA: &str = "_extra";
 pub struct Undecodable {
     /// Its index in the slice.
     pub record: u32,
-    /// A short, stable word for metrics: `json`, `not_an_object`, `csv`, `utf8`, `type`.
+    /// A short, stable word for metrics: `json`, `not_an_object`, `csv`, `utf8`, `type`, `bad_avro`.
     pub reason: &'static str,
     /// The sentence.
     pub detail: String,
@@ -68,7 +75,19 @@ pub trait Decoder: Send {
 #[error("{0}")]
 pub struct CodecError(pub String);
 
+/// Why what decoding needs cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// It may pass: the batch is tried again.
+    #[error("{0}")]
+    Transient(String),
+    /// No retry helps.
+    #[error("{0}")]
+    Fatal(String),
+}
+
 /// A format of records.
+#[async_trait]
 pub trait Codec: Send + Sync {
     /// The schema that these slices suggest (types as wide as the values need), without `_extra`.
     fn infer(&self, slices: &[Slice]) -> Result<SchemaRef, CodecError>;
@@ -76,6 +95,18 @@ pub trait Codec: Send + Sync {
     /// A decoder for `schema`, which decodes these columns and no others. With `extra`, fields outside the pinned schema
     /// `known` are kept as JSON in the column `_extra`, where `schema` has it.
     fn decoder(&self, schema: &SchemaRef, known: &SchemaRef) -> Box<dyn Decoder>;
+
+    /// Gets what decoding these slices needs from elsewhere, such as the schemas that wrote them. Decoding asks nobody: it
+    /// comes after this, and what was got never changes.
+    async fn prepare(&self, _: &[Slice]) -> Result<(), PrepareError> {
+        Ok(())
+    }
+
+    /// The schema to pin for a source whose job gives none: from these slices, its first.
+    async fn first_schema(&self, slices: &[Slice]) -> Result<SchemaRef, PrepareError> {
+        self.prepare(slices).await?;
+        self.infer(slices).map_err(|error| PrepareError::Fatal(format!("its schema cannot be inferred: {error}")))
+    }
 }
 
 /// Writes rows as bytes.
@@ -99,8 +130,39 @@ pub fn codec(config: &model::Codec) -> Box<dyn Codec> {
             Some(why) => Box::new(text::Refused(why)),
         },
         model::Codec::Text => Box::new(text::Text),
+        model::Codec::Bytes => Box::new(raw::Bytes),
+        model::Codec::Avro(options) => made(avro::Avro::new(options)),
+        model::Codec::Protobuf(options) => made(protobuf::Protobuf::new(options)),
         model::Codec::Parquet => Box::new(text::Refused("sources cannot read parquet".into())),
     }
+}
+
+fn made(codec: Result<impl Codec + 'static, String>) -> Box<dyn Codec> {
+    match codec {
+        Ok(codec) => Box::new(codec),
+        Err(why) => Box::new(text::Refused(why)),
+    }
+}
+
+/// The columns that a codec gives by itself, before the first record; `None` where records must tell. An error is what is
+/// wrong with the file that describes them, and where the job names it.
+pub fn columns(config: &model::Codec) -> Result<Option<SchemaRef>, model::Located<String>> {
+    let wrong = |at: &model::At, value: String| model::Located { value, at: at.clone() };
+    Ok(match config {
+        model::Codec::Text => Some(text::columns()),
+        model::Codec::Bytes => Some(raw::columns()),
+        model::Codec::Avro(options) => {
+            let columns = options.schema.as_ref().map(|file| {
+                let columns = avro::of_file(file).and_then(|schema| schema.columns());
+                columns.map_err(|why| {
+                    wrong(&file.path.at, format!("the schema {} cannot be used: {why}", file.path.value.display()))
+                })
+            });
+            columns.transpose()?
+        }
+        model::Codec::Protobuf(options) => Some(protobuf::columns(options)?),
+        model::Codec::Json | model::Codec::Csv(_) | model::Codec::Parquet => None,
+    })
 }
 
 /// The encoder of a codec for rows of `schema`; an error names the column that the codec cannot write.
@@ -110,5 +172,8 @@ pub fn encoder(config: &model::Codec, schema: &SchemaRef) -> Result<Box<dyn Enco
         model::Codec::Csv(options) => Box::new(csv::encode::CsvEncoder::new(schema, options)?),
         model::Codec::Text => Box::new(text::TextEncoder::new(schema)?),
         model::Codec::Parquet => Box::new(parquet::ParquetEncoder::new(schema)),
+        model::Codec::Bytes | model::Codec::Avro(_) | model::Codec::Protobuf(_) => {
+            return Err(CodecError("sinks cannot write bytes, avro or protobuf".into()));
+        }
     })
 }

@@ -1,6 +1,6 @@
 //! What all decoders share: records of a slice into columns, where a bad one costs one reject and leaves no half row.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use arrow::{
     array::{RecordBatch, RecordBatchOptions},
@@ -71,27 +71,45 @@ pub(super) fn decode(
     encoding: &'static str,
     mut record: impl FnMut(&str, &mut [Column], usize) -> Result<(), Bad>,
 ) -> Decoded {
-    let mut columns: Vec<Column> =
-        schema.fields().iter().map(|field| Column::new(field.data_type(), records.len())).collect();
-    let mut good = Vec::with_capacity(records.len());
-    let mut rejects = Vec::new();
     // Almost always the whole slice is UTF-8: one fast check instead of many.
     let whole = std::str::from_utf8(bytes).ok();
-    let mut taken = 0;
-    for (index, (start, end)) in records.iter().enumerate() {
-        let range = *start as usize..*end as usize;
-        taken += range.len();
+    each(schema, slice, records, |range, columns, row| {
         let text = match whole {
             Some(text) => text.get(range.clone()),
             None => bytes.get(range.clone()).and_then(|text| std::str::from_utf8(text).ok()),
         };
-        let result = match text {
-            None => Err(broken(bytes.get(range).unwrap_or_default(), encoding)),
-            Some(_) if taken > MAX_TEXT_BYTES => {
-                Err(Bad::Other("too_large", "the slice holds more than 2 GiB: make `batch: max_bytes` smaller".into()))
-            }
-            Some(text) => record(text, &mut columns, good.len()),
-        };
+        let text = text.ok_or_else(|| broken(bytes.get(range).unwrap_or_default(), encoding))?;
+        record(text, columns, row)
+    })
+}
+
+/// The same for records that are no text. Their rows may be longer than they are: names of fields, defaults.
+pub(super) fn binary(
+    schema: &SchemaRef,
+    slice: &Slice,
+    mut record: impl FnMut(&[u8], &mut [Column], usize) -> Result<(), Bad>,
+) -> Decoded {
+    each(schema, slice, &slice.records, |range, columns, row| {
+        record(slice.bytes.get(range).unwrap_or_default(), columns, row)?;
+        if columns.iter().any(Column::is_too_long) { Err(too_large()) } else { Ok(()) }
+    })
+}
+
+fn each(
+    schema: &SchemaRef,
+    slice: &Slice,
+    records: &[(u32, u32)],
+    mut record: impl FnMut(Range<usize>, &mut [Column], usize) -> Result<(), Bad>,
+) -> Decoded {
+    let mut columns: Vec<Column> =
+        schema.fields().iter().map(|field| Column::new(field.data_type(), records.len())).collect();
+    let mut good = Vec::with_capacity(records.len());
+    let mut rejects = Vec::new();
+    let mut taken = 0;
+    for (index, (start, end)) in records.iter().enumerate() {
+        let range = *start as usize..*end as usize;
+        taken += range.len();
+        let result = if taken > MAX_TEXT_BYTES { Err(too_large()) } else { record(range, &mut columns, good.len()) };
         match result {
             Ok(()) => good.push(index as u32),
             Err(bad) => {
@@ -105,6 +123,11 @@ pub(super) fn decode(
         "every record gives one value of each column"
     );
     finish(schema, slice, columns, good, rejects)
+}
+
+#[cold]
+fn too_large() -> Bad {
+    Bad::Other("too_large", "the slice holds more than 2 GiB: make `batch: max_bytes` smaller".into())
 }
 
 #[cold]

@@ -21,6 +21,11 @@ const COLUMN: &str = "text";
 /// The codec `text`.
 pub(super) struct Text;
 
+/// What every record gives.
+pub(super) fn columns() -> SchemaRef {
+    Arc::new(Schema::new(vec![Field::new(COLUMN, DataType::Utf8, true)]))
+}
+
 struct TextDecoder {
     schema: SchemaRef,
     column: Option<usize>,
@@ -28,7 +33,7 @@ struct TextDecoder {
 
 impl Codec for Text {
     fn infer(&self, _: &[Slice]) -> Result<SchemaRef, CodecError> {
-        Ok(Arc::new(Schema::new(vec![Field::new(COLUMN, DataType::Utf8, true)])))
+        Ok(columns())
     }
 
     fn decoder(&self, schema: &SchemaRef, _: &SchemaRef) -> Box<dyn Decoder> {

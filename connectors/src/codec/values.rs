@@ -244,12 +244,12 @@ fn needs_escapes(texts: &StringArray) -> bool {
 }
 
 #[inline]
-fn number<N: lexical_core::ToLexical>(value: N, out: &mut Vec<u8>) {
+pub(super) fn number<N: lexical_core::ToLexical>(value: N, out: &mut Vec<u8>) {
     let mut digits = [0; lexical_core::BUFFER_SIZE];
     out.extend_from_slice(lexical_core::write(value, &mut digits));
 }
 
-fn decimal(value: i128, scale: i8, out: &mut Vec<u8>) {
+pub(super) fn decimal(value: i128, scale: i8, out: &mut Vec<u8>) {
     let digits = value.unsigned_abs().to_string();
     if value < 0 {
         out.push(b'-');

@@ -10,6 +10,7 @@ mod durable;
 pub mod files;
 pub mod kafka;
 pub mod ledger;
+pub mod mysql;
 pub mod postgres;
 pub mod sqlite;
 mod unmarked;
@@ -207,6 +208,7 @@ pub fn open(id: SinkId, job: &str, kind: &tidemill_config::SinkKind) -> Result<A
         SinkKind::Console { first } => Arc::new(console::Console::open(id, *first)),
         SinkKind::Files(files) => Arc::new(files::Files::open(id, job, files)?),
         SinkKind::Sqlite { path, table, mode } => Arc::new(sqlite::Sqlite::open(id, job, path, table, mode)?),
+        SinkKind::Mysql(database) => Arc::new(mysql::Mysql::open(id, job, database)?),
         SinkKind::Postgres(database) => Arc::new(postgres::Postgres::open(id, job, database)?),
         SinkKind::Kafka(kafka) => Arc::new(kafka::Kafka::open(id, job, kafka)?),
         SinkKind::Blackhole => Arc::new(blackhole::Blackhole::open(id)),

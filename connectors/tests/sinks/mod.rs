@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 pub mod kafka;
+pub mod mysql;
+pub mod postgres;
 #[path = "../../../tests/src/services.rs"]
 pub mod services;
 
@@ -20,7 +22,7 @@ use tidemill_checkpoint::{
     Digest, Entry, Generation, Lane, LaneKey, LaneScheme, LogName, Mark, Owner, Permit, Plan, PlanKind, Position,
     Positions, Receipt, ShardId, SinkId, Span, Timestamp, Touch, plan::LogRange,
 };
-use tidemill_config::{Codec, Compression, DatabaseSink, Files, Mode, Roll, SinkKind};
+use tidemill_config::{Codec, Compression, Files, Mode, Roll, SinkKind};
 use tidemill_connectors::sink::{self, Guarantee, Sink, SinkError, StageContext};
 use uuid::Uuid;
 
@@ -34,48 +36,36 @@ pub enum Kind {
     Sqlite,
     Postgres,
     Ledger,
+    Mysql,
     Kafka,
+}
+
+/// Every marked sink.
+const MARKED: [Kind; 7] =
+    [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Postgres, Kind::Mysql, Kind::Kafka];
+
+/// Whether the sink's server can be had here.
+pub fn is_there(kind: Kind) -> bool {
+    match kind {
+        Kind::Kafka => services::kafka().is_some(),
+        Kind::Postgres => postgres::server().is_some(),
+        Kind::Mysql => mysql::server().is_some(),
+        Kind::Files | Kind::Rolling | Kind::Sqlite | Kind::Ledger => true,
+    }
+}
+
+/// The folder is not used any more: what a server holds for it goes too.
+pub fn forget(kind: Kind, dir: &Path) {
+    match kind {
+        Kind::Mysql => mysql::forget(dir),
+        Kind::Postgres => postgres::forget(dir),
+        _ => {}
+    }
 }
 
 /// The marked sinks whose servers are there.
 pub fn marked() -> Vec<Kind> {
-    let mut kinds = vec![Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger];
-    kinds.extend(services::postgres().map(|_| Kind::Postgres));
-    kinds.extend(services::kafka().map(|_| Kind::Kafka));
-    kinds
-}
-
-/// The shared PostgreSQL, once it was found.
-pub fn postgres() -> services::Postgres {
-    services::postgres().expect("the test was to be skipped")
-}
-
-/// A schema of the folder's own in the shared PostgreSQL.
-pub fn schema_of(dir: &Path) -> String {
-    let digest = Digest::of(dir.as_os_str().as_encoded_bytes()).to_string();
-    format!("sink_{}", &digest[..16])
-}
-
-/// The URL of the folder's schema, which is made at the first time.
-pub fn postgres_url(dir: &Path) -> String {
-    let (server, name, made) = (postgres(), schema_of(dir), dir.join("schema"));
-    if made.exists() {
-        return fs::read_to_string(made).unwrap();
-    }
-    let url = server.schema(&name);
-    fs::write(made, &url).unwrap();
-    url
-}
-
-/// Takes a folder's schema away again.
-pub fn drop_schema(dir: &Path) {
-    if dir.join("schema").exists() {
-        postgres().psql(&format!("SET client_min_messages = error; DROP SCHEMA {} CASCADE", schema_of(dir)));
-    }
-}
-
-pub fn database(url: &str, table: &str, mode: Mode) -> DatabaseSink {
-    DatabaseSink { url: url.into(), table: table.into(), mode, ca: None }
+    MARKED.into_iter().filter(|kind| is_there(*kind)).collect()
 }
 
 pub fn id(kind: Kind) -> SinkId {
@@ -92,7 +82,8 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Files => SinkKind::Files(files(dir, None)),
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
-        Kind::Postgres => SinkKind::Postgres(database(&postgres_url(dir), "rows", Mode::Append)),
+        Kind::Mysql => mysql::config(&mysql::url(dir), "rows", &[], None),
+        Kind::Postgres => SinkKind::Postgres(postgres::config(&postgres::url(dir), "rows", &[], None)),
         Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),
         Kind::Ledger => {
             let ledger = tidemill_checkpoint::ledger::sled::SledLedger::open(&dir.join("data")).unwrap().ledger;
@@ -139,15 +130,10 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             };
             statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
         }
-        Kind::Postgres => {
-            let (server, url) = (postgres(), postgres_url(dir));
-            // One statement: a table that is there, or is not.
-            let there = server.psql_at(&url, "SELECT to_regclass('rows') IS NOT NULL");
-            let found = if there.trim() == "t" { server.psql_at(&url, "SELECT n FROM rows") } else { String::new() };
-            found.lines().map(|line| line.parse().unwrap()).collect()
-        }
+        Kind::Postgres => postgres::numbers(dir),
         Kind::Kafka => kafka::numbers(dir),
         Kind::Ledger => Vec::new(),
+        Kind::Mysql => mysql::rows(dir),
     };
     rows.sort_unstable();
     rows

@@ -18,6 +18,7 @@ use tidemill_checkpoint::{
     next::{self, Content, Draft, Step, Writer},
 };
 use tidemill_connectors::{
+    codec::PrepareError,
     sink::{StageContext, Staged},
     source::{Budget, Proposal, RawBatch},
 };
@@ -190,7 +191,7 @@ impl Job {
         raw.extend(self.read_refused(lane, &refused).await?);
         pass("read")?;
         let mut pinned = head.pinned.clone();
-        self.pin(&raw, &mut pinned, &mut content)?;
+        self.pin(&raw, &mut pinned, &mut content).await?;
         let tables = self.lookups.current().await?;
         content.versions = versions(&pinned);
         content.versions.extend(tables.versions.clone());
@@ -263,6 +264,7 @@ impl Job {
         plan: &Plan,
         tables: &BatchTables,
     ) -> Result<Computed, LaneError> {
+        compiled.prepare(raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
         let batch = Digest::of_json(&(&plan.lane, &plan.parent));
         let tries = self
             .around
@@ -312,7 +314,7 @@ impl Job {
     }
 
     /// Infers and pins the schema of a source that has none, from the first batch that has records of it.
-    fn pin(&self, raw: &[RawBatch], pinned: &mut Pinned, content: &mut Content) -> Result<(), LaneError> {
+    async fn pin(&self, raw: &[RawBatch], pinned: &mut Pinned, content: &mut Content) -> Result<(), LaneError> {
         for (config, batch) in self.config.sources.iter().zip(raw) {
             let (name, shards) = (&config.name.value, super::shard_name(config));
             if pinned.contains_key(&shards)
@@ -322,9 +324,7 @@ impl Job {
                 continue;
             }
             let codec = tidemill_connectors::codec::codec(&config.codec);
-            let schema = codec
-                .infer(&batch.slices)
-                .map_err(|error| LaneError::Stop(format!("source {name}: its schema cannot be inferred: {error}")))?;
+            let schema = codec.first_schema(&batch.slices).await.map_err(|error| not_prepared(name, error))?;
             if schema.fields().is_empty() {
                 continue;
             }
@@ -427,6 +427,14 @@ pub(super) fn row_schema(slot: &SinkSlot, compiled: &Compiled) -> SchemaRef {
     match slot.role {
         Role::DeadLetters => dead_letters_schema(),
         _ => compiled.sink_of(slot.id()).map_or_else(|| Arc::new(Schema::empty()), |name| compiled.sink_schema(name)),
+    }
+}
+
+/// A batch whose records cannot be decoded yet waits.
+fn not_prepared(source: &str, error: PrepareError) -> LaneError {
+    match error {
+        PrepareError::Transient(why) => LaneError::Transient(format!("source {source}: {why}")),
+        PrepareError::Fatal(why) => LaneError::Stop(format!("source {source}: {why}")),
     }
 }
 

@@ -20,7 +20,7 @@ use tidemill_checkpoint::{Digest, Position, ShardId, SinkId};
 use tidemill_config as config;
 use tidemill_connectors::{
     Codec,
-    codec::{self, Decoded, EXTRA},
+    codec::{self, Decoded, EXTRA, PrepareError},
     source::{RawBatch, Slice, kafka},
 };
 use tidemill_steps::{BatchContext, Pipeline, Rows, Schemas, StepError, StepStats, lookup::Tables};
@@ -89,13 +89,20 @@ pub fn with_extra(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The schema that a job gives for a source itself, where it does.
+/// The schema that a job gives for a source itself, where it does. A file that describes none was refused by
+/// [`check_codecs`].
 pub fn given_schema(source: &config::Source) -> Option<SchemaRef> {
-    match (&source.schema, &source.codec) {
-        (Some(fields), _) => Some(codec::to_arrow(fields)),
-        (None, config::Codec::Text) => Some(Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]))),
-        _ => None,
+    match &source.schema {
+        Some(fields) => Some(codec::to_arrow(fields)),
+        None => codec::columns(&source.codec).ok().flatten(),
     }
+}
+
+/// That the files which describe records can be read; an error is a whole message with its place.
+pub fn check_codecs(job: &config::Job) -> Result<(), String> {
+    let wrong = job.sources.iter().filter_map(|source| codec::columns(&source.codec).err());
+    let wrong: Vec<_> = wrong.map(|wrong| job.render(&wrong.at, &wrong.value)).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
 
 /// The schema of a source, as far as it is known.
@@ -205,6 +212,15 @@ impl Compiled {
         self.pipeline.sink_schema(sink).unwrap_or_else(|| Arc::new(Schema::empty()))
     }
 
+    /// Gets what decoding a batch needs from elsewhere: the schemas of a registry. Before [`Compiled::compute`].
+    pub async fn prepare(&self, raw: &[RawBatch]) -> Result<(), (String, PrepareError)> {
+        for ((source, config), batch) in self.sources.iter().zip(&self.job.sources).zip(raw) {
+            let prepared = source.codec.prepare(&batch.slices).await;
+            prepared.map_err(|error| (config.name.value.clone(), error))?;
+        }
+        Ok(())
+    }
+
     /// Rows and rejects of a batch. `raw` is by source, in the job's order. Runs on all cores; call it off the runtime.
     /// Tables of lookups that are asked are waited for.
     pub fn compute(
@@ -280,7 +296,8 @@ impl Compiled {
     fn decode(&self, source: usize, slice: &Slice, first: u32) -> (Rows, Vec<codec::Undecodable>) {
         let compiled = &self.sources[source];
         let known = compiled.known.as_ref().unwrap_or(&compiled.decoded);
-        let Decoded { rows, records, rejects } = compiled.codec.decoder(&compiled.decoded, known).decode(slice);
+        let mut decoder = compiled.codec.decoder(&compiled.decoded, known);
+        let Decoded { rows, records, rejects } = super::absent::decode(&mut *decoder, slice);
         let batch = if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
         (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
     }

@@ -12,6 +12,7 @@
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
 
+mod absent;
 mod acquire;
 pub mod batch;
 pub mod commit;
@@ -40,7 +41,11 @@ use tidemill_connectors::{
     source::{self, Source},
 };
 
-use crate::{memory::Memory, metrics::Metrics, status::Status};
+use crate::{
+    memory::{Memory, Reserve},
+    metrics::Metrics,
+    status::Status,
+};
 
 /// The name under which the dead letters are known as a sink.
 pub const DEAD_LETTERS: &str = SinkId::DEAD_LETTERS;
@@ -126,6 +131,8 @@ pub struct Job {
     pub status: Status,
     /// Sinks that an operator told to catch up where they could join.
     pub catch_up: BTreeSet<SinkId>,
+    /// What sources may keep beside the batches, of the budget of all jobs.
+    ahead: Vec<Reserve>,
 }
 
 /// The name that a source's shards have: its old one where it was renamed.
@@ -133,9 +140,16 @@ fn shard_name(source: &config::Source) -> String {
     source.formerly.clone().unwrap_or_else(|| source.name.value.clone())
 }
 
-/// What a plan names of its job: the text, and of the values that the environment puts into it those that decide which
-/// rows a sink gets. With other values a replay would give other rows.
+/// What a plan names of its job: the text, the files that describe its records, and of the values that the environment puts
+/// into it those that decide which rows a sink gets. With others a replay would give other rows.
 pub fn digest_of(config: &config::Job) -> Digest {
+    let text = digest_of_text(config);
+    let files = config.sources.iter().filter_map(|source| source.codec.schema_file());
+    let files: Vec<_> = files.map(|file| file.content.as_ref().ok().map(|content| Digest::of(content))).collect();
+    if files.is_empty() { text } else { Digest::of_json(&(text, files)) }
+}
+
+fn digest_of_text(config: &config::Job) -> Digest {
     if !config.text.contains("${") {
         return Digest::of(config.text.as_bytes());
     }
@@ -171,12 +185,15 @@ impl Job {
     pub async fn open(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let mut job = Self::open_sinks(config, around, status)?;
         for source in &job.config.sources {
+            let wanted = if source::reads_ahead(&source.kind) { job.config.batch.max_bytes } else { 0 };
+            let (ahead_bytes, part) = job.around.memory.reserve(wanted);
+            job.ahead.extend(part);
             let settings = source::Settings {
                 partitioned: job.scheme == LaneScheme::Partition,
                 spool: job.spool(source),
                 owner: job.around.owner.name.clone(),
                 job: job.config.name.clone(),
-                ahead_bytes: job.around.memory.ahead(job.config.batch.max_bytes),
+                ahead_bytes,
             };
             job.sources.push(source::open(&for_connector(source), &settings)?);
         }
@@ -226,8 +243,20 @@ impl Job {
         let refusing = sinks.iter().filter(|slot| slot.role == Role::Rows && slot.is_marked());
         let rejects = refusing.map(rejects::SinkRejects::new).collect();
         let lookups = lookups::Lookups::open(&config, folder.join("lookups"), scheme, &around)?;
-        let catch_up = BTreeSet::new();
-        Ok(Self { rejects, digest, scheme, sources, sinks, lookups, anchor, around, status, config, catch_up })
+        Ok(Self {
+            rejects,
+            digest,
+            scheme,
+            sources,
+            sinks,
+            lookups,
+            anchor,
+            around,
+            status,
+            config,
+            catch_up: BTreeSet::new(),
+            ahead: Vec::new(),
+        })
     }
 
     /// Where a source keeps what cannot be read again.
@@ -314,7 +343,7 @@ fn default_dead_letters(folder: &Path) -> config::SinkKind {
 /// Which kind of marked sink is the anchor before which: SQL before files before Kafka.
 pub fn anchor_rank(kind: &config::SinkKind) -> u8 {
     match kind {
-        config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_) => 0,
+        config::SinkKind::Sqlite { .. } | config::SinkKind::Mysql(_) | config::SinkKind::Postgres(_) => 0,
         config::SinkKind::Files(_) => 1,
         _ => 2,
     }

@@ -190,6 +190,7 @@ pub fn child() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let tables = runtime.block_on(lookups::kept(&job, &header.tables, &header.folder))?;
     let compiled = Compiled::new(&job, &pinned, &tables.schemas)?;
+    runtime.block_on(compiled.prepare(&raw)).map_err(|(source, error)| anyhow::anyhow!("source {source}: {error}"))?;
     pass(&compiled)?;
     let context = BatchContext { planned_at: header.planned_at, seed: 0 };
     compiled.compute(&raw, &context, header.input, &tables.tables)?;

@@ -125,8 +125,8 @@ fn older(job: &Job, digest: Digest) -> Result<config::Job, LaneError> {
         .map_err(|errors| LaneError::Stop(format!("the job's older text {digest} cannot be read: {errors}")))?;
     if super::digest_of(&older) != digest {
         return Err(LaneError::Stop(format!(
-            "the open batch was planned with other values of the environment in `where:` or `partition_by:` (digest {digest}). \
-             Way out: set them back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`"
+            "the open batch was planned with other values of the environment in `where:` or `partition_by:`, or with other \
+             contents of a source's schema file (digest {digest}). Way out: set them back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`"
         )));
     }
     Ok(older)

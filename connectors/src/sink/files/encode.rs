@@ -74,6 +74,8 @@ impl Format {
             Codec::Csv(_) => "csv",
             Codec::Text => "txt",
             Codec::Parquet => "parquet",
+            // Sinks do not write them.
+            Codec::Bytes | Codec::Avro(_) | Codec::Protobuf(_) => "bin",
         };
         let compression = match self.compression {
             Compression::None => "",

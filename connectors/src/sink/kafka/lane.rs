@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use tidemill_checkpoint::{Claim, Digest, Generation, LaneKey, LogName, Mark, Permit, Position, Receipt};
+use uuid::Uuid;
 
 use super::{
     Inner,
@@ -53,13 +54,17 @@ impl Inner {
         Ok(self.reader.look(|book| book.lane(place).cloned().unwrap_or_default()))
     }
 
-    /// Takes the lane's transactional id where `may` allows it, before and after.
+    /// Takes the lane's transactional id for generation `mine`, where `may` allows it before and after.
     fn take(
         &self,
         place: &Place,
+        mine: Generation,
         may: &dyn Fn(Option<&Owned>) -> Result<(), SinkError>,
     ) -> Result<(Writer, Kept), SinkError> {
-        may(self.kept(place, End::Stable)?.owned.as_ref())?;
+        // What is out of sight yet may be one's own claim: only what is as new as that counts at this look.
+        if let Some(owned) = self.kept(place, End::Stable)?.owned.filter(|owned| owned.claim.generation >= mine) {
+            may(Some(&owned))?;
+        }
         passed("kafka.before-init")?;
         let id = format!("{}/{}/{}/{}", self.marks_topic, place.job, place.sink, place.lane);
         let writer = Writer::open(&self.cluster, &id, self.transaction_timeout, self.compression)?;
@@ -79,23 +84,24 @@ impl Inner {
         };
         slot.close();
         let partition = place.partition(self.make_marks_topic()?);
-        let (mut writer, kept) = self.take(place, &may)?;
+        let (mut writer, kept) = self.take(place, generation, &may)?;
         let claim = Claim { generation, owner: key.owner.clone(), released: false };
-        let owned = Owned { claim, mark: kept.owned.as_ref().and_then(|owned| owned.mark.clone()) };
+        let owned =
+            Owned { claim, number: Uuid::new_v4(), mark: kept.owned.as_ref().and_then(|owned| owned.mark.clone()) };
         let record = place.mark(&owned);
         let sent = writer.transact(|writer| {
             passed("kafka.claim-before-mark")?;
             writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)
         });
         if let Err(failure) = sent {
-            let error = failure.error();
-            slot.close();
+            let (error, shut_out) = (failure.error(), writer.is_shut_out());
+            drop(writer);
             // Who was shut out meanwhile lost the race, and whoever won may not have written yet. Or it was written, and
             // only the answer is missing.
             let now = self.kept(place, End::All(OPEN_TRANSACTIONS))?;
-            if !now.owned.as_ref().is_some_and(|now| now.is_of(key)) {
+            if now.owned.as_ref().is_none_or(|now| now.number != owned.number) {
                 may(now.owned.as_ref())?;
-                return Err(error);
+                return Err(if shut_out { self.fenced(place, Generation::default(), generation) } else { error });
             }
             return Ok(self.live(slot, key)?.owned.mark.clone());
         }
@@ -116,7 +122,7 @@ impl Inner {
         if let Some(live) = &slot.live {
             may(Some(&live.owned))?;
         } else {
-            let (writer, kept) = self.take(&place, &may)?;
+            let (writer, kept) = self.take(&place, key.generation, &may)?;
             let owned = kept.owned.clone().ok_or_else(|| self.fenced(&place, Generation::default(), key.generation))?;
             slot.live = Some(Live { writer, owned, kept: kept.slim() });
         }
@@ -166,7 +172,7 @@ impl Inner {
     fn write(&self, live: &mut Live, permit: &Permit, rows: &Rows) -> Result<Receipt, Failure> {
         let Live { writer, owned, kept } = live;
         let place = self.place(&permit.key().lane);
-        let next = Owned { claim: owned.claim.clone(), mark: Some(permit.mark().clone()) };
+        let next = Owned { mark: Some(permit.mark().clone()), ..owned.clone() };
         let mut records: Vec<Record> = Vec::new();
         // The last record of a key counts: an entry that is given again is not to be dropped by what was there before.
         for (log, range) in permit.mark().plan.logs.iter().filter(|(_, range)| range.first > 0) {
@@ -223,7 +229,7 @@ impl Inner {
     /// Takes every record of the lane away, and shuts its owner out.
     pub(super) fn forget(&self, slot: &mut Slot, place: &Place) -> Result<(), SinkError> {
         slot.close();
-        let (mut writer, kept) = self.take(place, &|_| Ok(()))?;
+        let (mut writer, kept) = self.take(place, Generation::default(), &|_| Ok(()))?;
         let partition = place.partition(self.reader.partitions()?);
         let sent = writer.transact(|writer| {
             for record in kept.gone(place) {

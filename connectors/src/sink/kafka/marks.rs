@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tidemill_checkpoint::{Claim, Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, SinkId};
+use uuid::Uuid;
 
 use crate::sink::{SinkError, SinkReject};
 
@@ -106,6 +107,8 @@ pub(super) struct Record {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Owned {
     pub(super) claim: Claim,
+    /// Of this claim and no other, not even of the same owner: whether it is there where the answer was lost.
+    pub(super) number: Uuid,
     pub(super) mark: Option<Mark>,
 }
 

@@ -154,10 +154,9 @@ impl Inner {
     fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {
         let place = self.place(&key.lane);
         let kept = self.kept(&place, End::Stable)?;
-        match &kept.owned {
-            Some(owned) if owned.is_of(key) => {}
-            Some(owned) => return Err(self.fenced(&place, owned.claim.generation, key.generation)),
-            None => return Err(self.fenced(&place, Generation::default(), key.generation)),
+        // One's own claim may be out of sight, behind a transaction that is still open.
+        if let Some(owned) = kept.owned.filter(|owned| owned.claim.generation >= key.generation && !owned.is_of(key)) {
+            return Err(self.fenced(&place, owned.claim.generation, key.generation));
         }
         let now = Timestamp::now().0.unsigned_abs();
         let last = self.last_beat.fetch_max(now, Ordering::Relaxed);
@@ -171,9 +170,11 @@ impl Inner {
         let mut sent = BaseRecord::<[u8], [u8]>::to(&self.marks_topic).partition(0).key(&record.key);
         sent.payload = record.value.as_deref();
         writer::send(producer, &self.cluster, sent, ANSWER)?;
-        let flushed = producer.flush(ANSWER);
+        let flushed = writer::flush(producer, ANSWER);
         let context = producer.context();
-        flushed.map_err(|error| self.cluster.explain("sending a beat", &error, context))?;
+        if !flushed {
+            return Err(self.cluster.explain_code("sending a beat", None, "no answer", context));
+        }
         match context.take_undelivered() {
             None => Ok(()),
             Some((code, text)) => Err(self.cluster.explain_code("sending a beat", Some(code), &text, context)),

@@ -19,6 +19,8 @@ use crate::sink::SinkError;
 const SHUTTING_OUT: Duration = Duration::from_secs(60);
 /// Between two tries of what may pass.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks at what is on its way.
+const LOOK: Duration = Duration::from_millis(1);
 /// Reports of delivery are taken in after so many records.
 const REPORTS_EVERY: usize = 10_000;
 
@@ -75,13 +77,10 @@ impl Writer {
         if let Err(error) = send(self).and_then(|()| passed("kafka.after-rows")) {
             return Err(self.undo(error));
         }
-        loop {
-            let left = self.timeout.saturating_sub(begun.elapsed()).max(PAUSE);
-            let Err(error) = self.producer.flush(left) else { break };
-            if begun.elapsed() >= self.timeout {
-                let explained = self.explain("sending records", &error);
-                return Err(self.undo(explained));
-            }
+        if !flush(&self.producer, self.timeout) {
+            let error = KafkaError::Flush(Code::OperationTimedOut);
+            let explained = self.explain("sending records", &error);
+            return Err(self.undo(explained));
         }
         if let Some(error) = self.undelivered() {
             return Err(self.undo(error));
@@ -102,6 +101,11 @@ impl Writer {
             }
         }
         passed("kafka.after-commit").map_err(Failure::Unknown)
+    }
+
+    /// Whether another producer took the id. Who, the marks tell, once it has written its claim.
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.producer.client().fatal_error().is_some()
     }
 
     fn undo(&self, error: SinkError) -> Failure {
@@ -150,6 +154,18 @@ impl Writer {
     }
 }
 
+/// Waits until every record that was handed over is answered. The client's own `flush` looks every 100 ms only.
+pub(super) fn flush(producer: &BaseProducer<Context>, patience: Duration) -> bool {
+    let begun = Instant::now();
+    while producer.in_flight_count() > 0 {
+        if begun.elapsed() > patience {
+            return false;
+        }
+        producer.poll(LOOK);
+    }
+    true
+}
+
 /// Hands a record over, waiting while the producer's queue is full.
 pub(super) fn send(
     producer: &BaseProducer<Context>,
@@ -167,7 +183,7 @@ pub(super) fn send(
                     return Err(cluster.explain("sending records", &error, producer.context()));
                 }
                 record = back;
-                producer.poll(PAUSE);
+                producer.poll(LOOK);
             }
         }
     }

@@ -98,8 +98,9 @@ impl Failure {
 
     /// The table that a statement was made for is another one now.
     pub(crate) fn is_change(&self) -> bool {
-        // A plan whose result is of other types, bytes that are no value of the column's type, more or fewer of them.
-        let codes = ["0A000", "22P03", "08P01", "22012"];
+        // A plan whose result is of other types, bytes that are no value of the column's type, more or fewer of them, the
+        // guard's division by zero, a column or a table that is gone.
+        let codes = ["0A000", "22P03", "08P01", "22012", "42703", "42P01"];
         matches!(self, Self::Changed) || self.code().is_some_and(|code| codes.contains(&code.code()))
     }
 

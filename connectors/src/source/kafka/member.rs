@@ -76,9 +76,6 @@ impl Shared {
     pub fn next_move(&self) -> Option<Move> {
         self.state().moves.pop_front()
     }
-    pub fn is_mine(&self, partition: &Partition) -> bool {
-        self.state().mine.contains(partition)
-    }
     pub fn mine(&self) -> BTreeSet<Partition> {
         self.state().mine.clone()
     }
@@ -115,7 +112,7 @@ impl Shared {
     fn goes(&self, partitions: &[Partition], limit: Duration, wake: &Notify) {
         let deadline = Instant::now() + limit;
         let mut state = self.state();
-        partitions.iter().for_each(|partition| drop(state.mine.remove(partition)));
+        state.mine.retain(|one| !partitions.contains(one));
         if self.ending.load(Ordering::Acquire) {
             return;
         }
@@ -132,7 +129,7 @@ impl Shared {
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        partitions.iter().for_each(|partition| drop(state.leaving.remove(partition)));
+        state.leaving.retain(|one| !partitions.contains(one));
     }
 
     fn lost(&self, partitions: Vec<Partition>) {

@@ -29,7 +29,7 @@ use async_trait::async_trait;
 use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Span};
 use tidemill_config as config;
 
-pub use self::chunk::metadata_type;
+pub use self::chunk::{TOMBSTONE, metadata_type};
 use self::{
     core::Core,
     member::{Member, Move},
@@ -127,14 +127,8 @@ impl KafkaSource {
         mine.as_ref().is_none_or(|mine| !mine.is_empty()) && self.core.is_at_end(mine.as_ref())
     }
 
-    /// One try of a plan. `moved`: partitions that were put elsewhere for it, and have to speak first.
-    fn try_plan(
-        &self,
-        lane: &Lane,
-        from: &Positions,
-        budget: Budget,
-        moved: &mut BTreeSet<Partition>,
-    ) -> Result<Tried, SourceError> {
+    /// One try of a plan.
+    fn try_plan(&self, lane: &Lane, from: &Positions, budget: Budget) -> Result<Tried, SourceError> {
         let core = &self.core;
         let mut guard = core.reader();
         let Some(reader) = guard.as_mut() else { return Err(core.not_owned(lane)) };
@@ -150,10 +144,12 @@ impl KafkaSource {
             return Err(core.not_owned(lane));
         }
         for (partition, offset, shard) in &at {
-            if !reader.cursors.get(partition).is_some_and(|cursor| cursor.covers(*offset)) {
-                reader.place(partition, shard.clone(), *offset, *offset)?;
-                moved.insert(partition.clone());
-            }
+            let known = match reader.cursors.get(partition) {
+                Some(cursor) if !cursor.covers(*offset) => cursor.at().max(cursor.known),
+                _ => continue,
+            };
+            reader.place(partition, shard.clone(), *offset, *offset)?;
+            reader.cursors.entry(partition.clone()).and_modify(|cursor| cursor.known = known);
         }
         // Whose turn it is to be the first moves on with each plan.
         let turn = core.turn() % at.len().max(1);
@@ -165,8 +161,10 @@ impl KafkaSource {
                 return Ok(Tried::Stuck(partition.clone(), shard.clone(), *offset, stuck));
             }
         }
-        let is_silent = |partition: &Partition| !reader.cursors.get(partition).is_some_and(|cursor| cursor.is_fresh());
-        if moved.iter().any(is_silent) {
+        let lacks = |(partition, offset, _): &(Partition, u64, ShardId)| {
+            reader.cursors.get(partition).is_some_and(|cursor| cursor.lacks(*offset))
+        };
+        if at.iter().any(lacks) {
             return Ok(Tried::Silent);
         }
         let shard_of: BTreeMap<&Partition, &ShardId> =
@@ -196,7 +194,7 @@ impl KafkaSource {
 /// What a try of a plan came to.
 enum Tried {
     Done(Ahead),
-    /// A partition that was put elsewhere has not spoken yet.
+    /// A partition that was put back has records that have not come yet.
     Silent,
     Stuck(Partition, ShardId, u64, Stuck),
 }
@@ -258,12 +256,12 @@ impl Source for KafkaSource {
     }
 
     async fn plan(&self, lane: &Lane, from: &Positions, budget: Budget) -> Result<Option<Proposal>, SourceError> {
-        let (mut moved, deadline) = (BTreeSet::new(), Instant::now() + FIRST_WORD);
+        let deadline = Instant::now() + FIRST_WORD;
         loop {
             if let Some(group) = self.group() {
                 group.alive();
             }
-            match self.try_plan(lane, from, budget, &mut moved)? {
+            match self.try_plan(lane, from, budget)? {
                 Tried::Done(ahead) => {
                     let span = |(shard, taken): (&ShardId, &Taken)| {
                         let span = Span { from: Position::number(taken.from), to: Position::number(taken.to) };

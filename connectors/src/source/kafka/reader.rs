@@ -6,7 +6,7 @@
 //! A queue is split off before its partition is assigned, so that no record goes to the client's common queue.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use super::{
     chunk::{Builder, Chunk, Form, Size},
-    client::{Context, Voice, transient},
+    client::{ANSWER_LIMIT, Context, Voice, transient},
     native,
     topics::Partition,
 };
@@ -66,13 +66,15 @@ pub(super) enum Stuck {
 /// Where the reading of one partition stands.
 pub(super) struct Cursor {
     pub shard: ShardId,
-    queue: Arc<Queue>,
+    queue: Queue,
     start: u64,
     at: u64,
     /// The client gave a record or the end since the partition was assigned: its position is that of this assignment.
     fresh: bool,
     /// Up to where records were planned.
     pub planned: u64,
+    /// Records up to here were there when the cursor was put back: a plan waits for them.
+    pub known: u64,
     chunks: VecDeque<(u64, Arc<Chunk>)>,
     pub stuck: Option<Stuck>,
 }
@@ -82,9 +84,13 @@ impl Cursor {
     pub fn has_news(&self) -> bool {
         self.stuck.is_some() || self.planned < self.at || self.queue.ready.load(Ordering::Acquire)
     }
-    /// Whether the client spoke of the partition since it was assigned.
-    pub fn is_fresh(&self) -> bool {
-        self.fresh || self.stuck.is_some()
+    /// Whether records behind `at` are there, and have not come yet.
+    pub fn lacks(&self, at: u64) -> bool {
+        self.stuck.is_none() && self.at <= at && self.at < self.known
+    }
+    /// Up to where records are read.
+    pub fn at(&self) -> u64 {
+        self.at
     }
     pub fn start(&self) -> u64 {
         self.start
@@ -125,13 +131,14 @@ pub(super) struct Reader {
     voice: Arc<Voice>,
     wake: Arc<Notify>,
     form: Form,
-    queues: BTreeMap<Partition, Arc<Queue>>,
+    /// Topics that the client has heard of.
+    heard: BTreeSet<Arc<str>>,
     pub cursors: BTreeMap<Partition, Cursor>,
 }
 
 impl Reader {
     pub fn new(consumer: BaseConsumer<Context>, voice: Arc<Voice>, wake: Arc<Notify>, form: Form) -> Self {
-        Self { consumer: Arc::new(consumer), voice, wake, form, queues: BTreeMap::new(), cursors: BTreeMap::new() }
+        Self { consumer: Arc::new(consumer), voice, wake, form, heard: BTreeSet::new(), cursors: BTreeMap::new() }
     }
 
     /// Puts a cursor at `at`; the span of the next plan begins at `start`, where records before `at` are given up for lost.
@@ -145,15 +152,28 @@ impl Reader {
             .and_then(|()| self.consumer.incremental_assign(&list));
         assigned
             .map_err(|error| transient(&self.voice, format!("reading {partition} from {at}"), error.to_string()))?;
-        let cursor =
-            Cursor { shard, queue, start, at, fresh: false, planned: start, chunks: VecDeque::new(), stuck: None };
+        let cursor = Cursor {
+            shard,
+            queue,
+            start,
+            at,
+            fresh: false,
+            planned: start,
+            known: 0,
+            chunks: VecDeque::new(),
+            stuck: None,
+        };
         self.cursors.insert(partition.clone(), cursor);
         Ok(())
     }
 
-    fn queue(&mut self, partition: &Partition) -> Result<Arc<Queue>, SourceError> {
-        if let Some(queue) = self.queues.get(partition) {
-            return Ok(queue.clone());
+    /// A queue for the partition alone. It belongs to what librdkafka knows of the partition, which it forgets with a topic
+    /// that it does not know (yet, or any more): so the topic is asked for first, and each assignment has a queue of its own.
+    fn queue(&mut self, partition: &Partition) -> Result<Queue, SourceError> {
+        if !self.heard.contains(&partition.topic) {
+            let asked = self.consumer.fetch_metadata(Some(&partition.topic), ANSWER_LIMIT);
+            asked.map_err(|error| transient(&self.voice, format!("reading {partition}"), error.to_string()))?;
+            self.heard.insert(partition.topic.clone());
         }
         let split = self.consumer.split_partition_queue(&partition.topic, partition.number);
         let mut queue = split.ok_or_else(|| SourceError::Fatal(format!("{partition} is no partition")))?;
@@ -163,9 +183,7 @@ impl Reader {
             flag.store(true, Ordering::Release);
             wake.notify_one();
         });
-        let queue = Arc::new(Queue { queue, ready });
-        self.queues.insert(partition.clone(), queue.clone());
-        Ok(queue)
+        Ok(Queue { queue, ready })
     }
 
     /// Reads a partition no more.
@@ -180,13 +198,27 @@ impl Reader {
         }
     }
 
+    /// Stops the cursors of topics that are others now. Whether there were any.
+    pub fn stop_made_again(&mut self, shard_of: impl Fn(&Partition) -> Option<ShardId>) -> bool {
+        let mut found = false;
+        for (partition, cursor) in &mut self.cursors {
+            if shard_of(partition).is_some_and(|now| now != cursor.shard) {
+                self.heard.remove(&partition.topic);
+                found |= cursor.stuck.replace(Stuck::OutOfRange).is_none();
+            }
+        }
+        found
+    }
+
     /// A record came by the common queue: its partition is read again from where its cursor stands.
     pub fn astray(&mut self, partition: &Partition) -> Result<(), SourceError> {
         match self.cursors.get(partition) {
             Some(cursor) => {
-                let (shard, start, at, planned) = (cursor.shard.clone(), cursor.start, cursor.start, cursor.planned);
-                self.place(partition, shard, start, at)?;
-                self.cursors.entry(partition.clone()).and_modify(|cursor| cursor.planned = planned);
+                let (shard, start, planned, known) =
+                    (cursor.shard.clone(), cursor.start, cursor.planned, cursor.known.max(cursor.at));
+                self.place(partition, shard, start, start)?;
+                let back = |cursor: &mut Cursor| (cursor.planned, cursor.known) = (planned, known);
+                self.cursors.entry(partition.clone()).and_modify(back);
                 Ok(())
             }
             None => Ok(()),
@@ -199,16 +231,18 @@ impl Reader {
         let mut left = Size { records: budget.records, bytes: budget.bytes.min(MAX_CHUNK_BYTES) };
         let share = Size { records: left.records / from.len().max(1), bytes: left.bytes / from.len().max(1) };
         let (mut taken, mut used_by) = (BTreeMap::new(), BTreeMap::new());
-        let mut is_first = true;
+        // One record at least, however large: the very first of the batch.
+        let mut first: Option<&Partition> = None;
         for is_share in [true, false] {
             for (partition, from) in from {
                 let before: Size = used_by.get(partition).copied().unwrap_or_default();
                 let cap = if is_share { share } else { before + left };
                 let Some(cursor) = self.cursors.get_mut(partition) else { continue };
                 drain(cursor, &self.consumer, &self.form, partition, *from, cap);
-                // One record at least, however large: the very first of the batch.
-                let (part, used) = cursor.take(*from, cap, is_first && (!is_share || share.records > 0));
-                is_first &= used.records == 0;
+                let (part, used) = cursor.take(*from, cap, first.is_none_or(|first| first == partition));
+                if used.records > 0 {
+                    first.get_or_insert(partition);
+                }
                 left = left + before - used;
                 used_by.insert(partition.clone(), used);
                 taken.insert(partition.clone(), part);

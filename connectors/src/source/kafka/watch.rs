@@ -19,7 +19,7 @@ use super::{
     client::committed,
     core::Core,
     member::offset_list,
-    reader::Stuck,
+    reader::Reader,
     topics::{Partition, Topology},
 };
 use crate::source::SourceError;
@@ -135,7 +135,8 @@ fn refresh(core: &Core) -> Result<(), SourceError> {
         let (_, high) = core.watermarks(&partition)?;
         ends.insert(partition, high);
     }
-    let mut news = mark_made_again(core, &topology);
+    let made_again = |reader: &mut Reader| reader.stop_made_again(|partition| topology.shard(&core.name, partition));
+    let mut news = core.reader().as_mut().is_some_and(made_again);
     {
         let mut view = core.view();
         view.watermarks.retain(|partition, _| topology.topics.contains_key(&partition.topic));
@@ -156,18 +157,4 @@ fn wanted(core: &Core, topology: &Topology) -> Vec<Partition> {
     let read = |partition: &Partition| guard.as_ref().is_some_and(|reader| reader.cursors.contains_key(partition));
     let all = !core.partitioned || core.view().finishing;
     topology.partitions().filter(|partition| all || read(partition)).collect()
-}
-
-/// Stops the cursors of topics that are others now.
-fn mark_made_again(core: &Core, topology: &Topology) -> bool {
-    let mut guard = core.reader();
-    let mut found = false;
-    for (partition, cursor) in guard.as_mut().map(|reader| &mut reader.cursors).into_iter().flatten() {
-        let now = topology.shard(&core.name, partition);
-        if now.is_some_and(|now| now != cursor.shard) && cursor.stuck.is_none() {
-            cursor.stuck = Some(Stuck::OutOfRange);
-            found = true;
-        }
-    }
-    found
 }

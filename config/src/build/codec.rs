@@ -1,0 +1,146 @@
+//! Codecs: from checked options to the model.
+
+use std::{path::Path, sync::Arc};
+
+use serde::Deserialize;
+
+use super::{Built, inconsistent};
+use crate::{
+    Avro, AvroFraming, Codec, Csv, Located, Protobuf, Registry, SchemaFile,
+    tree::{Node, below},
+};
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum CodecOptions {
+    Json,
+    Csv(CsvOptions),
+    Text,
+    Bytes,
+    Avro(AvroOptions),
+    Protobuf(ProtobufOptions),
+    Parquet,
+}
+
+#[derive(Deserialize)]
+pub(super) struct CsvOptions {
+    delimiter: char,
+    header: bool,
+    quote: char,
+    escape: Option<char>,
+    nulls: Option<Vec<String>>,
+    encoding: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct AvroOptions {
+    registry: Option<String>,
+    user: Option<String>,
+    password: Option<String>,
+    subject: Option<String>,
+    schema_file: Option<String>,
+    framing: Option<FramingWord>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ProtobufOptions {
+    descriptors: String,
+    message: String,
+    framing: FramingWord,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FramingWord {
+    Confluent,
+    SingleObject,
+    None,
+}
+
+/// Where a codec's options stand: the source's node, its path of keys, and the folder of the job's file.
+pub(super) struct Around<'a> {
+    pub node: &'a Node,
+    pub path: &'a str,
+    pub folder: &'a Path,
+}
+
+impl Around<'_> {
+    fn located<T>(&self, key: &str, value: T) -> Located<T> {
+        let codec = self.node.get("codec").map_or(self.node, |entry| &entry.value);
+        let path = below(&below(self.path, "codec"), key);
+        let place = codec.get(key).map_or(codec.place, |entry| entry.value.place);
+        Located { value, at: place.at(&path) }
+    }
+
+    fn schema_file(&self, key: &str, path: &str) -> SchemaFile {
+        let path = self.folder.join(path);
+        SchemaFile { content: read(&path), path: self.located(key, path) }
+    }
+}
+
+/// A description of records is no data: a longer file is an accident.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// The content of a file that a codec names, or a sentence about why it cannot be had.
+fn read(path: &Path) -> Result<Arc<[u8]>, String> {
+    let plain = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        _ => error.to_string(),
+    };
+    let size = path.metadata().map_err(plain)?;
+    if size.is_dir() {
+        return Err("it is a folder".into());
+    }
+    if size.len() > MAX_FILE_BYTES {
+        return Err(format!("it has more than {MAX_FILE_BYTES} bytes, which no schema needs"));
+    }
+    std::fs::read(path).map(Arc::from).map_err(plain)
+}
+
+impl CodecOptions {
+    /// The codec of a sink.
+    pub(super) fn codec(self) -> Built<Codec> {
+        let ascii = |c: char| u8::try_from(c).map_err(|_| inconsistent("codec"));
+        Ok(match self {
+            Self::Json => Codec::Json,
+            Self::Text => Codec::Text,
+            Self::Bytes => Codec::Bytes,
+            Self::Parquet => Codec::Parquet,
+            Self::Csv(csv) => Codec::Csv(Csv {
+                delimiter: ascii(csv.delimiter)?,
+                header: csv.header,
+                quote: ascii(csv.quote)?,
+                escape: csv.escape.map(ascii).transpose()?,
+                nulls: csv.nulls.unwrap_or_default(),
+                encoding: csv.encoding,
+            }),
+            // Sinks do not write them.
+            Self::Avro(_) | Self::Protobuf(_) => return Err(inconsistent("codec")),
+        })
+    }
+
+    /// The codec of a source, with the files that it names.
+    pub(super) fn of_source(self, around: &Around<'_>) -> Built<Codec> {
+        match self {
+            Self::Avro(given) => Ok(Codec::Avro(avro(given, around))),
+            Self::Protobuf(given) => Ok(Codec::Protobuf(Protobuf {
+                descriptors: around.schema_file("descriptors", &given.descriptors),
+                message: around.located("message", given.message),
+                confluent: given.framing == FramingWord::Confluent,
+            })),
+            other => other.codec(),
+        }
+    }
+}
+
+fn avro(given: AvroOptions, around: &Around<'_>) -> Avro {
+    let AvroOptions { user, password, subject, .. } = given;
+    let registry = given.registry.map(|url| Registry { url, user, password, subject });
+    let framing = match (given.framing, &registry) {
+        (Some(FramingWord::Confluent), _) | (None, Some(_)) => AvroFraming::Confluent,
+        (Some(FramingWord::SingleObject), _) => AvroFraming::SingleObject,
+        (Some(FramingWord::None) | None, _) => AvroFraming::None,
+    };
+    let schema = given.schema_file.map(|path| around.schema_file("schema_file", &path));
+    Avro { registry, schema, framing }
+}

@@ -1,0 +1,445 @@
+//! Rows of record batches as statements of bounded size; what the server refuses becomes a reject, found by halving.
+
+use std::{io::Write as _, ops::Range, sync::Arc};
+
+use arrow::{
+    array::{
+        Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+        StringViewArray,
+    },
+    datatypes::{
+        DataType, Date32Type, Decimal128Type, Float32Type, Int8Type, Int16Type, TimeUnit, TimestampMicrosecondType,
+        TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type, UInt32Type,
+        UInt64Type,
+    },
+};
+use chrono::{DateTime, Utc};
+use serde_json::Value as Json;
+use tidemill_checkpoint::Permit;
+
+use super::{
+    database::{Failure, Session},
+    table::{Table, quoted},
+};
+use crate::sink::{SinkReject, cell};
+
+/// Text of rows in one statement.
+const STATEMENT_BYTES: usize = 1 << 20;
+/// Keys in one delete: the server plans each as a range of its own.
+const STATEMENT_KEYS: usize = 500;
+
+/// A column, looked up once per batch instead of once per cell.
+enum Column<'a> {
+    Text(&'a StringArray),
+    View(&'a StringViewArray),
+    Int32(&'a Int32Array),
+    Int64(&'a Int64Array),
+    Float64(&'a Float64Array),
+    Boolean(&'a BooleanArray),
+    Other(&'a ArrayRef),
+}
+
+impl<'a> Column<'a> {
+    fn new(array: &'a ArrayRef) -> Self {
+        match array.data_type() {
+            DataType::Utf8 => Self::Text(array.as_string()),
+            DataType::Utf8View => Self::View(array.as_string_view()),
+            DataType::Int32 => Self::Int32(array.as_primitive()),
+            DataType::Int64 => Self::Int64(array.as_primitive()),
+            DataType::Float64 => Self::Float64(array.as_primitive()),
+            DataType::Boolean => Self::Boolean(array.as_boolean()),
+            _ => Self::Other(array),
+        }
+    }
+
+    /// Appends the cell as a literal. `false`: the server has no such value.
+    fn write(&self, out: &mut Vec<u8>, row: usize) -> bool {
+        match self {
+            Self::Text(array) if array.is_valid(row) => text(out, array.value(row)),
+            Self::View(array) if array.is_valid(row) => text(out, array.value(row)),
+            Self::Int32(array) if array.is_valid(row) => shown(out, array.value(row)),
+            Self::Int64(array) if array.is_valid(row) => shown(out, array.value(row)),
+            Self::Float64(array) if array.is_valid(row) => return float(out, array.value(row)),
+            Self::Boolean(array) if array.is_valid(row) => shown(out, u8::from(array.value(row))),
+            Self::Other(array) if array.is_valid(row) => return other(out, array, row),
+            _ => out.extend_from_slice(b"NULL"),
+        }
+        true
+    }
+}
+
+/// A text between quotes, whatever the session's mode makes of a backslash: one that has any goes by its bytes.
+fn text(out: &mut Vec<u8>, value: &str) {
+    if value.contains('\\') {
+        out.extend_from_slice(b"_utf8mb4 ");
+        return bytes(out, value.as_bytes());
+    }
+    out.push(b'\'');
+    let mut rest = value.as_bytes();
+    while let Some(at) = memchr::memchr(b'\'', rest) {
+        let (before, after) = rest.split_at(at + 1);
+        out.extend_from_slice(before);
+        out.push(b'\'');
+        rest = after;
+    }
+    out.extend_from_slice(rest);
+    out.push(b'\'');
+}
+
+fn bytes(out: &mut Vec<u8>, value: &[u8]) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.extend_from_slice(b"x'");
+    out.extend(value.iter().flat_map(|byte| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]));
+    out.push(b'\'');
+}
+
+/// A value whose own text is its literal.
+fn shown(out: &mut Vec<u8>, value: impl std::fmt::Display) {
+    // Writing to memory does not fail.
+    let _ = write!(out, "{value}");
+}
+
+/// With an exponent it is a double to the server, and without a decimal number.
+fn float(out: &mut Vec<u8>, value: f64) -> bool {
+    let _ = write!(out, "{value:e}");
+    value.is_finite()
+}
+
+fn timestamp(array: &ArrayRef, row: usize, unit: TimeUnit) -> Option<DateTime<Utc>> {
+    match unit {
+        TimeUnit::Second => DateTime::from_timestamp(array.as_primitive::<TimestampSecondType>().value(row), 0),
+        TimeUnit::Millisecond => {
+            DateTime::from_timestamp_millis(array.as_primitive::<TimestampMillisecondType>().value(row))
+        }
+        TimeUnit::Microsecond => {
+            DateTime::from_timestamp_micros(array.as_primitive::<TimestampMicrosecondType>().value(row))
+        }
+        TimeUnit::Nanosecond => {
+            Some(DateTime::from_timestamp_nanos(array.as_primitive::<TimestampNanosecondType>().value(row)))
+        }
+    }
+}
+
+fn other(out: &mut Vec<u8>, array: &ArrayRef, row: usize) -> bool {
+    match array.data_type() {
+        DataType::LargeUtf8 => text(out, array.as_string::<i64>().value(row)),
+        DataType::Binary => bytes(out, array.as_binary::<i32>().value(row)),
+        DataType::LargeBinary => bytes(out, array.as_binary::<i64>().value(row)),
+        DataType::BinaryView => bytes(out, array.as_binary_view().value(row)),
+        DataType::Float32 => return float(out, array.as_primitive::<Float32Type>().value(row).into()),
+        DataType::Int8 => shown(out, array.as_primitive::<Int8Type>().value(row)),
+        DataType::Int16 => shown(out, array.as_primitive::<Int16Type>().value(row)),
+        DataType::UInt8 => shown(out, array.as_primitive::<UInt8Type>().value(row)),
+        DataType::UInt16 => shown(out, array.as_primitive::<UInt16Type>().value(row)),
+        DataType::UInt32 => shown(out, array.as_primitive::<UInt32Type>().value(row)),
+        DataType::UInt64 => shown(out, array.as_primitive::<UInt64Type>().value(row)),
+        DataType::Decimal128(..) => shown(out, array.as_primitive::<Decimal128Type>().value_as_string(row)),
+        DataType::Timestamp(unit, _) => match timestamp(array, row, *unit) {
+            Some(at) => shown(out, at.format("'%Y-%m-%d %H:%M:%S%.6f'")),
+            None => return false,
+        },
+        DataType::Date32 => match cell::date_text(array.as_primitive::<Date32Type>().value(row)) {
+            Some(date) => text(out, &date),
+            None => return false,
+        },
+        _ => text(out, &cell::text(array, row)),
+    }
+    true
+}
+
+/// Rows of one statement, which may also be sent in parts.
+struct Chunk {
+    before: Arc<str>,
+    between: &'static str,
+    after: Arc<str>,
+    text: Vec<u8>,
+    /// Where each row begins in `text`, and where the last one ends.
+    starts: Vec<usize>,
+    /// Each row's batch, and its index there.
+    rows: Vec<(usize, usize)>,
+}
+
+impl Chunk {
+    fn new(before: &Arc<str>, between: &'static str, after: &Arc<str>) -> Self {
+        let (before, after) = (before.clone(), after.clone());
+        Self { before, between, after, text: Vec::new(), starts: vec![0], rows: Vec::new() }
+    }
+
+    fn statement(&self, rows: &Range<usize>) -> Vec<u8> {
+        // What stands between two rows belongs to the second.
+        let begin = self.starts[rows.start] + if rows.start > 0 { self.between.len() } else { 0 };
+        [self.before.as_bytes(), &self.text[begin..self.starts[rows.end]], self.after.as_bytes()].concat()
+    }
+}
+
+/// Why a row is no row of the table: a short word, and a sentence.
+type Refusal = (&'static str, String);
+
+/// What is committed: statements in the order of the rows, and rows that no statement can hold.
+pub(super) struct Rows {
+    batches: Vec<RecordBatch>,
+    chunks: Vec<Chunk>,
+    refused: Vec<((usize, usize), Refusal)>,
+}
+
+impl Rows {
+    pub(super) fn count(&self) -> u64 {
+        self.batches.iter().map(|batch| batch.num_rows() as u64).sum()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.text.len() as u64).sum()
+    }
+
+    /// Writes the batches' rows as text. Consecutive rows that are stored share statements, and so do those that delete:
+    /// the order is the batch's, so that the last row of a key wins.
+    pub(super) fn new(table: &Table, batches: Vec<RecordBatch>) -> Self {
+        let (mut chunks, mut refused) = (Vec::new(), Vec::new());
+        for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| batch.num_rows() > 0) {
+            Text::new(table, batch).write(index, &mut chunks, &mut refused);
+        }
+        Self { batches, chunks, refused }
+    }
+
+    /// Sends all rows in order; returns those that the table refuses, in order too. Fails only where the batch as a whole
+    /// cannot go on. A statement that fails has changed nothing, and the transaction goes on.
+    pub(super) async fn write(&self, session: &mut Session, permit: &Permit) -> Result<Vec<SinkReject>, Failure> {
+        let mut refused: Vec<((usize, usize), Refusal)> = self.refused.clone();
+        for chunk in &self.chunks {
+            let mut halves = Halves::new(chunk.rows.len());
+            while let Some(rows) = halves.next() {
+                let Some(refusal) = send(session, &chunk.statement(&rows)).await? else { continue };
+                if let Some(row) = halves.refused(rows) {
+                    refused.push((chunk.rows[row], refusal));
+                }
+            }
+        }
+        refused.sort_by_key(|(at, _)| *at);
+        let plan = &permit.mark().plan;
+        let input = plan.input();
+        let firsts: Vec<u64> = self
+            .batches
+            .iter()
+            .scan(0, |before, batch| Some(std::mem::replace(before, *before + batch.num_rows() as u64)))
+            .collect();
+        let reject = |((batch, row), (reason, detail)): ((usize, usize), Refusal)| SinkReject {
+            number: 0,
+            seq: plan.seq,
+            input,
+            row: firsts[batch] + row as u64,
+            reason: reason.into(),
+            detail,
+            record: Json::Object(cell::record(&self.batches[batch], row)).to_string(),
+        };
+        Ok(refused.into_iter().map(reject).collect())
+    }
+}
+
+/// A batch while it becomes text.
+struct Text<'a> {
+    columns: Vec<Column<'a>>,
+    keys: Vec<(String, &'a ArrayRef)>,
+    deletes: Option<&'a BooleanArray>,
+    insert: Chunk,
+    delete: Chunk,
+    rows: usize,
+}
+
+impl<'a> Text<'a> {
+    fn new(table: &Table, batch: &'a RecordBatch) -> Self {
+        let schema = batch.schema_ref();
+        let nothing: Arc<str> = "".into();
+        let named = |name: &String| Some((quoted(name), batch.column_by_name(name)?));
+        Self {
+            columns: table.stored(schema).filter_map(|f| batch.column_by_name(f.name())).map(Column::new).collect(),
+            keys: table.key.iter().filter_map(named).collect(),
+            deletes: table.delete_when.as_ref().and_then(|name| batch.column_by_name(name)?.as_boolean_opt()),
+            insert: Chunk::new(&table.insert(schema).into(), ", ", &table.update(schema).into()),
+            delete: Chunk::new(&table.delete().into(), " OR ", &nothing),
+            rows: batch.num_rows(),
+        }
+    }
+
+    fn write(&self, batch: usize, chunks: &mut Vec<Chunk>, refused: &mut Vec<((usize, usize), Refusal)>) {
+        let mut open: Option<(bool, Chunk)> = None;
+        for row in 0..self.rows {
+            if self.keys.iter().any(|(_, key)| key.is_null(row)) {
+                refused.push(((batch, row), ("null_key", "a key column of the upsert is null".to_owned())));
+                continue;
+            }
+            let deletes = self.deletes.is_some_and(|flags| flags.is_valid(row) && flags.value(row));
+            let full = |(of, chunk): &(bool, Chunk)| {
+                *of != deletes || chunk.text.len() >= STATEMENT_BYTES || deletes && chunk.rows.len() >= STATEMENT_KEYS
+            };
+            if open.as_ref().is_some_and(full) {
+                chunks.extend(open.take().map(|(_, chunk)| chunk));
+            }
+            let (_, chunk) = open.get_or_insert_with(|| {
+                let of = if deletes { &self.delete } else { &self.insert };
+                (deletes, Chunk::new(&of.before, of.between, &of.after))
+            });
+            let before = chunk.text.len();
+            if before > 0 {
+                chunk.text.extend_from_slice(chunk.between.as_bytes());
+            }
+            if if deletes { self.key(&mut chunk.text, row) } else { self.row(&mut chunk.text, row) } {
+                chunk.starts.push(chunk.text.len());
+                chunk.rows.push((batch, row));
+            } else {
+                chunk.text.truncate(before);
+                let detail = "a number that is not finite, or a time that has no year of four digits".to_owned();
+                refused.push(((batch, row), ("out_of_range", detail)));
+            }
+        }
+        chunks.extend(open.map(|(_, chunk)| chunk).filter(|chunk| !chunk.rows.is_empty()));
+    }
+
+    fn row(&self, out: &mut Vec<u8>, row: usize) -> bool {
+        out.push(b'(');
+        for (index, column) in self.columns.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            if !column.write(out, row) {
+                return false;
+            }
+        }
+        out.push(b')');
+        true
+    }
+
+    fn key(&self, out: &mut Vec<u8>, row: usize) -> bool {
+        for (index, (name, array)) in self.keys.iter().enumerate() {
+            out.extend_from_slice(if index > 0 { b" AND " } else { b"(" });
+            out.extend_from_slice(name.as_bytes());
+            out.push(b'=');
+            if !Column::new(array).write(out, row) {
+                return false;
+            }
+        }
+        out.push(b')');
+        true
+    }
+}
+
+/// Which rows are sent next, so that one refused row of many is found in about twice their logarithm of statements.
+struct Halves {
+    open: Vec<Range<usize>>,
+}
+
+impl Halves {
+    fn new(rows: usize) -> Self {
+        Self { open: if rows > 0 { vec![0..rows] } else { Vec::new() } }
+    }
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        self.open.pop()
+    }
+
+    /// These rows were refused: they are sent again in two halves, the first one first. `Some`: it is this one row.
+    fn refused(&mut self, rows: Range<usize>) -> Option<usize> {
+        if rows.len() == 1 {
+            return Some(rows.start);
+        }
+        let middle = rows.start + rows.len() / 2;
+        self.open.push(middle..rows.end);
+        self.open.push(rows.start..middle);
+        None
+    }
+}
+
+/// Sends a statement; what the server has against its rows.
+async fn send(session: &mut Session, statement: &[u8]) -> Result<Option<Refusal>, Failure> {
+    if statement.len() > session.max_statement {
+        let limit = session.max_statement;
+        return Ok(Some((
+            "too_big",
+            format!("the row is longer than the server's max_allowed_packet ({limit} bytes)"),
+        )));
+    }
+    match session.run("writing rows to", statement).await {
+        Ok(_) => Ok(None),
+        Err(failure) => match failure.code().and_then(reason) {
+            Some(reason) => Ok(Some((reason, failure.said()))),
+            None => Err(failure),
+        },
+    }
+}
+
+/// The errors that are about a row.
+fn reason(code: u16) -> Option<&'static str> {
+    Some(match code {
+        // Duplicate, null, without default, foreign keys, checks, views' checks, partitions, SIGNAL of a trigger.
+        1048 | 1062 | 1169 | 1216 | 1217 | 1364 | 1369 | 1451 | 1452 | 1526 | 1557 | 1586 | 1644 | 1748 | 1761
+        | 1762 | 1859 | 3819 | 4025 => "constraint",
+        1265 | 1292 | 1366 | 1367 | 1411 | 3140 | 4038 => "type",
+        1264 | 1690 => "out_of_range",
+        1406 => "too_long",
+        1118 | 1301 | 1713 => "too_big",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bad_row_of_a_hundred_thousand_costs_twice_the_logarithm() {
+        const ROWS: usize = 100_000;
+        for bad in [0, 1, 50_000, 77_777, ROWS - 1] {
+            let (mut halves, mut sent, mut written, mut refused) = (Halves::new(ROWS), 0, Vec::new(), Vec::new());
+            while let Some(rows) = halves.next() {
+                sent += 1;
+                if rows.contains(&bad) {
+                    refused.extend(halves.refused(rows));
+                } else {
+                    written.push(rows);
+                }
+            }
+            assert_eq!(refused, [bad]);
+            assert!(sent <= 2 * 17 + 1, "{sent} statements");
+            let mut next = 0;
+            for rows in written {
+                next += usize::from(next == bad);
+                assert_eq!(rows.start, next, "in order, each row once");
+                next = rows.end;
+            }
+            assert_eq!(next + usize::from(next == bad), ROWS);
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_chunk_is_a_statement_of_its_rows() {
+        let array: ArrayRef = Arc::new(StringArray::from(vec![Some("it's"), None, Some("a\\b"), Some("")]));
+        let batch = RecordBatch::try_from_iter_with_nullable([("k", array, true)]).unwrap();
+        let table = Table { name: "t".into(), key: Vec::new(), delete_when: None };
+        let rows = Rows::new(&table, vec![batch]);
+        let part = |rows_of: Range<usize>| String::from_utf8(rows.chunks[0].statement(&rows_of)).unwrap();
+        let before = "INSERT INTO `t` (`k`) VALUES ";
+        assert_eq!(part(0..4), format!("{before}('it''s'), (NULL), (_utf8mb4 x'615c62'), ('')"));
+        assert_eq!(part(1..2), format!("{before}(NULL)"));
+        assert_eq!(part(2..4), format!("{before}(_utf8mb4 x'615c62'), ('')"));
+        assert_eq!(part(0..1), format!("{before}('it''s')"));
+    }
+
+    #[test]
+    fn rows_that_delete_and_rows_that_are_stored_keep_their_order() {
+        let keys: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), Some(2), Some(1), None, Some(3)]));
+        let gone: ArrayRef = Arc::new(BooleanArray::from(vec![Some(false), None, Some(true), Some(true), Some(true)]));
+        let batch = RecordBatch::try_from_iter_with_nullable([("k", keys, true), ("gone", gone, true)]).unwrap();
+        let table = Table { name: "d.t".into(), key: vec!["k".into()], delete_when: Some("gone".into()) };
+        let rows = Rows::new(&table, vec![batch]);
+        let all = |chunk: &Chunk| String::from_utf8(chunk.statement(&(0..chunk.rows.len()))).unwrap();
+        assert_eq!(
+            rows.chunks.iter().map(all).collect::<Vec<_>>(),
+            [
+                "INSERT INTO `d`.`t` (`k`) VALUES (1), (2) ON DUPLICATE KEY UPDATE `k` = `k`",
+                "DELETE FROM `d`.`t` WHERE (`k`=1) OR (`k`=3)",
+            ]
+        );
+        assert_eq!(rows.refused[0].0, (0, 3));
+        assert_eq!(rows.refused[0].1.0, "null_key");
+    }
+}
