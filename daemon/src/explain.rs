@@ -70,6 +70,9 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
                 first.display()
             );
         }
+        for absent in lookups::absent(&job) {
+            eprintln!("warning: {}: {absent}", file.display());
+        }
         println!("{}: job {} is valid", file.display(), job.name);
         if connect {
             unreachable.extend(try_connectors(&Arc::new(job)).await);
