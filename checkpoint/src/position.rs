@@ -8,8 +8,11 @@ use std::{cmp::Ordering, collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+mod key;
 #[cfg(test)]
 mod tests;
+
+pub use key::KeyPart;
 
 /// The unit of order inside a source, with its incarnation: `posts/6f9e…` (a spool), `access` (a watched directory).
 /// It begins with the source's name; what follows the first `/` belongs to the source.

@@ -5,16 +5,22 @@
 
 mod database;
 mod kafka_sink;
+mod lookup;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-pub use self::database::{DatabaseSink, Mode, redacted};
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
+pub use self::{
+    database::{DatabaseSink, Mode, redacted},
+    lookup::{Database, DatabaseAddress, Duplicates, Lookup, LookupMode, LookupTable, OnMissing, RedisValue, SqlRows},
+};
 mod kafka_source;
+mod sql_source;
 
 pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
+pub use sql_source::{SqlDatabase, SqlFrom, SqlSource};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -188,6 +194,8 @@ pub enum SourceKind {
     Directory(Directory),
     /// Topics of Kafka.
     Kafka(KafkaSource),
+    /// Rows of a database that come in the order of a key.
+    Sql(SqlSource),
     /// A source for tests: a folder of shard files that lanes move over. Not documented for users.
     Test(TestSource),
 }
@@ -410,6 +418,8 @@ pub enum Verb {
     DropEmpty(Vec<Located<String>>),
     /// Remove rows that are null in any of these columns.
     DropNulls(Vec<Located<String>>),
+    /// Columns of a table.
+    Lookup(Box<Lookup>),
     /// A query over `batch`, or over its inputs by name.
     Sql(Located<String>),
 }

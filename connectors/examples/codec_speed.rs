@@ -6,12 +6,18 @@
 use std::{hint::black_box, sync::Arc, time::Instant};
 
 use arrow::{
-    array::RecordBatch,
+    array::{AsArray, RecordBatch},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use bytes::Bytes;
+use prost_reflect::{
+    prost::Message,
+    prost_types::{
+        DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet, field_descriptor_proto,
+    },
+};
 use tidemill_checkpoint::ShardId;
-use tidemill_config::model::{Codec, Csv};
+use tidemill_config::model::{At, Avro, AvroFraming, Codec, Csv, Located, Protobuf, SchemaFile};
 use tidemill_connectors::{
     codec::{CodecError, codec, encoder, framer},
     source::{Base, Slice},
@@ -43,7 +49,129 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let rows = codec(&Codec::Json).decoder(&schema, &schema).decode(slice).rows;
         encoder.encode(&rows, &mut table)?;
     }
-    measure("csv", &Codec::Csv(csv), &table)
+    measure("csv", &Codec::Csv(csv), &table)?;
+    let rows: Vec<_> =
+        slices.iter().map(|slice| codec(&Codec::Json).decoder(&schema, &schema).decode(slice).rows).collect();
+    binary("avro", avro_codec(), &rows, avro_record)?;
+    binary("protobuf", protobuf_codec(), &rows, protobuf_record)
+}
+
+/// Records of a binary format: one slice per batch of rows. Two columns are numbers, as such formats have them.
+fn binary(
+    name: &str,
+    config: Codec,
+    rows: &[RecordBatch],
+    record: fn(usize, &str, &mut Vec<u8>),
+) -> Result<(), Box<dyn std::error::Error>> {
+    let slices: Vec<Slice> = rows.iter().map(|batch| slice_of(batch, record)).collect();
+    let bytes: usize = slices.iter().map(|slice| slice.bytes.len()).sum();
+    let codec = codec(&config);
+    let schema = codec.infer(&[])?;
+    let all = |wanted: &SchemaRef| -> Vec<_> {
+        slices.iter().map(|slice| codec.decoder(wanted, &schema).decode(slice)).collect()
+    };
+    let decoded = all(&schema);
+    let count: usize = decoded.iter().map(|decoded| decoded.rows.num_rows()).sum();
+    assert!(decoded.iter().all(|decoded| decoded.rejects.is_empty()), "every record is a row");
+    println!("{name}: {} MB, {count} rows, {} columns", bytes / 1_000_000, schema.fields().len());
+    report("decode all columns", bytes, || drop(black_box(all(&schema))));
+    let two = Arc::new(schema.project(&[0, 5])?);
+    report("decode two columns", bytes, || drop(black_box(all(&two))));
+    Ok(())
+}
+
+fn slice_of(batch: &RecordBatch, record: fn(usize, &str, &mut Vec<u8>)) -> Slice {
+    let columns: Vec<_> = batch.columns().iter().map(|column| column.as_string::<i32>()).collect();
+    let (mut bytes, mut records) = (Vec::new(), Vec::new());
+    for row in 0..batch.num_rows() {
+        let start = bytes.len() as u32;
+        for (number, column) in columns.iter().enumerate() {
+            record(number, column.value(row), &mut bytes);
+        }
+        records.push((start, bytes.len() as u32));
+    }
+    Slice {
+        shard: ShardId::new("speed", ""),
+        bytes: bytes.into(),
+        records,
+        base: Base::Bytes(0),
+        header: None,
+        metadata: Vec::new(),
+        columns: Vec::new(),
+    }
+}
+
+fn file(content: Vec<u8>) -> SchemaFile {
+    SchemaFile { path: Located { value: "speed".into(), at: At::default() }, content: Ok(content.into()) }
+}
+
+/// Which columns are numbers.
+fn is_number(number: usize) -> bool {
+    matches!(number, 4 | 5)
+}
+
+fn avro_codec() -> Codec {
+    let fields = (0..8).map(|number| {
+        let kind = if is_number(number) { "long" } else { "string" };
+        format!("{{\"name\": \"f{number}\", \"type\": \"{kind}\"}}")
+    });
+    let schema =
+        format!("{{\"type\": \"record\", \"name\": \"Hit\", \"fields\": [{}]}}", fields.collect::<Vec<_>>().join(", "));
+    Codec::Avro(Avro { registry: None, schema: Some(file(schema.into_bytes())), framing: AvroFraming::None })
+}
+
+fn avro_record(number: usize, text: &str, out: &mut Vec<u8>) {
+    if is_number(number) {
+        varint(text.parse::<u64>().unwrap_or_default() << 1, out);
+    } else {
+        varint((text.len() as u64) << 1, out);
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+fn protobuf_codec() -> Codec {
+    let field = |number: i32| FieldDescriptorProto {
+        name: Some(format!("f{number}")),
+        number: Some(number + 1),
+        label: Some(field_descriptor_proto::Label::Optional as i32),
+        r#type: Some(if is_number(number as usize) {
+            field_descriptor_proto::Type::Int64 as i32
+        } else {
+            field_descriptor_proto::Type::String as i32
+        }),
+        ..FieldDescriptorProto::default()
+    };
+    let message =
+        DescriptorProto { name: Some("Hit".into()), field: (0..8).map(field).collect(), ..DescriptorProto::default() };
+    let proto = FileDescriptorProto {
+        name: Some("speed.proto".into()),
+        message_type: vec![message],
+        syntax: Some("proto3".into()),
+        ..FileDescriptorProto::default()
+    };
+    let set = FileDescriptorSet { file: vec![proto] }.encode_to_vec();
+    let message = Located { value: "Hit".into(), at: At::default() };
+    Codec::Protobuf(Protobuf { descriptors: file(set), message, confluent: false })
+}
+
+fn protobuf_record(number: usize, text: &str, out: &mut Vec<u8>) {
+    let tag = (number as u64 + 1) << 3;
+    if is_number(number) {
+        varint(tag, out);
+        varint(text.parse::<u64>().unwrap_or_default(), out);
+    } else {
+        varint(tag | 2, out);
+        varint(text.len() as u64, out);
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+fn varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
 }
 
 fn measure(name: &str, config: &Codec, text: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
@@ -117,6 +245,7 @@ fn slices(config: &Codec, text: &[u8]) -> Vec<Slice> {
         base: Base::Bytes(start as u64),
         header: header.clone(),
         metadata: Vec::new(),
+        columns: Vec::new(),
     };
     chunks.into_iter().map(slice).collect()
 }

@@ -319,7 +319,12 @@ fn what_can_be_read_again_is_read_again_from_the_beginning_up_to_the_head() {
         own.at = origin;
         let mut read = Vec::new();
         while own.at != life.anchor.at {
-            let plan = life.plan_from(&own.at, Budget { records: 4, ..ALL }).await.unwrap().unwrap();
+            let few = Budget { records: 4, ..ALL };
+            let Some(plan) = life.plan_from(&own.at, few).await.unwrap() else {
+                // What is fetched beside the loop may not have come yet.
+                assert_eq!(life.event().await, SourceEvent::Data);
+                continue;
+            };
             assert!(plan.entries.is_empty(), "what is listed is not listed again");
             read.extend(life.records(&plan).await);
             own.commit(&plan);
@@ -333,6 +338,9 @@ fn what_can_be_read_again_is_read_again_from_the_beginning_up_to_the_head() {
 #[test]
 fn a_lost_range_is_an_error_and_never_a_skip() {
     each(async |rig| {
+        if rig.is_table() {
+            return;
+        }
         let mut life = Life::begin(rig).await;
         let origin = life.anchor.at.clone();
         rig.bring(8);
@@ -362,6 +370,9 @@ fn a_lost_range_is_an_error_and_never_a_skip() {
 #[test]
 fn a_mark_beyond_what_there_is_is_lost_and_one_of_another_kind_is_refused() {
     each(async |rig| {
+        if rig.is_table() {
+            return;
+        }
         let mut life = Life::begin(rig).await;
         rig.bring(4);
         life.batch(ALL).await;
@@ -432,6 +443,9 @@ fn after_finish_the_end_comes_when_what_was_there_is_planned() {
 #[test]
 fn lag_tells_what_waits_and_nothing_when_nothing_does() {
     each(async |rig| {
+        if rig.is_table() {
+            return;
+        }
         let mut life = Life::begin(rig).await;
         rig.bring(30);
         // A directory tells of what it has seen.

@@ -19,7 +19,15 @@ const BATCHES: u64 = 2;
 #[derive(Clone, Debug)]
 pub struct Memory {
     permits: Arc<Semaphore>,
+    /// What sources may have of it.
+    ahead: Arc<Semaphore>,
     total: u64,
+}
+
+/// A source's part of the budget, given back when it is dropped.
+#[derive(Debug)]
+pub struct Reserve {
+    _of: [OwnedSemaphorePermit; 2],
 }
 
 /// A batch's part of the budget, given back when it is dropped.
@@ -30,7 +38,8 @@ impl Memory {
     /// A budget of so many bytes.
     pub fn new(bytes: u64) -> Self {
         let total = (bytes / UNIT).clamp(BATCHES * EXPANSION, u64::from(u32::MAX >> 1));
-        Self { permits: Arc::new(Semaphore::new(usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS))), total }
+        let of = |permits: u64| Arc::new(Semaphore::new(usize::try_from(permits).unwrap_or(Semaphore::MAX_PERMITS)));
+        Self { permits: of(total), ahead: of(total / 4), total }
     }
 
     /// The bytes of records that one batch may have, of those that a job would like.
@@ -39,11 +48,21 @@ impl Memory {
         wanted.min(usize::try_from(most).unwrap_or(usize::MAX))
     }
 
-    /// What a source of a job with such batches may keep in memory beside them: as much as a batch has, at most.
-    pub fn ahead(&self, wanted: usize) -> usize {
-        /// Of the whole budget: what is not leased is left for this.
-        const PART: u64 = 8;
-        self.cap(wanted).min(usize::try_from(self.total / PART * UNIT).unwrap_or(usize::MAX))
+    /// What a source may keep in memory beside the batches, of the bytes that it would like: it is taken off the budget for
+    /// as long as the second is kept. All sources together never have more than a quarter, so that a batch fits beside.
+    pub fn reserve(&self, wanted: usize) -> (usize, Option<Reserve>) {
+        /// Less is of no use: it is given without being counted.
+        const LEAST_BYTES: usize = 64 * 1024;
+        let mut bytes = self.cap(wanted);
+        while bytes > LEAST_BYTES {
+            let count = u32::try_from((bytes as u64).div_ceil(UNIT)).unwrap_or(u32::MAX);
+            let of = |permits: &Arc<Semaphore>| permits.clone().try_acquire_many_owned(count).ok();
+            if let Some(part) = of(&self.ahead).and_then(|part| Some(Reserve { _of: [part, of(&self.permits)?] })) {
+                return (bytes, Some(part));
+            }
+            bytes /= 2;
+        }
+        (wanted.min(LEAST_BYTES), None)
     }
 
     /// Waits until a batch of so many bytes of records (see [`Memory::cap`]) fits.
@@ -91,5 +110,20 @@ mod tests {
         assert!(!waiting.is_finished());
         drop((second, third));
         waiting.await.expect("it gets its part");
+    }
+
+    #[test]
+    fn what_sources_keep_is_of_the_budget_and_leaves_room_for_a_batch() {
+        let memory = Memory::new(16 << 20);
+        let kept: Vec<_> = std::iter::repeat_with(|| memory.reserve(1 << 20)).take(20).collect();
+        let counted: usize = kept.iter().filter(|(_, part)| part.is_some()).map(|(bytes, _)| bytes).sum();
+        assert!((3 << 20..=4 << 20).contains(&counted), "{counted}");
+        assert!(kept.iter().all(|(bytes, _)| (1 << 16..=1 << 20).contains(bytes)));
+        let batch = memory.try_lease(64 << 20).expect("a batch fits beside");
+        assert!(memory.try_lease(64 << 20).is_none(), "what is kept is counted");
+        drop((kept, batch));
+        let all = [memory.try_lease(64 << 20), memory.try_lease(64 << 20)];
+        assert!(all.iter().all(Option::is_some), "it is given back");
+        assert_eq!(memory.reserve(0).0, 0);
     }
 }

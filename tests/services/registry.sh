@@ -17,7 +17,7 @@ prepare() { :; }
 
 start() {
     launch "$java" -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx384m -Dquarkus.http.host=127.0.0.1 "-Dquarkus.http.port=${port[0]}" \
-        "-Dregistry.datasource.url=jdbc:h2:file:$home/data/registry" -jar "$program"/*-runner.jar
+        "-Dquarkus.datasource.jdbc.url=jdbc:h2:file:$home/data/registry;WRITE_DELAY=0" -jar "$program"/*-runner.jar
 }
 
 ready() { grep -q 'Listening on: http' "$home/log"; }

@@ -7,7 +7,6 @@ use serde::Deserialize;
 use super::{Built, inconsistent};
 use crate::{
     Avro, AvroFraming, Codec, Csv, Located, Protobuf, Registry, SchemaFile,
-    error::Problem,
     tree::{Node, below},
 };
 
@@ -73,10 +72,9 @@ impl Around<'_> {
         Located { value, at: place.at(&path) }
     }
 
-    fn schema_file(&self, key: &str, path: &str) -> Built<SchemaFile> {
+    fn schema_file(&self, key: &str, path: &str) -> SchemaFile {
         let path = self.folder.join(path);
-        let content = read(&path).map_err(|cause| Problem::new(format!("{}: {cause}", path.display())))?;
-        Ok(SchemaFile { path: self.located(key, path), content })
+        SchemaFile { content: read(&path), path: self.located(key, path) }
     }
 }
 
@@ -84,7 +82,7 @@ impl Around<'_> {
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// The content of a file that a codec names, or a sentence about why it cannot be had.
-pub(crate) fn read(path: &Path) -> Result<Arc<[u8]>, String> {
+fn read(path: &Path) -> Result<Arc<[u8]>, String> {
     let plain = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
         _ => error.to_string(),
@@ -124,9 +122,9 @@ impl CodecOptions {
     /// The codec of a source, with the files that it names.
     pub(super) fn of_source(self, around: &Around<'_>) -> Built<Codec> {
         match self {
-            Self::Avro(given) => Ok(Codec::Avro(avro(given, around)?)),
+            Self::Avro(given) => Ok(Codec::Avro(avro(given, around))),
             Self::Protobuf(given) => Ok(Codec::Protobuf(Protobuf {
-                descriptors: around.schema_file("descriptors", &given.descriptors)?,
+                descriptors: around.schema_file("descriptors", &given.descriptors),
                 message: around.located("message", given.message),
                 confluent: given.framing == FramingWord::Confluent,
             })),
@@ -135,7 +133,7 @@ impl CodecOptions {
     }
 }
 
-fn avro(given: AvroOptions, around: &Around<'_>) -> Built<Avro> {
+fn avro(given: AvroOptions, around: &Around<'_>) -> Avro {
     let AvroOptions { user, password, subject, .. } = given;
     let registry = given.registry.map(|url| Registry { url, user, password, subject });
     let framing = match (given.framing, &registry) {
@@ -143,6 +141,6 @@ fn avro(given: AvroOptions, around: &Around<'_>) -> Built<Avro> {
         (Some(FramingWord::SingleObject), _) => AvroFraming::SingleObject,
         (Some(FramingWord::None) | None, _) => AvroFraming::None,
     };
-    let schema = given.schema_file.map(|path| around.schema_file("schema_file", &path)).transpose()?;
-    Ok(Avro { registry, schema, framing })
+    let schema = given.schema_file.map(|path| around.schema_file("schema_file", &path));
+    Avro { registry, schema, framing }
 }

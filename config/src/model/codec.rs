@@ -58,8 +58,8 @@ pub struct Protobuf {
 pub struct SchemaFile {
     /// Where it lies, and where the job names it.
     pub path: Located<PathBuf>,
-    /// What was in it when the job was read.
-    pub content: Arc<[u8]>,
+    /// What was in it when the job was read, or why it could not be.
+    pub content: Result<Arc<[u8]>, String>,
 }
 
 impl fmt::Debug for SchemaFile {
@@ -74,6 +74,14 @@ impl super::Codec {
         match self {
             Self::Avro(avro) => avro.schema.as_ref(),
             Self::Protobuf(protobuf) => Some(&protobuf.descriptors),
+            _ => None,
+        }
+    }
+
+    /// The registry that knows the schemas of its records, where there is one.
+    pub fn registry(&self) -> Option<&Registry> {
+        match self {
+            Self::Avro(avro) => avro.registry.as_ref(),
             _ => None,
         }
     }

@@ -2,7 +2,6 @@
 
 use super::Semantics;
 use crate::{
-    build,
     error::Problem,
     tree::{Node, UNRESOLVED, below},
 };
@@ -15,8 +14,7 @@ impl Semantics<'_> {
         let below_codec = below(path, "codec");
         match kind {
             "avro" => self.avro(codec, &below_codec),
-            "protobuf" => self.schema_file(codec, "descriptors", &below_codec),
-            "bytes" => {}
+            "protobuf" | "bytes" => {}
             _ => return,
         }
         let is_lines = node.get("framing").is_none_or(|framing| framing.value.text() == Some("lines"));
@@ -29,7 +27,6 @@ impl Semantics<'_> {
     }
 
     fn avro(&mut self, codec: &Node, path: &str) {
-        self.schema_file(codec, "schema_file", path);
         let registry = codec.get("registry");
         if let Some(url) = registry.filter(|url| !is_url(url.value.text())) {
             let problem = Problem::new(format!("{} is not the URL of a registry", url.value.shown()))
@@ -64,20 +61,9 @@ impl Semantics<'_> {
         if codec.get("schema_file").is_some() {
             wrong("subject", "the columns come from `schema_file` already", "remove one of both");
         }
-        if codec.get("user").is_some() != codec.get("password").is_some() {
+        if registry.is_some() && codec.get("user").is_some() != codec.get("password").is_some() {
             wrong("user", "a user without a password", "add `password:`");
             wrong("password", "a password without a user", "add `user:`");
-        }
-    }
-
-    fn schema_file(&mut self, codec: &Node, key: &str, path: &str) {
-        let Some(entry) = codec.get(key) else { return };
-        let Some(text) = entry.value.text().filter(|text| *text != UNRESOLVED && !text.is_empty()) else { return };
-        if let Err(cause) = build::read_schema_file(&self.folder.join(text)) {
-            let name = entry.value.shown();
-            let problem = Problem::new(format!("the file {name} cannot be read: {cause}"))
-                .help("the path is relative to the folder of this file");
-            self.problems.add(entry.value.place.at(&below(path, key)), problem);
         }
     }
 }

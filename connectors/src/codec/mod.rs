@@ -20,7 +20,7 @@ pub mod frame;
 mod json;
 mod names;
 mod number;
-mod parquet;
+pub(crate) mod parquet;
 mod protobuf;
 mod raw;
 mod registry;
@@ -102,6 +102,11 @@ pub trait Codec: Send + Sync {
         Ok(())
     }
 
+    /// Looks at what it needs from elsewhere, without a record: for `validate --connect`.
+    async fn check(&self) -> Result<(), PrepareError> {
+        Ok(())
+    }
+
     /// The schema to pin for a source whose job gives none: from these slices, its first.
     async fn first_schema(&self, slices: &[Slice]) -> Result<SchemaRef, PrepareError> {
         self.prepare(slices).await?;
@@ -155,7 +160,7 @@ pub fn columns(config: &model::Codec) -> Result<Option<SchemaRef>, model::Locate
             let columns = options.schema.as_ref().map(|file| {
                 let columns = avro::of_file(file).and_then(|schema| schema.columns());
                 columns.map_err(|why| {
-                    wrong(&file.path.at, format!("{} is no Avro schema: {why}", file.path.value.display()))
+                    wrong(&file.path.at, format!("the schema {} cannot be used: {why}", file.path.value.display()))
                 })
             });
             columns.transpose()?

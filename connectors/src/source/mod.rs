@@ -6,6 +6,7 @@
 pub mod directory;
 pub mod kafka;
 pub mod socket;
+pub mod sql;
 pub mod testing;
 
 use std::{any::Any, borrow::Cow, collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -299,6 +300,11 @@ pub struct Lag {
     pub spool_bytes: Option<u64>,
 }
 
+/// Whether a source keeps records in memory before a batch asks for them.
+pub fn reads_ahead(kind: &tidemill_config::SourceKind) -> bool {
+    matches!(kind, tidemill_config::SourceKind::Kafka(_))
+}
+
 /// The source that a job's config describes. Receives nothing before [`Source::start`].
 pub fn open(config: &tidemill_config::Source, settings: &Settings) -> Result<Arc<dyn Source>, SourceError> {
     use tidemill_config::SourceKind;
@@ -306,6 +312,7 @@ pub fn open(config: &tidemill_config::Source, settings: &Settings) -> Result<Arc
         SourceKind::Socket(socket) => Arc::new(socket::SocketSource::open(config, socket, &settings.spool)?),
         SourceKind::Directory(directory) => Arc::new(directory::DirectorySource::open(config, directory)?),
         SourceKind::Kafka(kafka) => Arc::new(kafka::KafkaSource::open(config, kafka, settings)?),
+        SourceKind::Sql(sql) => Arc::new(sql::SqlSource::open(config, sql)?),
         SourceKind::Test(test) => Arc::new(testing::TestSource::open(config, test, settings)?),
     })
 }

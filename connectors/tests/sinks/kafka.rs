@@ -24,9 +24,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Partitions of a test's topic.
 pub const PARTITIONS: i32 = 3;
 
-/// The brokers: those that a test of its own has told, or the shared ones.
-pub fn brokers() -> String {
-    std::env::var("BROKERS").unwrap_or_else(|_| services::kafka().unwrap().brokers.clone())
+/// The brokers of a folder's topic: those that its file `brokers` names, or the shared ones.
+pub fn brokers(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("brokers")).unwrap_or_else(|_| services::kafka().unwrap().brokers.clone())
 }
 
 /// The topic of a folder.
@@ -34,20 +34,20 @@ pub fn topic(dir: &Path) -> String {
     format!("sink-{}", Digest::of(dir.as_os_str().as_encoded_bytes()).short())
 }
 
-pub fn client() -> ClientConfig {
+pub fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers());
+    config.set("bootstrap.servers", brokers);
     config
 }
 
 /// Makes a topic where it is absent.
-pub fn make_topic(name: &str, partitions: i32) {
+pub fn make_topic(brokers: &str, name: &str, partitions: i32) {
     static MADE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut made = MADE.lock().unwrap();
     if !made.insert(name.to_owned()) {
         return;
     }
-    let admin: AdminClient<DefaultClientContext> = client().create().unwrap();
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().unwrap();
     let new = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
     let options = AdminOptions::new().operation_timeout(Some(LIMIT));
     let answer = std::thread::scope(|scope| {
@@ -60,7 +60,7 @@ pub fn make_topic(name: &str, partitions: i32) {
     if let Err((_, code)) = &answer[0] {
         assert_eq!(*code, rdkafka::error::RDKafkaErrorCode::TopicAlreadyExists);
     }
-    let consumer: BaseConsumer = client().create().unwrap();
+    let consumer: BaseConsumer = client(brokers).create().unwrap();
     let began = Instant::now();
     while partitions_of(&consumer, name).len() != partitions as usize {
         assert!(began.elapsed() < LIMIT, "topic {name} does not come");
@@ -75,10 +75,11 @@ fn partitions_of(consumer: &BaseConsumer, topic: &str) -> Vec<i32> {
 
 /// The sink of a folder; its topic is there.
 pub fn config(dir: &Path) -> KafkaSink {
-    let topic = topic(dir);
-    make_topic(&topic, PARTITIONS);
+    let (topic, brokers) = (topic(dir), brokers(dir));
+    make_topic(&brokers, &topic, PARTITIONS);
+    let timeout = std::fs::read_to_string(dir.join("timeout")).map_or(60, |seconds| seconds.parse().unwrap());
     KafkaSink {
-        brokers: brokers(),
+        brokers,
         marks_topic: Some(format!("{topic}-marks")),
         topic,
         key: None,
@@ -86,15 +87,15 @@ pub fn config(dir: &Path) -> KafkaSink {
         delete_when: None,
         codec: Codec::Json,
         compression: KafkaCompression::None,
-        transaction_timeout: Duration::from_secs(60),
+        transaction_timeout: Duration::from_secs(timeout),
         properties: Vec::new(),
     }
 }
 
 /// All records of a topic that a reader of committed ones sees, partition by partition, once no transaction is open.
-pub fn records(topic: &str) -> Vec<OwnedMessage> {
+pub fn records(brokers: &str, topic: &str) -> Vec<OwnedMessage> {
     let make = |isolation: &str| -> BaseConsumer {
-        let mut config = client();
+        let mut config = client(brokers);
         config.set("group.id", "independent-reader").set("isolation.level", isolation);
         config.set("enable.partition.eof", "true").set("auto.offset.reset", "earliest");
         config.set("enable.auto.commit", "false").set("fetch.wait.max.ms", "5");
@@ -136,7 +137,7 @@ pub fn numbers(dir: &Path) -> Vec<i64> {
         let value: serde_json::Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
         value["n"].as_i64().unwrap()
     };
-    records(&topic(dir)).into_iter().map(value).collect()
+    records(&brokers(dir), &topic(dir)).into_iter().map(value).collect()
 }
 
 /// A record's headers.

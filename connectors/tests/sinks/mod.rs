@@ -130,8 +130,8 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
             };
             statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
         }
-        Kind::Kafka => kafka::numbers(dir),
         Kind::Postgres => postgres::numbers(dir),
+        Kind::Kafka => kafka::numbers(dir),
         Kind::Ledger => Vec::new(),
         Kind::Mysql => mysql::rows(dir),
     };

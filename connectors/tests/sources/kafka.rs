@@ -37,8 +37,10 @@ fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap()
 }
 
-fn block<T>(future: impl Future<Output = T>) -> T {
-    futures::executor::block_on(future)
+/// Also where a runtime is at work already.
+fn block<T: Send>(future: impl Future<Output = T> + Send) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join().unwrap())
 }
 
 impl Topic {
@@ -53,6 +55,7 @@ impl Topic {
             .set("bootstrap.servers", brokers)
             .set("enable.idempotence", "true")
             .set("linger.ms", "20")
+            .set("topic.metadata.refresh.interval.ms", "500")
             .create()
             .unwrap();
         let topic = Self { brokers: brokers.to_owned(), name: name.to_owned(), producer };
@@ -151,7 +154,9 @@ pub fn send<'r>(
         record.key = key;
         record.payload = value;
         while let Err((error, again)) = producer.send(record) {
-            assert_eq!(error.rdkafka_error_code(), Some(rdkafka::error::RDKafkaErrorCode::QueueFull), "{error}");
+            // A new partition is heard of a little later.
+            use rdkafka::error::RDKafkaErrorCode::{QueueFull, UnknownPartition};
+            assert!(matches!(error.rdkafka_error_code(), Some(QueueFull | UnknownPartition)), "{error}");
             producer.poll(Duration::from_millis(10));
             record = again;
         }

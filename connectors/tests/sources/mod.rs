@@ -1,11 +1,12 @@
 //! What the suite of sources uses: a world for each source that brings it records and can take them away again, and a
 //! lane's life in it, with an anchor that keeps positions and logs as a marked sink would.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 pub mod kafka;
 #[path = "../../../tests/src/services.rs"]
 pub mod services;
+pub mod sql;
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,9 +50,13 @@ pub enum Kind {
     Test,
     /// Where there is a broker.
     Kafka,
+    Sqlite,
+    Postgres,
+    Mysql,
 }
 
-pub const KINDS: [Kind; 5] = [Kind::Listen, Kind::Connect, Kind::Directory, Kind::Test, Kind::Kafka];
+pub const KINDS: [Kind; 8] =
+    [Kind::Listen, Kind::Connect, Kind::Directory, Kind::Test, Kind::Kafka, Kind::Sqlite, Kind::Postgres, Kind::Mysql];
 
 /// What record `n` says. Most are short, some empty, some longer than a small budget.
 pub fn text(n: u64) -> String {
@@ -84,7 +89,7 @@ pub fn records(batch: &RawBatch) -> Vec<Record> {
     let mut all = Vec::new();
     for slice in &batch.slices {
         for n in 0..slice.records.len() {
-            let (position, text) = (slice.position(n), lossy(slice.record(n)));
+            let (position, text) = (slice.position(n), sql::line(lossy(slice.record(n))));
             all.push(Record { shard: slice.shard.clone(), position, text, reject: None });
         }
     }
@@ -109,6 +114,7 @@ pub struct Rig {
     pub address: String,
     peers: RefCell<Vec<Peer>>,
     topic: Option<kafka::Topic>,
+    table: Option<sql::Table>,
     /// Records brought so far.
     pub brought: Cell<u64>,
 }
@@ -152,11 +158,16 @@ impl Rig {
         for shard in 0..SHARDS {
             fs::write(dir.path().join(format!("shards/{shard}")), "").unwrap();
         }
+        let table = if matches!(kind, Kind::Sqlite | Kind::Postgres | Kind::Mysql) {
+            Some(sql::Table::new(kind, dir.path())?)
+        } else {
+            None
+        };
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         server.set_nonblocking(true).unwrap();
         let address = server.local_addr().unwrap().to_string();
         let server = (kind == Kind::Connect).then_some(server);
-        Some(Self { kind, dir, server, address, peers: RefCell::default(), topic, brought: Cell::new(0) })
+        Some(Self { kind, dir, server, address, peers: RefCell::default(), topic, table, brought: Cell::new(0) })
     }
 
     /// A new process with the same configuration. What was connected to the last one is cut off.
@@ -207,8 +218,14 @@ impl Rig {
                 start: Start::Earliest,
             }),
             Kind::Kafka => SourceKind::Kafka(self.topic.as_ref().unwrap().config()),
+            Kind::Sqlite | Kind::Postgres | Kind::Mysql => self.table.as_ref().unwrap().config(),
             Kind::Test => SourceKind::Test(tidemill_config::TestSource { path: self.dir.path().to_owned() }),
         }
+    }
+
+    /// A table has no end that it could tell, and no memory of rows that are gone.
+    pub fn is_table(&self) -> bool {
+        self.table.is_some()
     }
 
     pub fn is_socket(&self) -> bool {
@@ -232,6 +249,7 @@ impl Rig {
                 let values: Vec<_> = numbers.map(text).collect();
                 self.topic.as_ref().unwrap().send_values(0, &values);
             }
+            Kind::Sqlite | Kind::Postgres | Kind::Mysql => self.table.as_ref().unwrap().bring(numbers),
             Kind::Test => {
                 for shard in 0..SHARDS {
                     let path = self.dir.path().join(format!("shards/{shard}"));
@@ -315,6 +333,7 @@ impl Rig {
                 files(&self.dir.path().join("in")).iter().for_each(|path| fs::remove_file(path).unwrap())
             }
             Kind::Kafka => self.topic.as_ref().unwrap().delete_records(0, -1),
+            Kind::Sqlite | Kind::Postgres | Kind::Mysql => unreachable!("a table does not tell what it lost"),
             Kind::Test => files(&self.dir.path().join("shards")).iter().for_each(|path| fs::write(path, "").unwrap()),
         }
     }

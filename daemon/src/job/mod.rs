@@ -7,16 +7,19 @@
 //!   nowhere else. `replay`: what follows a decision that is no new batch. `schemas`: the compiled versions that batches use.
 //! - `lanes`: what failures, other owners and the source's own moves make of the lanes of a running job.
 //! - `scheme`: how a job is cut into lanes.
+//! - `lookups`: tables that lookups join, kept fresh, and kept for replays.
 //! - `rejects`: rows that a sink refused, on their way to the dead letters.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
 
+mod absent;
 mod acquire;
 pub mod batch;
 pub mod commit;
 pub mod compile;
 pub mod lane;
 pub mod lanes;
+pub mod lookups;
 pub mod probe;
 pub mod pulse;
 pub mod rejects;
@@ -38,7 +41,11 @@ use tidemill_connectors::{
     source::{self, Source},
 };
 
-use crate::{memory::Memory, metrics::Metrics, status::Status};
+use crate::{
+    memory::{Memory, Reserve},
+    metrics::Metrics,
+    status::Status,
+};
 
 /// The name under which the dead letters are known as a sink.
 pub const DEAD_LETTERS: &str = SinkId::DEAD_LETTERS;
@@ -114,6 +121,8 @@ pub struct Job {
     pub sinks: Vec<SinkSlot>,
     /// What marked sinks refuse: read like shards, after all sources.
     pub rejects: Vec<rejects::SinkRejects>,
+    /// Tables that the steps join.
+    pub lookups: lookups::Lookups,
     /// The sink that an origin names as the anchor.
     pub anchor: SinkId,
     /// The daemon around it.
@@ -122,6 +131,8 @@ pub struct Job {
     pub status: Status,
     /// Sinks that an operator told to catch up where they could join.
     pub catch_up: BTreeSet<SinkId>,
+    /// What sources may keep beside the batches, of the budget of all jobs.
+    ahead: Vec<Reserve>,
 }
 
 /// The name that a source's shards have: its old one where it was renamed.
@@ -134,7 +145,7 @@ fn shard_name(source: &config::Source) -> String {
 pub fn digest_of(config: &config::Job) -> Digest {
     let text = digest_of_text(config);
     let files = config.sources.iter().filter_map(|source| source.codec.schema_file());
-    let files: Vec<_> = files.map(|file| Digest::of(&file.content)).collect();
+    let files: Vec<_> = files.map(|file| file.content.as_ref().ok().map(|content| Digest::of(content))).collect();
     if files.is_empty() { text } else { Digest::of_json(&(text, files)) }
 }
 
@@ -174,12 +185,15 @@ impl Job {
     pub async fn open(config: Arc<config::Job>, around: Surroundings, status: Status) -> anyhow::Result<Self> {
         let mut job = Self::open_sinks(config, around, status)?;
         for source in &job.config.sources {
+            let wanted = if source::reads_ahead(&source.kind) { job.config.batch.max_bytes } else { 0 };
+            let (ahead_bytes, part) = job.around.memory.reserve(wanted);
+            job.ahead.extend(part);
             let settings = source::Settings {
                 partitioned: job.scheme == LaneScheme::Partition,
                 spool: job.spool(source),
                 owner: job.around.owner.name.clone(),
                 job: job.config.name.clone(),
-                ahead_bytes: job.around.memory.ahead(job.config.batch.max_bytes),
+                ahead_bytes,
             };
             job.sources.push(source::open(&for_connector(source), &settings)?);
         }
@@ -228,7 +242,21 @@ impl Job {
         around.metrics.begin(&config.name, &named, &rows.map(|slot| slot.name.as_str()).collect::<Vec<_>>());
         let refusing = sinks.iter().filter(|slot| slot.role == Role::Rows && slot.is_marked());
         let rejects = refusing.map(rejects::SinkRejects::new).collect();
-        Ok(Self { rejects, digest, scheme, sources, sinks, anchor, around, status, config, catch_up: BTreeSet::new() })
+        let lookups = lookups::Lookups::open(&config, folder.join("lookups"), scheme, &around)?;
+        Ok(Self {
+            rejects,
+            digest,
+            scheme,
+            sources,
+            sinks,
+            lookups,
+            anchor,
+            around,
+            status,
+            config,
+            catch_up: BTreeSet::new(),
+            ahead: Vec::new(),
+        })
     }
 
     /// Where a source keeps what cannot be read again.

@@ -46,7 +46,8 @@ pub(super) struct Avro {
 
 /// The schema in a job's file.
 pub(super) fn of_file(file: &SchemaFile) -> Result<Schema, String> {
-    let text = std::str::from_utf8(&file.content).map_err(|_| "it is not UTF-8".to_owned())?;
+    let content = file.content.as_ref().map_err(Clone::clone)?;
+    let text = std::str::from_utf8(content).map_err(|_| "it is not UTF-8".to_owned())?;
     Schema::parse(text, &[])
 }
 
@@ -120,6 +121,14 @@ impl Codec for Avro {
     async fn prepare(&self, slices: &[Slice]) -> Result<(), PrepareError> {
         match &self.registry {
             Some((registry, _)) => registry.fetch(&self.ids(slices)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn check(&self) -> Result<(), PrepareError> {
+        match &self.registry {
+            Some((registry, Some(subject))) => registry.latest(subject).await.map(drop),
+            Some((registry, None)) => registry.check().await,
             None => Ok(()),
         }
     }

@@ -155,7 +155,7 @@ fn single_objects_carry_the_fingerprint_of_their_schema() {
     let text = json!({"type": "record", "name": "R", "fields": [{"name": "a", "type": "int"}]}).to_string();
     let file = SchemaFile {
         path: model::Located { value: "r.avsc".into(), at: model::At::default() },
-        content: Arc::from(text.as_bytes()),
+        content: Ok(Arc::from(text.as_bytes())),
     };
     let options = model::Avro { registry: None, schema: Some(file), framing: AvroFraming::SingleObject };
     let codec = Avro::new(&options).unwrap();

@@ -43,13 +43,15 @@ pub(super) fn columns(options: &model::Protobuf) -> Result<SchemaRef, model::Loc
 
 fn message(options: &model::Protobuf) -> Result<MessageDescriptor, model::Located<String>> {
     let file = &options.descriptors;
-    let pool = DescriptorPool::decode(&*file.content).map_err(|error| model::Located {
+    let wrong = |why: String| model::Located {
         value: format!(
-            "{} is no descriptor set: {error}\nmake it by `protoc --include_imports --descriptor_set_out=FILE`",
+            "the descriptor set {} cannot be used: {why}\nmake it by `protoc --include_imports --descriptor_set_out=FILE`",
             file.path.value.display()
         ),
         at: file.path.at.clone(),
-    })?;
+    };
+    let content = file.content.as_ref().map_err(|why| wrong(why.clone()))?;
+    let pool = DescriptorPool::decode(&**content).map_err(|error| wrong(error.to_string()))?;
     let name = options.message.value.trim_start_matches('.');
     pool.get_message_by_name(name).ok_or_else(|| {
         let google = |message: &MessageDescriptor| message.package_name().starts_with("google.protobuf");

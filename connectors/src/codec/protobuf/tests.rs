@@ -16,7 +16,7 @@ use crate::codec::{
 fn options(descriptors: &[u8], message: &str, confluent: bool) -> model::Protobuf {
     let path = Located { value: "shop.desc".into(), at: At::default() };
     let message = Located { value: message.to_owned(), at: At::default() };
-    model::Protobuf { descriptors: SchemaFile { path, content: Arc::from(descriptors) }, message, confluent }
+    model::Protobuf { descriptors: SchemaFile { path, content: Ok(Arc::from(descriptors)) }, message, confluent }
 }
 
 fn cases(seed: &str, count: &str) -> Option<Value> {

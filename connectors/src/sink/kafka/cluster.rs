@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -18,6 +18,9 @@ use crate::sink::SinkError;
 
 /// How long one question to the brokers may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
+
+/// What a connection said so long ago has nothing to do with an error of now.
+const FRESH: Duration = Duration::from_secs(30);
 
 /// What the sink sets itself, because its guarantee depends on it.
 const OWN: [&str; 8] = [
@@ -177,14 +180,19 @@ impl Cluster {
 /// Listens to what a client says beside its answers.
 #[derive(Default)]
 pub(super) struct Context {
-    error: Mutex<String>,
+    error: Mutex<Option<(Instant, String)>>,
     undelivered: Mutex<Option<(Code, String)>>,
 }
 
 impl Context {
     /// The last thing that went wrong with a connection, or nothing.
     fn last_error(&self) -> String {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        error.as_ref().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, what)| what.clone()).unwrap_or_default()
+    }
+
+    fn said(&self, what: &str) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), what.to_owned()));
     }
 
     /// The first record that the brokers did not take since the last call.
@@ -196,11 +204,15 @@ impl Context {
 impl ClientContext for Context {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", "{facility}: {message}");
+        // A consumer's errors of connections come here and nowhere else.
+        if facility == "FAIL" {
+            self.said(message.rsplit_once("]: ").map_or(message, |(_, what)| what));
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", %error, "{reason}");
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = reason.to_owned();
+        self.said(reason);
     }
 }
 

@@ -54,13 +54,17 @@ impl Inner {
         Ok(self.reader.look(|book| book.lane(place).cloned().unwrap_or_default()))
     }
 
-    /// Takes the lane's transactional id where `may` allows it, before and after.
+    /// Takes the lane's transactional id for generation `mine`, where `may` allows it before and after.
     fn take(
         &self,
         place: &Place,
+        mine: Generation,
         may: &dyn Fn(Option<&Owned>) -> Result<(), SinkError>,
     ) -> Result<(Writer, Kept), SinkError> {
-        may(self.kept(place, End::Stable)?.owned.as_ref())?;
+        // What is out of sight yet may be one's own claim: only what is as new as that counts at this look.
+        if let Some(owned) = self.kept(place, End::Stable)?.owned.filter(|owned| owned.claim.generation >= mine) {
+            may(Some(&owned))?;
+        }
         passed("kafka.before-init")?;
         let id = format!("{}/{}/{}/{}", self.marks_topic, place.job, place.sink, place.lane);
         let writer = Writer::open(&self.cluster, &id, self.transaction_timeout, self.compression)?;
@@ -80,7 +84,7 @@ impl Inner {
         };
         slot.close();
         let partition = place.partition(self.make_marks_topic()?);
-        let (mut writer, kept) = self.take(place, &may)?;
+        let (mut writer, kept) = self.take(place, generation, &may)?;
         let claim = Claim { generation, owner: key.owner.clone(), released: false };
         let owned =
             Owned { claim, number: Uuid::new_v4(), mark: kept.owned.as_ref().and_then(|owned| owned.mark.clone()) };
@@ -118,7 +122,7 @@ impl Inner {
         if let Some(live) = &slot.live {
             may(Some(&live.owned))?;
         } else {
-            let (writer, kept) = self.take(&place, &may)?;
+            let (writer, kept) = self.take(&place, key.generation, &may)?;
             let owned = kept.owned.clone().ok_or_else(|| self.fenced(&place, Generation::default(), key.generation))?;
             slot.live = Some(Live { writer, owned, kept: kept.slim() });
         }
@@ -225,7 +229,7 @@ impl Inner {
     /// Takes every record of the lane away, and shuts its owner out.
     pub(super) fn forget(&self, slot: &mut Slot, place: &Place) -> Result<(), SinkError> {
         slot.close();
-        let (mut writer, kept) = self.take(place, &|_| Ok(()))?;
+        let (mut writer, kept) = self.take(place, Generation::default(), &|_| Ok(()))?;
         let partition = place.partition(self.reader.partitions()?);
         let sent = writer.transact(|writer| {
             for record in kept.gone(place) {

@@ -154,10 +154,9 @@ impl Inner {
     fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {
         let place = self.place(&key.lane);
         let kept = self.kept(&place, End::Stable)?;
-        match &kept.owned {
-            Some(owned) if owned.is_of(key) => {}
-            Some(owned) => return Err(self.fenced(&place, owned.claim.generation, key.generation)),
-            None => return Err(self.fenced(&place, Generation::default(), key.generation)),
+        // One's own claim may be out of sight, behind a transaction that is still open.
+        if let Some(owned) = kept.owned.filter(|owned| owned.claim.generation >= key.generation && !owned.is_of(key)) {
+            return Err(self.fenced(&place, owned.claim.generation, key.generation));
         }
         let now = Timestamp::now().0.unsigned_abs();
         let last = self.last_beat.fetch_max(now, Ordering::Relaxed);

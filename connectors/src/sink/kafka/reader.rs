@@ -97,6 +97,11 @@ impl Reader {
         self.state().find(&self.cluster, &self.topic)
     }
 
+    /// Whether there is a topic of this name beside the marks' one.
+    pub(super) fn finds(&self, topic: &str) -> Result<bool, SinkError> {
+        Ok(partitions(&self.state().clients(&self.cluster)?.committed, &self.cluster, topic)?.is_some())
+    }
+
     /// Reads on, for these lanes and the beats. `false`: there is no such topic.
     pub(super) fn read(&self, places: &[Place], end: End) -> Result<bool, SinkError> {
         self.read_where(|partitions| places.iter().map(|place| place.partition(partitions)).collect(), end)
@@ -297,11 +302,7 @@ fn drain(client: &BaseConsumer<Context>) {
 }
 
 /// How many partitions a topic has; `None` where there is no such topic.
-pub(super) fn partitions(
-    client: &BaseConsumer<Context>,
-    cluster: &Cluster,
-    topic: &str,
-) -> Result<Option<i32>, SinkError> {
+fn partitions(client: &BaseConsumer<Context>, cluster: &Cluster, topic: &str) -> Result<Option<i32>, SinkError> {
     let what = format!("looking for topic {topic}");
     let context = client.client().context();
     let metadata = client.fetch_metadata(Some(topic), ANSWER).map_err(|error| {

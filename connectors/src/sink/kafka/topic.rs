@@ -7,16 +7,10 @@ use std::{
 
 use rdkafka::{
     admin::{AdminOptions, NewTopic, TopicReplication},
-    consumer::BaseConsumer,
     error::RDKafkaErrorCode as Code,
 };
 
-use super::{
-    Inner,
-    cluster::{ANSWER, Context},
-    reader::partitions,
-    writer::Writer,
-};
+use super::{Inner, cluster::ANSWER, writer::Writer};
 use crate::sink::SinkError;
 
 /// Of the marks' topic: one for beats, the others for lanes. Lanes of one partition wait for each other's transactions
@@ -37,8 +31,7 @@ pub fn marks_topic(job: &str) -> String {
 impl Inner {
     /// Whether the user's topic is there.
     pub(super) fn find_topic(&self) -> Result<(), SinkError> {
-        let client: BaseConsumer<Context> = self.cluster.reader("read_committed")?;
-        if partitions(&client, &self.cluster, &self.topic)?.is_some() {
+        if self.reader.finds(&self.topic)? {
             return Ok(());
         }
         let (topic, brokers) = (&self.topic, &self.cluster.brokers);

@@ -2,11 +2,12 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mysql_async::{
-    Conn, Error, IoError, Opts, OptsBuilder, Params,
+    Column, Conn, Error, IoError, Opts, OptsBuilder, Params, Row,
     prelude::{AsQuery, FromRow, Queryable},
 };
 use tidemill_config::redacted;
@@ -156,7 +157,7 @@ pub(crate) struct Session {
     conn: Conn,
     used: Instant,
     /// The longest statement in bytes that the server takes.
-    pub(super) max_statement: usize,
+    pub(crate) max_statement: usize,
 }
 
 impl Session {
@@ -200,8 +201,19 @@ impl Session {
         Ok(self.rows(what, sql, values).await?.into_iter().next())
     }
 
+    /// The columns and rows of a query, every value as text.
+    pub(crate) async fn text(&mut self, what: &'static str, sql: &str) -> Result<(Arc<[Column]>, Vec<Row>), Failure> {
+        self.used = Instant::now();
+        let asked = async {
+            let mut result = self.conn.query_iter(sql).await?;
+            let columns = result.columns().unwrap_or_default();
+            Ok((columns, result.collect().await?))
+        };
+        within(what, asked).await
+    }
+
     /// Lets the server check a statement (names, rights) without running it.
-    pub(super) async fn look(&mut self, what: &'static str, sql: &str) -> Result<(), Failure> {
+    pub(crate) async fn look(&mut self, what: &'static str, sql: &str) -> Result<(), Failure> {
         let statement = within(what, self.conn.prep(sql)).await?;
         within(what, self.conn.close(statement)).await
     }
@@ -223,32 +235,32 @@ async fn within<T>(what: &'static str, asked: impl Future<Output = mysql_async::
 }
 
 /// A database, by two connections: one writes, and the other looks and beats beside it.
-pub(super) struct Database {
-    pub(super) address: Address,
+pub(crate) struct Database {
+    pub(crate) address: Address,
     writer: Mutex<Option<Session>>,
     reader: Mutex<Option<Session>>,
 }
 
 /// A connection that is in use. Dropped without [`Used::done`] it is closed, and the server rolls back: what was cut off
 /// halfway is not used again.
-pub(super) struct Used<'a> {
+pub(crate) struct Used<'a> {
     address: &'a Address,
     place: MutexGuard<'a, Option<Session>>,
     session: Session,
 }
 
 impl Database {
-    pub(super) fn new(address: Address) -> Self {
+    pub(crate) fn new(address: Address) -> Self {
         Self { address, writer: Mutex::default(), reader: Mutex::default() }
     }
 
     /// The connection for transactions, once it is free.
-    pub(super) async fn writer(&self) -> Result<Used<'_>, SinkError> {
+    pub(crate) async fn writer(&self) -> Result<Used<'_>, SinkError> {
         self.take(&self.writer).await
     }
 
     /// The connection for short statements of their own.
-    pub(super) async fn reader(&self) -> Result<Used<'_>, SinkError> {
+    pub(crate) async fn reader(&self) -> Result<Used<'_>, SinkError> {
         self.take(&self.reader).await
     }
 
@@ -265,12 +277,12 @@ impl Database {
 }
 
 impl Used<'_> {
-    pub(super) fn session(&mut self) -> &mut Session {
+    pub(crate) fn session(&mut self) -> &mut Session {
         &mut self.session
     }
 
     /// Puts the connection back where it still can be used, and says what went wrong.
-    pub(super) fn done<T>(mut self, result: Result<T, Failure>) -> Result<T, SinkError> {
+    pub(crate) fn done<T>(mut self, result: Result<T, Failure>) -> Result<T, SinkError> {
         if result.as_ref().err().is_none_or(|failure| !failure.breaks()) {
             *self.place = Some(self.session);
         }
@@ -291,7 +303,7 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// The server's number of the error.
-    pub(super) fn code(&self) -> Option<u16> {
+    pub(crate) fn code(&self) -> Option<u16> {
         match self {
             Self::Server(_, Error::Server(error)) => Some(error.code),
             _ => None,
@@ -299,7 +311,7 @@ impl Failure {
     }
 
     /// The server's own sentence.
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         match self {
             Self::Server(_, Error::Server(error)) => format!("{} ({})", error.message, error.code),
             other => format!("{other:?}"),
@@ -307,7 +319,7 @@ impl Failure {
     }
 
     /// Whether the connection is of no use any more.
-    pub(super) fn breaks(&self) -> bool {
+    pub(crate) fn breaks(&self) -> bool {
         match self {
             // The server's own answer leaves it as it was, but for those by which it says good-bye.
             Self::Server(_, Error::Server(error)) => matches!(error.code, 1053 | 1152 | 1153 | 1927 | 1969 | 4031),
@@ -324,7 +336,7 @@ impl From<SinkError> for Failure {
 }
 
 /// `.doing("...")` on a result of the driver.
-pub(super) trait Doing<T> {
+pub(crate) trait Doing<T> {
     fn doing(self, what: &'static str) -> Result<T, Failure>;
 }
 

@@ -12,13 +12,8 @@ use crate::sink::{SinkError, SinkReject, rejects_shard};
 /// Names are compared by their bytes, and a table's keys have at most 3,072 of them (four for each character).
 const KEY: &str = "job VARCHAR(64) NOT NULL, sink VARCHAR(64) NOT NULL, lane VARCHAR(400) NOT NULL";
 const KIND: &str = "ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin";
+/// In the order in which they are made: where the marks are, all are, also after a process that died in between.
 const TABLES: [(&str, &str); 4] = [
-    (
-        "tidemill_marks",
-        "generation BIGINT UNSIGNED NOT NULL, owner TEXT NOT NULL, data_dir CHAR(36) NOT NULL, instance CHAR(36) NOT NULL,
-        released TINYINT(1) NOT NULL DEFAULT 0, digest CHAR(64), mark LONGTEXT,
-        PRIMARY KEY (job, sink, lane)",
-    ),
     (
         "tidemill_entries",
         "log VARCHAR(200) NOT NULL, number BIGINT UNSIGNED NOT NULL, text MEDIUMTEXT NOT NULL,
@@ -33,6 +28,12 @@ const TABLES: [(&str, &str); 4] = [
     (
         "tidemill_beats",
         "generation BIGINT UNSIGNED NOT NULL, beat BIGINT UNSIGNED NOT NULL,
+        PRIMARY KEY (job, sink, lane)",
+    ),
+    (
+        "tidemill_marks",
+        "generation BIGINT UNSIGNED NOT NULL, owner TEXT NOT NULL, data_dir CHAR(36) NOT NULL, instance CHAR(36) NOT NULL,
+        released TINYINT(1) NOT NULL DEFAULT 0, digest CHAR(64), mark LONGTEXT,
         PRIMARY KEY (job, sink, lane)",
     ),
 ];

@@ -44,10 +44,11 @@ fn reach(core: &Core, client: &BaseConsumer<Context>) -> Result<(), SourceError>
         match (answer, complaint) {
             (Ok(_), _) => return Ok(()),
             (Err(_), Some((code, reason)))
-                if matches!(
-                    code,
-                    RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL | RDKafkaErrorCode::Resolve
-                ) =>
+                if reason.contains("SSL")
+                    || matches!(
+                        code,
+                        RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL | RDKafkaErrorCode::Resolve
+                    ) =>
             {
                 return Err(SourceError::Fatal(explained(code, &reason).unwrap_or(reason)));
             }

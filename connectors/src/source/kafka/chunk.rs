@@ -25,7 +25,7 @@ const SLICE_BYTES: usize = 256 * 1024;
 /// What a record costs beside its bytes, for budgets.
 const RECORD_BYTES: usize = 16;
 /// The column that tells records without a value, which no codec sees.
-pub(super) const TOMBSTONE: &str = "tombstone";
+pub const TOMBSTONE: &str = "tombstone";
 
 /// How much something is, for budgets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

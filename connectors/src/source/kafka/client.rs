@@ -62,6 +62,8 @@ pub(super) fn reader_config(given: &Config, group: &str, ahead_bytes: usize, par
     set("queued.max.messages.kbytes", each / 1024);
     set("max.partition.fetch.bytes", each.min(1 << 20));
     set("fetch.max.bytes", ahead_bytes.clamp(LEAST_BYTES, 50 << 20));
+    // How long the brokers wait for a first byte: partitions that are new to the client wait for the answer.
+    set("fetch.wait.max.ms", 100);
     // A full queue is asked again soon: a batch empties it at once.
     set("fetch.queue.backoff.ms", 10);
     client
@@ -89,11 +91,22 @@ pub(super) struct Voice(Mutex<Option<(Instant, RDKafkaErrorCode, String)>>);
 
 impl Voice {
     fn says(&self, code: RDKafkaErrorCode, reason: &str) {
+        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, PartitionEOF};
+        // The end of a partition is told by the same way, and is no complaint.
+        if code == PartitionEOF {
+            return;
+        }
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // That all brokers are down is what follows from the reason that came before.
-        let keeps =
-            code == RDKafkaErrorCode::AllBrokersDown && last.as_ref().is_some_and(|(at, _, _)| at.elapsed() < RECENT);
-        if !keeps {
+        // That a connection failed, and that all are down, follows from the reason that came before: a login, say.
+        let rank = |code: RDKafkaErrorCode, reason: &str| match code {
+            AllBrokersDown => 0,
+            BrokerTransportFailure if !reason.contains("SSL") => 1,
+            _ => 2,
+        };
+        let keeps = |(at, kept, text): &(Instant, RDKafkaErrorCode, String)| {
+            at.elapsed() < RECENT && rank(*kept, text) > rank(code, reason)
+        };
+        if !last.as_ref().is_some_and(keeps) {
             *last = Some((Instant::now(), code, reason.to_owned()));
         }
     }
@@ -168,7 +181,9 @@ pub(super) fn explained(code: RDKafkaErrorCode, reason: &str) -> Option<String> 
         Code::Authentication | Code::SaslAuthenticationFailed => {
             format!("the brokers do not accept the login ({reason}): look at sasl.username and sasl.password")
         }
-        Code::SSL => format!("no TLS connection ({reason}): look at security.protocol and ssl.ca.location"),
+        Code::SSL | Code::BrokerTransportFailure if code == Code::SSL || reason.contains("SSL") => {
+            format!("no TLS connection ({reason}): look at security.protocol and ssl.ca.location")
+        }
         Code::Resolve => format!("no such host ({reason}): look at `brokers`"),
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::OperationTimedOut => {
             format!("no broker can be reached ({reason})")

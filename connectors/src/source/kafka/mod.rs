@@ -29,7 +29,7 @@ use async_trait::async_trait;
 use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Span};
 use tidemill_config as config;
 
-pub use self::chunk::metadata_type;
+pub use self::chunk::{TOMBSTONE, metadata_type};
 use self::{
     core::Core,
     member::{Member, Move},

@@ -1,0 +1,403 @@
+//! `type: sql`: new rows of a table or a query, by a column or two that only grow.
+//!
+//! One shard. A position is the boundary before or behind the rows with a key (see
+//! [`Position::key`](tidemill_checkpoint::Position::key)), so a span is a range of keys, and reading it again asks for the
+//! same range. Rows with the same key are never parted: [`page`] cuts between keys. [`select`] writes the queries, one file
+//! for each database asks them. A row travels as a JSON object; decimals and times are texts in it, so that nothing is
+//! rounded.
+//!
+//! What a table does not tell cannot be seen: deleted rows, changes that leave the key alone, and rows that are committed
+//! late with a key that was passed already. `settle` waits for those.
+
+mod mysql;
+mod page;
+mod postgres;
+mod select;
+mod sqlite;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Span, Spans};
+use tidemill_config::{SqlDatabase, SqlFrom, SqlSource as Config, Start};
+use tokio::{sync::Notify, time::Instant};
+
+use self::{
+    page::{Cut, Row, cut},
+    select::{Dialect, Edge, Key, Kind, Range, Select, beginning},
+};
+use super::{Adopted, Base, Budget, History, Origin, Proposal, RawBatch, Slice, Source, SourceError, SourceEvent};
+use crate::sink::SinkError;
+
+/// Rows of the first page of a plan: how big rows are is not known before.
+const FIRST_PAGE: usize = 100;
+/// Rows that are asked for at once.
+const PAGE: usize = 5_000;
+
+/// The source `type: sql`.
+pub struct SqlSource {
+    name: String,
+    formerly: Option<String>,
+    config: Config,
+    order: String,
+    database: Box<dyn Database>,
+    state: Mutex<State>,
+    finishing: AtomicBool,
+    woken: Notify,
+}
+
+struct State {
+    shard: ShardId,
+    /// Up to here rows are planned.
+    seen: Position,
+    /// There is more beyond: the last plan was full.
+    more: bool,
+    /// When new rows are asked for next.
+    look: Instant,
+    /// `--once`: the last key then.
+    end: Option<Option<Key>>,
+}
+
+/// The questions that the source asks.
+#[async_trait]
+trait Database: Send + Sync {
+    /// Rows of a range, in order.
+    async fn rows(&self, range: &Range) -> Result<Vec<Row>, SourceError>;
+    /// The key of the last row that has settled.
+    async fn last(&self) -> Result<Option<Key>, SourceError>;
+}
+
+/// What a plan has read ahead.
+struct Ahead(RawBatch);
+
+fn stopped(error: SinkError) -> SourceError {
+    match error {
+        SinkError::Transient { what, cause } => SourceError::Transient { what, cause },
+        other => SourceError::Fatal(other.to_string()),
+    }
+}
+
+/// Why a column cannot be in the order.
+fn no_order(name: &str, is_there: bool) -> String {
+    if is_there {
+        format!(
+            "column `{name}` of `order_by` is of a type without a usable order: numbers, timestamps, dates and texts have one"
+        )
+    } else {
+        format!("there is no column `{name}`, which `order_by` names")
+    }
+}
+
+fn can_settle(select: &Select) -> Result<(), String> {
+    match select.order.first() {
+        Some((name, kind)) if !select.settle.is_zero() && !matches!(kind, Kind::Instant { .. }) => {
+            Err(format!("`settle` needs a timestamp as the first column of `order_by`, and `{name}` is none"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl SqlSource {
+    /// Opens the source of `config`. Connects nowhere.
+    pub fn open(config: &tidemill_config::Source, sql: &Config) -> Result<Self, SourceError> {
+        let name = config.name.value.clone();
+        let columns: Vec<&str> = sql.order_by.iter().map(|column| column.value.as_str()).collect();
+        let order = columns.join("+");
+        let state = State {
+            shard: ShardId::new(&name, &order),
+            seen: beginning(),
+            more: false,
+            look: Instant::now(),
+            end: None,
+        };
+        Ok(Self {
+            formerly: config.formerly.clone(),
+            config: sql.clone(),
+            order,
+            database: open_database(&name, sql)?,
+            state: Mutex::new(state),
+            finishing: AtomicBool::new(false),
+            woken: Notify::new(),
+            name,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn edge(&self, position: &Position) -> Result<Option<Edge>, SourceError> {
+        if *position == beginning() {
+            return Ok(None);
+        }
+        match position.as_key() {
+            Some((key, behind)) if key.len() == self.config.order_by.len() => Ok(Some(Edge { key, behind })),
+            _ => Err(SourceError::Fatal(format!(
+                "source {}: {position} is no position in the order of {}: was `order_by` changed?",
+                self.name, self.order
+            ))),
+        }
+    }
+
+    /// The rows as they are handed on.
+    fn batch(&self, shard: &ShardId, rows: Vec<Row>) -> RawBatch {
+        if rows.is_empty() {
+            return RawBatch::default();
+        }
+        let mut slices = Vec::new();
+        let mut rows = rows.into_iter().peekable();
+        // A slice is addressed by 32 bits.
+        while rows.peek().is_some() {
+            let (mut bytes, mut records, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+            while let Some(row) = rows.next_if(|row| bytes.is_empty() || bytes.len() + row.json.len() < 1 << 30) {
+                let start = bytes.len() as u32;
+                bytes.extend_from_slice(&row.json);
+                records.push((start, bytes.len() as u32));
+                bytes.push(b'\n');
+                positions.push(Position::key(&row.key));
+            }
+            slices.push(Slice {
+                shard: shard.clone(),
+                bytes: Bytes::from(bytes),
+                records,
+                base: Base::Each(positions.into()),
+                header: None,
+                metadata: Vec::new(),
+                columns: Vec::new(),
+            });
+        }
+        RawBatch { slices, rejects: Vec::new() }
+    }
+
+    /// Rows from `from` on within the budget, and whether more may follow.
+    async fn take(&self, from: Option<Edge>, budget: Budget) -> Result<(Vec<Row>, bool), SourceError> {
+        let (mut taken, mut bytes, mut from): (Vec<Row>, usize, _) = (Vec::new(), 0, from);
+        let mut limit = FIRST_PAGE.min(budget.records).max(1);
+        loop {
+            // One more than wanted shows whether the last key goes on.
+            let range = Range { from: from.clone(), to: None, limit: Some(limit + 1) };
+            let mut page = self.database.rows(&range).await?;
+            let complete = page.len() <= limit;
+            let left = (budget.records - taken.len(), budget.bytes.saturating_sub(bytes));
+            let count = match cut(&page, left.0, left.1, taken.is_empty(), complete) {
+                Cut::Behind(count) => count,
+                Cut::Ties => {
+                    page = self.ties(&page).await?;
+                    page.len()
+                }
+            };
+            let all = complete && count == page.len();
+            page.truncate(count);
+            let Some(last) = page.last() else { return Ok((taken, !all)) };
+            from = Some(Edge::behind(last.key.clone()));
+            bytes += page.iter().map(|row| row.json.len()).sum::<usize>();
+            taken.append(&mut page);
+            if all || taken.len() >= budget.records || bytes >= budget.bytes {
+                return Ok((taken, !all));
+            }
+            let fits = (budget.bytes - bytes) / (bytes / taken.len()).max(1);
+            limit = fits.clamp(1, PAGE).min(budget.records - taken.len());
+        }
+    }
+
+    /// All rows with the key that the whole page has.
+    async fn ties(&self, page: &[Row]) -> Result<Vec<Row>, SourceError> {
+        let Some(row) = page.first() else { return Ok(Vec::new()) };
+        let (from, to) = (Edge { key: row.key.clone(), behind: false }, Edge::behind(row.key.clone()));
+        self.database.rows(&Range { from: Some(from), to: Some(to), limit: None }).await
+    }
+
+    /// Whether there are rows beyond what was planned, up to the end where there is one.
+    async fn is_waiting(&self) -> Result<bool, SourceError> {
+        let seen = self.edge(&self.state().seen.clone())?;
+        let end = self.state().end.clone();
+        let to = match end {
+            Some(None) => return Ok(false),
+            Some(Some(key)) if seen.as_ref().is_some_and(|seen| Position::key(&key) < edge_position(seen)) => {
+                return Ok(false);
+            }
+            Some(Some(key)) => Some(Edge::behind(key)),
+            None => None,
+        };
+        Ok(!self.database.rows(&Range { from: seen, to, limit: Some(1) }).await?.is_empty())
+    }
+
+    fn is_mine(&self, shard: &ShardId) -> bool {
+        shard.source() == self.name || self.formerly.as_deref() == Some(shard.source())
+    }
+}
+
+fn edge_position(edge: &Edge) -> Position {
+    if edge.behind { Position::behind_key(&edge.key) } else { Position::key(&edge.key) }
+}
+
+fn open_database(name: &str, sql: &Config) -> Result<Box<dyn Database>, SourceError> {
+    use crate::sink::{mysql::database as my, postgres::database as pg};
+    let fatal = |why: &dyn std::fmt::Display| SourceError::Fatal(format!("source {name}: {why}"));
+    let dialect = match &sql.database {
+        SqlDatabase::Sqlite(_) => Dialect::Sqlite,
+        SqlDatabase::Postgres(_) => Dialect::Postgres,
+        SqlDatabase::Mysql(_) => Dialect::Mysql,
+    };
+    let from = match &sql.from {
+        SqlFrom::Table(table) => table.split('.').map(|part| dialect.name(part)).collect::<Vec<_>>().join("."),
+        SqlFrom::Query(query) => format!("({})", query.trim().trim_end_matches(';')),
+    };
+    let order = sql.order_by.iter().map(|column| (column.value.clone(), Kind::Any)).collect();
+    let select = Select { dialect, from, order, settle: sql.settle };
+    Ok(match &sql.database {
+        SqlDatabase::Sqlite(_) if !sql.settle.is_zero() => {
+            return Err(fatal(&"`settle` is for servers: SQLite has one writer at a time"));
+        }
+        SqlDatabase::Sqlite(path) => Box::new(sqlite::Sqlite { path: path.clone(), select }),
+        SqlDatabase::Postgres(url) => {
+            let server = pg::Server::new(url, sql.ca.as_deref(), "tidemill").map_err(|error| fatal(&error))?;
+            Box::new(postgres::Postgres { server, connection: tokio::sync::Mutex::default(), select })
+        }
+        SqlDatabase::Mysql(url) => {
+            let address = my::Address::new(url, sql.ca.as_deref()).map_err(|why| fatal(&why))?;
+            Box::new(mysql::Mysql { server: my::Database::new(address), select })
+        }
+    })
+}
+
+#[async_trait]
+impl Source for SqlSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn rereadable(&self) -> bool {
+        true
+    }
+
+    async fn check(&self) -> Result<(), SourceError> {
+        self.database.rows(&Range { limit: Some(1), ..Range::default() }).await.map(drop)
+    }
+
+    async fn start(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    async fn event(&self) -> Result<SourceEvent, SourceError> {
+        loop {
+            let woken = self.woken.notified();
+            let finishing = self.finishing.load(Ordering::Acquire);
+            if finishing && self.state().end.is_none() {
+                let last = self.database.last().await?;
+                self.state().end = Some(last);
+            }
+            let (more, look) = {
+                let state = self.state();
+                (state.more, state.look)
+            };
+            if more && !finishing {
+                return Ok(SourceEvent::Data);
+            }
+            if !finishing && Instant::now() < look {
+                tokio::select! {
+                    () = tokio::time::sleep_until(look) => {}
+                    () = woken => {}
+                }
+                continue;
+            }
+            if self.is_waiting().await? {
+                return Ok(SourceEvent::Data);
+            }
+            if finishing {
+                return Ok(SourceEvent::End);
+            }
+            self.state().look = Instant::now() + self.config.poll;
+        }
+    }
+
+    async fn origin(&self, _lane: &Lane) -> Result<Origin, SourceError> {
+        let at = match self.config.start {
+            Start::Earliest => beginning(),
+            Start::Latest => self.database.last().await?.map_or_else(beginning, |key| Position::behind_key(&key)),
+        };
+        let shard = self.state().shard.clone();
+        Ok(Origin { positions: Positions::from([(shard, at)]), ..Origin::default() })
+    }
+
+    async fn adopt(&self, _lane: &Lane, at: &Positions, _history: &History) -> Result<Adopted, SourceError> {
+        let mut adopted = Adopted::default();
+        let known: Vec<_> = at.iter().filter(|(shard, _)| self.is_mine(shard)).collect();
+        if let Some((other, _)) = known.iter().find(|(shard, _)| shard.part() != self.order) {
+            return Err(SourceError::Fatal(format!(
+                "source {}: it was read in the order of {}, and `order_by` says {}: take that back, or give the source another name to read the table from its beginning",
+                self.name,
+                other.part().replace('+', ", "),
+                self.order.replace('+', ", ")
+            )));
+        }
+        let (shard, position) = match known.first() {
+            Some((shard, position)) => ((*shard).clone(), (*position).clone()),
+            None => (ShardId::new(&self.name, &self.order), beginning()),
+        };
+        let edge = self.edge(&position)?;
+        if known.is_empty() {
+            adopted.new_shards.insert(shard.clone(), position.clone());
+        }
+        {
+            let mut state = self.state();
+            (state.shard, state.seen) = (shard, position.clone());
+            (state.more, state.look) = (false, Instant::now());
+        }
+        if let (Some(_), Ok(Some(last))) = (edge, self.database.last().await)
+            && self.config.settle.is_zero()
+            && Position::behind_key(&last) < position
+        {
+            adopted.warnings.push(format!(
+                "source {}: its last row has the key {}, before the position {position}: was the table emptied or restored? Rows with smaller keys are not read again",
+                self.name,
+                Position::key(&last)
+            ));
+        }
+        Ok(adopted)
+    }
+
+    async fn plan(&self, _lane: &Lane, from: &Positions, budget: Budget) -> Result<Option<Proposal>, SourceError> {
+        let shard = self.state().shard.clone();
+        let start = from.get(&shard).cloned().unwrap_or_else(beginning);
+        let (rows, more) = self.take(self.edge(&start)?, budget).await?;
+        let to = rows.last().map_or_else(|| start.clone(), |row| Position::behind_key(&row.key));
+        {
+            let mut state = self.state();
+            (state.seen, state.more) = (to.clone(), more && !rows.is_empty());
+            state.look = Instant::now() + self.config.poll;
+        }
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let spans = Spans::from([(shard.clone(), Span { from: start, to })]);
+        let ahead = Ahead(self.batch(&shard, rows));
+        Ok(Some(Proposal { spans, ahead: Some(Arc::new(ahead)), ..Proposal::default() }))
+    }
+
+    async fn read(&self, _lane: &Lane, proposal: &Proposal) -> Result<RawBatch, SourceError> {
+        if let Some(Ahead(batch)) = proposal.ahead.as_ref().and_then(|ahead| ahead.downcast_ref()) {
+            return Ok(batch.clone());
+        }
+        let mut all = RawBatch::default();
+        for (shard, span) in proposal.spans.iter().filter(|(shard, _)| self.is_mine(shard)) {
+            let Some(to) = self.edge(&span.to)? else { continue };
+            let range = Range { from: self.edge(&span.from)?, to: Some(to), limit: None };
+            all.slices.extend(self.batch(shard, self.database.rows(&range).await?).slices);
+        }
+        Ok(all)
+    }
+
+    async fn release(&self, _lane: &Lane, _reached: &Positions) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn finish(&self) {
+        self.finishing.store(true, Ordering::Release);
+        self.woken.notify_waiters();
+    }
+}

@@ -1,0 +1,156 @@
+//! Rows of a MySQL or MariaDB database.
+
+use async_trait::async_trait;
+use mysql_async::{
+    Column, Value,
+    consts::{ColumnFlags, ColumnType},
+};
+
+use super::{
+    Database,
+    page::{Cell, Names, Row},
+    select::{Key, Kind, Range, Select},
+    stopped,
+};
+use crate::{
+    codec::base64,
+    sink::{
+        SinkError,
+        mysql::database::{Database as Server, Failure, Session},
+    },
+    source::SourceError,
+};
+
+/// The collation of bytes that are no text.
+const BINARY: u16 = 63;
+const WHAT: &str = "reading rows of";
+
+pub(super) struct Mysql {
+    pub(super) server: Server,
+    /// The kinds of the columns of the order are found by asking.
+    pub(super) select: Select,
+}
+
+/// What a column of the order is; `None`: nothing that has an order as positions have it.
+fn kind(column: &Column) -> Option<Kind> {
+    use ColumnType as T;
+    Some(match column.column_type() {
+        T::MYSQL_TYPE_TINY
+        | T::MYSQL_TYPE_SHORT
+        | T::MYSQL_TYPE_INT24
+        | T::MYSQL_TYPE_LONG
+        | T::MYSQL_TYPE_LONGLONG => Kind::Number,
+        T::MYSQL_TYPE_NEWDECIMAL => Kind::Number,
+        T::MYSQL_TYPE_DATE => Kind::Date,
+        T::MYSQL_TYPE_DATETIME | T::MYSQL_TYPE_TIMESTAMP => Kind::Instant { zone: false },
+        T::MYSQL_TYPE_VAR_STRING | T::MYSQL_TYPE_STRING | T::MYSQL_TYPE_BLOB if column.character_set() != BINARY => {
+            Kind::Text
+        }
+        _ => return None,
+    })
+}
+
+/// A value that came as text, as it stands in JSON: as it is, or between quotes.
+fn shown(column: &Column, bytes: &[u8]) -> (bool, String) {
+    use ColumnType as T;
+    let text = String::from_utf8_lossy(bytes);
+    match column.column_type() {
+        T::MYSQL_TYPE_TINY if column.column_length() == 1 && matches!(&*text, "0" | "1") => {
+            (true, (text == "1").to_string())
+        }
+        T::MYSQL_TYPE_TINY
+        | T::MYSQL_TYPE_SHORT
+        | T::MYSQL_TYPE_INT24
+        | T::MYSQL_TYPE_LONG
+        | T::MYSQL_TYPE_LONGLONG
+        | T::MYSQL_TYPE_YEAR
+        | T::MYSQL_TYPE_FLOAT
+        | T::MYSQL_TYPE_DOUBLE => (!column.flags().contains(ColumnFlags::ZEROFILL_FLAG), text.into_owned()),
+        T::MYSQL_TYPE_DATETIME | T::MYSQL_TYPE_TIMESTAMP => (false, format!("{}Z", text.replacen(' ', "T", 1))),
+        T::MYSQL_TYPE_JSON => (true, text.into_owned()),
+        T::MYSQL_TYPE_BIT => {
+            let number = bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+            (true, number.to_string())
+        }
+        T::MYSQL_TYPE_VAR_STRING
+        | T::MYSQL_TYPE_STRING
+        | T::MYSQL_TYPE_BLOB
+        | T::MYSQL_TYPE_TINY_BLOB
+        | T::MYSQL_TYPE_MEDIUM_BLOB
+        | T::MYSQL_TYPE_LONG_BLOB
+        | T::MYSQL_TYPE_GEOMETRY
+            if column.character_set() == BINARY =>
+        {
+            (false, base64(bytes))
+        }
+        _ => (false, text.into_owned()),
+    }
+}
+
+fn bytes(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::Bytes(bytes) => Some(bytes),
+        _ => None,
+    }
+}
+
+fn key<'v>(select: &Select, values: impl Iterator<Item = &'v Value>) -> Result<Key, Failure> {
+    let texts: Vec<_> = values.map(|value| String::from_utf8_lossy(bytes(value).unwrap_or_default())).collect();
+    select.key(texts.iter().map(AsRef::as_ref)).map_err(|why| SinkError::Fatal(why).into())
+}
+
+impl Mysql {
+    /// The query's shape, with the kinds of its order.
+    async fn described(&self, session: &mut Session) -> Result<Select, Failure> {
+        let mut select = self.select.clone();
+        let (columns, _) = session.text(WHAT, &format!("SELECT * FROM {} AS r LIMIT 0", select.from)).await?;
+        for (name, is) in &mut select.order {
+            let column = columns.iter().find(|column| column.name_str().eq_ignore_ascii_case(name));
+            *is = column.and_then(kind).ok_or_else(|| SinkError::Fatal(super::no_order(name, column.is_some())))?;
+        }
+        super::can_settle(&select).map_err(SinkError::Fatal)?;
+        Ok(select)
+    }
+
+    async fn read(&self, session: &mut Session, range: &Range) -> Result<Vec<Row>, Failure> {
+        let select = self.described(session).await?;
+        let sql = select.rows(&format!("r.*, {}", select.keys()), range).map_err(SinkError::Fatal)?;
+        let (columns, rows) = session.text(WHAT, &sql).await?;
+        let count = columns.len().saturating_sub(select.order.len());
+        let names: Vec<_> = columns.iter().take(count).map(|column| column.name_str().into_owned()).collect();
+        let names = Names::new(names.iter().map(String::as_str));
+        let row = |row: mysql_async::Row| {
+            let values = row.unwrap();
+            let texts: Vec<_> =
+                columns.iter().zip(&values).take(count).map(|(column, v)| bytes(v).map(|v| shown(column, v))).collect();
+            let cells = texts.iter().map(|text| match text {
+                None => Cell::Null,
+                Some((true, raw)) => Cell::Raw(raw.as_bytes()),
+                Some((false, text)) => Cell::Text(text),
+            });
+            Ok(Row { key: key(&select, values.iter().skip(count))?, json: names.object(cells) })
+        };
+        rows.into_iter().map(row).collect()
+    }
+
+    async fn read_last(&self, session: &mut Session) -> Result<Option<Key>, Failure> {
+        let select = self.described(session).await?;
+        let (_, rows) = session.text(WHAT, &select.last().map_err(SinkError::Fatal)?).await?;
+        rows.into_iter().next().map(|row| key(&select, row.unwrap().iter())).transpose()
+    }
+}
+
+#[async_trait]
+impl Database for Mysql {
+    async fn rows(&self, range: &Range) -> Result<Vec<Row>, SourceError> {
+        let mut used = self.server.reader().await.map_err(stopped)?;
+        let rows = self.read(used.session(), range).await;
+        used.done(rows).map_err(stopped)
+    }
+
+    async fn last(&self) -> Result<Option<Key>, SourceError> {
+        let mut used = self.server.reader().await.map_err(stopped)?;
+        let last = self.read_last(used.session()).await;
+        used.done(last).map_err(stopped)
+    }
+}

@@ -1,0 +1,136 @@
+//! Rows of a SQLite file. It is opened for each question and never changed.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OpenFlags, types::ValueRef};
+use tidemill_checkpoint::position::KeyPart;
+
+use super::{
+    Database,
+    page::{Cell, Names, Row},
+    select::{Key, Kind, Range, Select},
+};
+use crate::{codec::base64, source::SourceError};
+
+/// How long a question waits for a writer's lock.
+const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+pub(super) struct Sqlite {
+    pub(super) path: PathBuf,
+    pub(super) select: Select,
+}
+
+impl Sqlite {
+    async fn ask<T: Send + 'static>(
+        &self,
+        sql: String,
+        work: impl Fn(&Select, &rusqlite::Row<'_>, &Names) -> Result<T, Stop> + Send + 'static,
+    ) -> Result<Vec<T>, SourceError> {
+        let (path, select) = (self.path.clone(), self.select.clone());
+        let asked = tokio::task::spawn_blocking(move || -> Result<Vec<T>, SourceError> {
+            let what = || format!("reading {}", path.display());
+            let explain = |stop: Stop| match stop {
+                Stop::Sqlite(error) => sqlite_error(what(), &error),
+                Stop::Value(why) => SourceError::Fatal(format!("{}: {why}", path.display())),
+            };
+            if !path.exists() {
+                return Err(SourceError::Transient { what: what(), cause: "there is no such file".into() });
+            }
+            let read = || -> Result<Vec<T>, Stop> {
+                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                let connection = Connection::open_with_flags(&path, flags)?;
+                connection.busy_timeout(BUSY_TIMEOUT)?;
+                connection.pragma_update(None, "query_only", true)?;
+                let mut statement = connection.prepare(&sql)?;
+                let columns = statement.column_count() - select.order.len();
+                let names: Vec<String> =
+                    statement.column_names().into_iter().take(columns).map(str::to_owned).collect();
+                let names = Names::new(names.iter().map(String::as_str));
+                let mut rows = statement.query([])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(work(&select, row, &names)?);
+                }
+                Ok(found)
+            };
+            read().map_err(explain)
+        });
+        asked.await.map_err(|error| SourceError::Fatal(format!("a task of the source ended: {error}")))?
+    }
+
+    fn sql(&self, sql: Result<String, String>) -> Result<String, SourceError> {
+        sql.map_err(|why| SourceError::Fatal(format!("{}: {why}", self.path.display())))
+    }
+}
+
+/// What ends a question.
+enum Stop {
+    Sqlite(rusqlite::Error),
+    Value(String),
+}
+
+impl From<rusqlite::Error> for Stop {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+fn sqlite_error(what: String, error: &rusqlite::Error) -> SourceError {
+    use rusqlite::ErrorCode as Code;
+    match error.sqlite_error_code() {
+        Some(Code::DatabaseBusy | Code::DatabaseLocked | Code::SystemIoFailure | Code::CannotOpen) => {
+            SourceError::Transient { what, cause: error.to_string() }
+        }
+        _ => SourceError::Fatal(format!("{what}: {error}: correct `table`, `query` or `order_by`")),
+    }
+}
+
+/// The key of a row, whose columns come behind the others.
+fn key(select: &Select, row: &rusqlite::Row<'_>, begin: usize) -> Result<Key, Stop> {
+    let part = |(index, (name, _)): (usize, &(String, Kind))| match row.get_ref(begin + index)? {
+        ValueRef::Integer(number) if number >= 0 => Ok(KeyPart::Number(number.unsigned_abs().into())),
+        ValueRef::Text(text) => Ok(KeyPart::Text(String::from_utf8_lossy(text).into_owned())),
+        other => Err(Stop::Value(format!(
+            "column `{name}` of `order_by` has a value that is {}: it holds whole numbers from 0, or texts",
+            match other {
+                ValueRef::Integer(_) => "below 0",
+                _ => "neither",
+            }
+        ))),
+    };
+    select.order.iter().enumerate().map(part).collect()
+}
+
+fn row(select: &Select, row: &rusqlite::Row<'_>, names: &Names) -> Result<Row, Stop> {
+    let count = names.len();
+    let mut texts: Vec<Option<(bool, String)>> = Vec::with_capacity(count);
+    for index in 0..count {
+        texts.push(match row.get_ref(index)? {
+            ValueRef::Null => None,
+            ValueRef::Integer(number) => Some((true, number.to_string())),
+            ValueRef::Real(number) => Some((number.is_finite(), format!("{number:?}"))),
+            ValueRef::Text(text) => Some((false, String::from_utf8_lossy(text).into_owned())),
+            ValueRef::Blob(bytes) => Some((false, base64(bytes))),
+        });
+    }
+    let cells = texts.iter().map(|text| match text {
+        None => Cell::Null,
+        Some((true, raw)) => Cell::Raw(raw.as_bytes()),
+        Some((false, text)) => Cell::Text(text),
+    });
+    Ok(Row { key: key(select, row, count)?, json: names.object(cells) })
+}
+
+#[async_trait]
+impl Database for Sqlite {
+    async fn rows(&self, range: &Range) -> Result<Vec<Row>, SourceError> {
+        let sql = self.sql(self.select.rows(&format!("r.*, {}", self.select.keys()), range))?;
+        self.ask(sql, row).await
+    }
+
+    async fn last(&self) -> Result<Option<Key>, SourceError> {
+        let sql = self.sql(self.select.last())?;
+        Ok(self.ask(sql, |select, row, _| key(select, row, 0)).await?.pop())
+    }
+}
