@@ -3,6 +3,7 @@
 
 mod database;
 mod kafka_sink;
+mod lookup;
 
 use std::{
     path::{Path, PathBuf},
@@ -24,6 +25,7 @@ use crate::{
 };
 
 mod codec;
+pub(crate) use lookup::{address, codec_of, columns_of};
 mod kafka_source;
 mod sql_source;
 
@@ -77,6 +79,8 @@ pub(crate) fn job(root: &Node, value: &Value, file: &Path, text: &str) -> Built<
     let section = |key: &str| root.get(key).map_or(&[][..], |entry| entry.value.entries());
     let sources =
         section("sources").iter().map(|entry| source(entry, at_key(at_key(value, "sources"), &entry.key), folder));
+    let databases = lookup::databases(section("databases"), folder)?;
+    let around = lookup::Around { folder, databases: &databases };
     let steps = root.get("steps").map_or(&[][..], |entry| entry.value.items()).iter().enumerate();
     let sinks = section("sinks").iter().map(|entry| {
         let at = entry.place.at(&below("sinks", &entry.key));
@@ -93,7 +97,7 @@ pub(crate) fn job(root: &Node, value: &Value, file: &Path, text: &str) -> Built<
         trigger: own.trigger,
         batch: Batch { max_records: own.batch.max_records, max_bytes: bytes(own.batch.max_bytes) },
         sources: sources.collect::<Built<_>>()?,
-        steps: steps.map(|(index, node)| step(node, index)).collect::<Built<_>>()?,
+        steps: steps.map(|(index, node)| step(node, index, &around)).collect::<Built<_>>()?,
         sinks: sinks.collect::<Built<_>>()?,
         dead_letters: dead_letters.transpose()?,
         takeover_after: own.takeover_after,
@@ -246,7 +250,7 @@ fn text(node: &Node, key: &str, path: &str) -> Option<Located<String>> {
     located(&node.get(key)?.value, &below(path, key))
 }
 
-fn step(node: &Node, index: usize) -> Built<Step> {
+fn step(node: &Node, index: usize, around: &lookup::Around<'_>) -> Built<Step> {
     let path = item("steps", index);
     let (entry, _) = verb_of(node).ok_or_else(|| inconsistent(&path))?;
     Ok(Step {
@@ -260,12 +264,12 @@ fn step(node: &Node, index: usize) -> Built<Step> {
             _ => OnError::Reject,
         },
         per_lane: node.text_of("per_lane").is_some_and(|text| text.eq_ignore_ascii_case("true")),
-        verb: verb(entry, &path).ok_or_else(|| inconsistent(&path))??,
+        verb: verb(entry, &path, around).ok_or_else(|| inconsistent(&path))??,
         at: entry.place.at(&path),
     })
 }
 
-fn verb(entry: &Entry, path: &str) -> Option<Built<Verb>> {
+fn verb(entry: &Entry, path: &str, around: &lookup::Around<'_>) -> Option<Built<Verb>> {
     let columns = || texts(Some(entry), path);
     let path = below(path, &entry.key);
     let (node, expression) = (&entry.value, || located(&entry.value, &path));
@@ -284,6 +288,9 @@ fn verb(entry: &Entry, path: &str) -> Option<Built<Verb>> {
         "add" => Verb::Add(pairs()?),
         "filter" => Verb::Filter(expression()?),
         "sql" => Verb::Sql(expression()?),
+        "lookup" => {
+            return Some(lookup::lookup(entry, &path, around).map(|lookup| Verb::Lookup(Box::new(lookup))));
+        }
         "cast" => {
             let casts = node.entries().iter().map(|entry| Ok((key(entry), column_type(entry, &path)?)));
             return Some(casts.collect::<Built<_>>().map(Verb::Cast));

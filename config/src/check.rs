@@ -119,6 +119,8 @@ impl Checker<'_> {
                 self.with_type(found, variants, Mapping::new())
             }
             (Kind::Step, Data::Map(entries)) => self.step(node, entries, here),
+            (Kind::Either(_, mapping), Data::Map(_)) => self.value(node, mapping, here),
+            (Kind::Either(value, _), _) => self.value(node, value, here),
             _ => {
                 let problem = Problem::new(format!("expected {}, found {}", wanted(kind), node.shown()));
                 self.wrong(node.place, here, problem.maybe(shape_help(kind, node)))
@@ -207,7 +209,7 @@ impl Checker<'_> {
                 self.wrong(entry.place, &below, problem.help(keys.instead_of(&entry.key, &free)));
                 continue;
             };
-            if entry.value.is_nothing() {
+            if entry.value.is_nothing() && !is_word(&entry.value, &key.kind) {
                 let problem = Problem::new(format!("{} has no value", shown(&entry.key)));
                 let help = match key.need {
                     Need::Required => format!("write {}", wanted(&key.kind)),
@@ -424,6 +426,11 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
+/// `null` where it is one of the words that may stand here.
+fn is_word(node: &Node, kind: &Kind) -> bool {
+    matches!(kind, Kind::Words(words) if words.iter().any(|word| Some(word.name) == node.text()))
+}
+
 fn wanted(kind: &Kind) -> String {
     match kind {
         Kind::Scalar(scalar) => scalar.wanted().into(),
@@ -446,6 +453,7 @@ fn wanted(kind: &Kind) -> String {
             format!("{} or {last}", all.join(", "))
         }
         Kind::Step => "a step: a mapping with one verb".into(),
+        Kind::Either(value, mapping) => format!("{}, or {}", wanted(value), wanted(mapping)),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// The keys of a job in whose values `${...}` is replaced.
-const SUBSTITUTED: [&str; 3] = ["sources", "sinks", "dead_letters"];
+const SUBSTITUTED: [&str; 4] = ["sources", "sinks", "dead_letters", "databases"];
 const BEGIN: &str = "a job begins with `job: NAME`";
 
 /// Errors of one file that are told; a file with more of them is no configuration.

@@ -5,13 +5,17 @@
 
 mod database;
 mod kafka_sink;
+mod lookup;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-pub use self::database::{DatabaseSink, Mode, redacted};
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
+pub use self::{
+    database::{DatabaseSink, Mode, redacted},
+    lookup::{Database, DatabaseAddress, Duplicates, Lookup, LookupMode, LookupTable, OnMissing, RedisValue, SqlRows},
+};
 mod kafka_source;
 mod sql_source;
 
@@ -414,6 +418,8 @@ pub enum Verb {
     DropEmpty(Vec<Located<String>>),
     /// Remove rows that are null in any of these columns.
     DropNulls(Vec<Located<String>>),
+    /// Columns of a table.
+    Lookup(Box<Lookup>),
     /// A query over `batch`, or over its inputs by name.
     Sql(Located<String>),
 }

@@ -4,9 +4,11 @@
 //! each is a case of the conformance suite in `tests/`. Start with [`source`], then [`sink`].
 
 pub mod codec;
+pub mod lookup;
 pub mod sink;
 pub mod source;
 
 pub use codec::{Codec, Decoded, Decoder};
+pub use lookup::LookupTable;
 pub use sink::{Sink, SinkError};
 pub use source::{Source, SourceError};

@@ -1,5 +1,7 @@
 //! `tidemill validate` and `tidemill explain`: what a job is, without running it.
 
+mod lookups;
+
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write},
@@ -10,7 +12,7 @@ use std::{
 use arrow::datatypes::SchemaRef;
 use tidemill_checkpoint::{LaneScheme, SinkId};
 use tidemill_config::{self as config, ProcessEnvironment};
-use tidemill_connectors::{codec, sink, source};
+use tidemill_connectors::{codec, lookup, sink, source};
 
 use crate::{
     ConfigError,
@@ -25,8 +27,15 @@ use crate::{
 pub fn check(job: &config::Job) -> anyhow::Result<()> {
     check_codecs(job).map_err(ConfigError)?;
     let compiled = if job.sources.iter().all(|source| given_schema(source).is_some()) {
-        let compiled = Compiled::new(&Arc::new(job.clone()), &Pinned::new());
-        Some(compiled.map_err(|error| ConfigError(error.to_string()))?)
+        let whole = Arc::new(job.clone());
+        match lookups::known(job) {
+            Ok(Some(tables)) => {
+                let compiled = Compiled::new(&whole, &Pinned::new(), &tables);
+                Some(compiled.map_err(|error| ConfigError(error.to_string()))?)
+            }
+            // A table that nobody knows yet: enough is known to say which steps gather rows.
+            _ => Compiled::new(&whole, &Pinned::new(), &scheme::stand_ins(job)).ok(),
+        }
     } else {
         None
     };
@@ -42,7 +51,10 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
     let mut names: BTreeMap<String, &PathBuf> = BTreeMap::new();
     for file in files {
         let loaded = config::Job::load(file, &ProcessEnvironment).map_err(|errors| errors.to_string());
-        let checked = loaded.and_then(|job| check(&job).map(|()| job).map_err(|error| error.to_string()));
+        let checked = loaded.and_then(|job| match lookups::known(&job) {
+            Ok(_) => check(&job).map(|()| job).map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        });
         let job = match checked {
             Ok(job) => job,
             Err(error) => {
@@ -57,6 +69,9 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
                 job.name,
                 first.display()
             );
+        }
+        for absent in lookups::absent(&job) {
+            eprintln!("warning: {}: {absent}", file.display());
         }
         println!("{}: job {} is valid", file.display(), job.name);
         if connect {
@@ -91,9 +106,33 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         let tried = async { source::open(given, &settings)?.check().await };
         told("source", &given.name.value, tried.await.map_err(|error| error.to_string()));
     }
+    for given in job.sources.iter().filter(|source| source.codec.registry().is_some()) {
+        let tried = codec::codec(&given.codec).check().await;
+        told("registry of source", &given.name.value, tried.map_err(|error| error.to_string()));
+    }
+    let mut tables = tidemill_steps::Schemas::new();
+    for (step, lookup) in lookups::of(job) {
+        let tried = async { lookup::open(lookup)?.schema().await };
+        let tried: Result<SchemaRef, lookup::LookupError> = tried.await;
+        tables.extend(tried.as_ref().ok().map(|schema| (step.name.clone(), schema.clone())));
+        told("lookup", &step.name, tried.map(drop).map_err(|error| error.to_string()));
+    }
     // Without the sources' schemas nobody knows what the sinks get.
-    let known = job.sources.iter().all(|source| given_schema(source).is_some());
-    let compiled = known.then(|| Compiled::new(job, &Pinned::new()).ok()).flatten();
+    let known =
+        job.sources.iter().all(|source| given_schema(source).is_some()) && tables.len() == lookups::of(job).count();
+    let compiled = match known.then(|| Compiled::new(job, &Pinned::new(), &tables)) {
+        Some(Ok(compiled)) => Some(compiled),
+        // The columns of tables are known now.
+        Some(Err(error)) => {
+            wrong.push(error.to_string());
+            None
+        }
+        None => None,
+    };
+    let mut told = |what: &str, name: &str, tried: Result<(), String>| match tried {
+        Ok(()) => println!("{what} {name}: reached"),
+        Err(error) => wrong.push(format!("job {}: {what} {name}: {error}", job.name)),
+    };
     for given in job.sinks.iter().chain(&job.dead_letters) {
         let name = &given.name.value;
         let schema = match (&job.dead_letters, &compiled) {
@@ -114,6 +153,7 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
 /// `tidemill explain`.
 pub async fn explain(file: &Path) -> anyhow::Result<u8> {
     let job = config::Job::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
+    lookups::known(&job).map_err(ConfigError)?;
     check(&job)?;
     print!("{}", text(&Arc::new(job))?);
     Ok(0)
@@ -160,15 +200,29 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
         }
     }
     writeln!(out, "\nsteps")?;
-    if known {
-        let compiled = Compiled::new(job, &Pinned::new())?;
+    let tables = lookups::known(job).map_err(ConfigError)?;
+    let described = |step: &str| {
+        let found = lookups::of(job).find(|(known, _)| known.name == step);
+        found.map_or_else(String::new, |(_, lookup)| lookups::describe(job, lookup))
+    };
+    if let (true, Some(tables)) = (known, &tables) {
+        let compiled = Compiled::new(job, &Pinned::new(), tables)?;
         for (step, schema) in compiled.pipeline().schemas() {
-            writeln!(out, "  {step}\n      columns: {}", columns(schema))?;
+            writeln!(out, "  {step}\n{}      columns: {}", described(step), columns(schema))?;
         }
     } else {
         for step in &job.steps {
-            writeln!(out, "  {}", step.name)?;
+            write!(out, "  {}\n{}", step.name, described(&step.name))?;
         }
+        if known {
+            writeln!(
+                out,
+                "      (columns after each step are known once those of the lookups' tables are: give them a `schema:` to see them \
+                 here; `tidemill validate --connect` asks the databases)"
+            )?;
+        }
+    }
+    if !known {
         writeln!(
             out,
             "      (columns after each step are known once the source's are: give `schema:` to see them here)"

@@ -41,6 +41,16 @@ pub struct Metrics {
     pub sink_retries: IntCounterVec,
     /// `spool_bytes{job,source}`
     pub spool_bytes: IntGaugeVec,
+    /// `lookup_rows{job,step}`
+    pub lookup_rows: IntGaugeVec,
+    /// `lookup_bytes{job,step}`
+    pub lookup_bytes: IntGaugeVec,
+    /// `lookup_refresh_timestamp_seconds{job,step}`: when the table was looked at last, and could be.
+    pub lookup_refreshed: GaugeVec,
+    /// `lookup_refresh_failures_total{job,step}`
+    pub lookup_failures: IntCounterVec,
+    /// `lookup_queries_total{job,step}`
+    pub lookup_queries: IntCounterVec,
     /// `checkpoint_duration_seconds{job}`
     pub checkpoint_duration: HistogramVec,
     /// `last_batch_timestamp_seconds{job}`
@@ -127,6 +137,31 @@ impl Metrics {
                 "Bytes in a source's spool that are not released.",
                 ["job", "source"]
             ),
+            lookup_rows: register!(IntGaugeVec, "lookup_rows", "Rows of a lookup's table.", ["job", "step"]),
+            lookup_bytes: register!(
+                IntGaugeVec,
+                "lookup_bytes",
+                "Bytes of a lookup's table in memory.",
+                ["job", "step"]
+            ),
+            lookup_refreshed: register!(
+                GaugeVec,
+                "lookup_refresh_timestamp_seconds",
+                "When a lookup's table was found to be what it is, seconds since the epoch; 0 before the first.",
+                ["job", "step"]
+            ),
+            lookup_failures: register!(
+                IntCounterVec,
+                "lookup_refresh_failures_total",
+                "Times that a lookup's table could not be read.",
+                ["job", "step"]
+            ),
+            lookup_queries: register!(
+                IntCounterVec,
+                "lookup_queries_total",
+                "Queries that a database got for keys of batches.",
+                ["job", "step"]
+            ),
             checkpoint_duration: histogram!(
                 "checkpoint_duration_seconds",
                 "Writing the ledger's record of a batch.",
@@ -177,6 +212,18 @@ impl Metrics {
         self.job_up.with_label_values(&[job]);
     }
 
+    /// The same for a lookup; `asked`: its database is asked for keys.
+    pub fn begin_lookup(&self, job: &str, step: &str, asked: bool) {
+        if asked {
+            self.lookup_queries.with_label_values(&[job, step]);
+            return;
+        }
+        self.lookup_rows.with_label_values(&[job, step]);
+        self.lookup_bytes.with_label_values(&[job, step]);
+        self.lookup_refreshed.with_label_values(&[job, step]);
+        self.lookup_failures.with_label_values(&[job, step]);
+    }
+
     /// The exposition text.
     pub fn render(&self) -> String {
         let mut out = Vec::new();
@@ -210,16 +257,19 @@ impl Metrics {
             &self.records_written,
             &self.batches,
             &self.sink_retries,
+            &self.lookup_failures,
+            &self.lookup_queries,
         ] {
             drop_of(counters, job);
         }
         for histograms in [&self.batch_duration, &self.batch_phase, &self.checkpoint_duration] {
             drop_of(histograms, job);
         }
-        for gauges in [&self.source_lag_records, &self.spool_bytes, &self.job_up] {
+        for gauges in [&self.source_lag_records, &self.spool_bytes, &self.job_up, &self.lookup_rows, &self.lookup_bytes]
+        {
             drop_of(gauges, job);
         }
-        for gauges in [&self.source_lag_seconds, &self.last_batch, &self.clock_behind] {
+        for gauges in [&self.source_lag_seconds, &self.last_batch, &self.clock_behind, &self.lookup_refreshed] {
             drop_of(gauges, job);
         }
     }

@@ -10,6 +10,8 @@
 //!   at most [`SLICE_ROWS`] rows, several slices in parallel.
 //! - A query that needs all rows (`GROUP BY`, joins, sorting) gathers them; what it gives comes from no single record.
 //!
+//! - Steps do no I/O: tables of lookups come with the batch ([`lookup`]).
+//!
 //! Start with [`pipeline`] (planning: names, schemas, columns needed), then `run` (applying), then any file of `verbs`.
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
@@ -18,6 +20,7 @@ pub mod columns;
 mod expression;
 mod functions;
 mod input;
+pub mod lookup;
 pub mod pipeline;
 mod query;
 mod run;
@@ -67,7 +70,8 @@ pub struct Reject {
     pub detail: String,
 }
 
-/// Why a batch cannot be processed. The same rows fail again: no retry helps, the job or the rows must change.
+/// Why a batch cannot be processed. The same rows fail again: no retry helps, the job or the rows must change; but where the
+/// table of a lookup could not be asked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StepError {
     /// A row failed in a step that says `on_error: fail`.
@@ -90,6 +94,16 @@ pub enum StepError {
         source_name: String,
         /// What is different.
         what: String,
+    },
+    /// The table of a lookup cannot be used.
+    #[error("step {step}: {cause}")]
+    Table {
+        /// The step.
+        step: String,
+        /// What is wrong with it.
+        cause: String,
+        /// Whether it may pass: another try can help.
+        transient: bool,
     },
     /// A kernel failed where none can: a defect of Tidemill.
     #[error("step {step}: {cause}. This is a defect of Tidemill, please report it")]

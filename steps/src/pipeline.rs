@@ -9,9 +9,10 @@ use arrow::datatypes::SchemaRef;
 use tidemill_config::{At, Job, KafkaSink, Located, OnError, Sink, SinkKind, Step, Verb as Model};
 
 use crate::{
-    columns,
+    Schemas, columns,
     expression::Expression,
     input::{self, Union},
+    lookup::{self, Lookup},
     query::{self, Query},
     verbs::{self, Filter, Notes, Planned, Verb},
 };
@@ -60,17 +61,24 @@ pub(crate) struct Node {
 pub(crate) enum Body {
     /// Row by row.
     Rows { input: Union, verb: Box<dyn Verb>, when: Option<Expression> },
+    /// Row by row, with a table.
+    Lookup { input: Union, lookup: Lookup, when: Option<Expression> },
     /// A query over all rows of its inputs.
     Query { inputs: Vec<Union>, query: Query },
 }
 
 impl Pipeline {
-    /// Plans a job's steps and its sinks' conditions. `sources` are the schemas of all sources, in the job's order. All
-    /// mistakes are told at once.
+    /// Plans a job without lookups.
     pub fn plan(job: &Job, sources: &[(String, SchemaRef)]) -> Result<Self, Vec<PlanError>> {
+        Self::plan_with(job, sources, &Schemas::new())
+    }
+
+    /// Plans a job's steps and its sinks' conditions. `sources` are the schemas of all sources, in the job's order, `tables`
+    /// those of the lookups' tables, by step. All mistakes are told at once.
+    pub fn plan_with(job: &Job, sources: &[(String, SchemaRef)], tables: &Schemas) -> Result<Self, Vec<PlanError>> {
         let sources: Vec<_> = sources.iter().map(|(name, schema)| (name.clone(), columns::plain(schema))).collect();
         let mut errors = Vec::new();
-        let full = Builder::new(job, &sources, false, &mut errors).build();
+        let full = Builder::new(job, &sources, tables, false, &mut errors).build();
         let full = match full {
             Some(full) if errors.is_empty() => full,
             _ => return Err(errors),
@@ -78,7 +86,7 @@ impl Pipeline {
         let schemas =
             full.nodes[..job.steps.len()].iter().map(|node| (node.name.clone(), Arc::clone(&node.schema))).collect();
         let needed = full.needed();
-        let (graph, needed) = prune(job, full, needed);
+        let (graph, needed) = prune(job, full, needed, tables);
         Ok(Self { graph, needed, schemas })
     }
 
@@ -110,7 +118,7 @@ impl Pipeline {
             .iter()
             .find(|node| match &node.body {
                 Body::Query { .. } => true,
-                Body::Rows { input, .. } => unites(input),
+                Body::Rows { input, .. } | Body::Lookup { input, .. } => unites(input),
             })
             .map(|node| node.name.as_str())
             .or_else(|| self.graph.sinks.iter().find(|(_, input)| unites(input)).map(|(name, _)| name.as_str()))
@@ -130,7 +138,12 @@ impl Pipeline {
 
 /// The graph over the needed columns alone. Where a job cannot be planned without a column that it does not use
 /// (`SELECT * EXCLUDE (x)`), all columns are needed.
-fn prune(job: &Job, full: Graph, needed: Vec<BTreeSet<String>>) -> (Graph, Vec<(String, Vec<String>)>) {
+fn prune(
+    job: &Job,
+    full: Graph,
+    needed: Vec<BTreeSet<String>>,
+    tables: &Schemas,
+) -> (Graph, Vec<(String, Vec<String>)>) {
     let used = |schema: &SchemaRef, needed: &BTreeSet<String>| -> Vec<String> {
         columns::names(schema).into_iter().filter(|name| needed.contains(*name)).map(str::to_owned).collect()
     };
@@ -145,7 +158,8 @@ fn prune(job: &Job, full: Graph, needed: Vec<BTreeSet<String>>) -> (Graph, Vec<(
         .collect();
     let whole = |schema: &SchemaRef| columns::names(schema).into_iter().map(str::to_owned).collect();
     let mut errors = Vec::new();
-    let graph = if pruned == full.sources { None } else { Builder::new(job, &pruned, true, &mut errors).build() };
+    let graph =
+        if pruned == full.sources { None } else { Builder::new(job, &pruned, tables, true, &mut errors).build() };
     let sinks = |graph: &Graph| graph.sinks.iter().map(|(_, input)| Arc::clone(&input.schema)).collect::<Vec<_>>();
     match graph {
         Some(graph) if errors.is_empty() && sinks(&graph) == sinks(&full) => {
@@ -187,12 +201,11 @@ impl Graph {
             let names = std::mem::take(&mut wanted[self.sources.len() + index]);
             match &node.body {
                 Body::Rows { input, verb, when } => {
-                    let mut needs = verb.needs(names.clone());
-                    if let Some(when) = when {
-                        // Rows that pass unchanged keep what the verb would have replaced.
-                        needs.extend(names);
-                        needs.extend(when.columns().iter().cloned());
-                    }
+                    let needs = under(when.as_ref(), verb.needs(names.clone()), names);
+                    want(&mut wanted, input, &needs);
+                }
+                Body::Lookup { input, lookup, when } => {
+                    let needs = under(when.as_ref(), lookup.needs(names.clone()), names);
                     want(&mut wanted, input, &needs);
                 }
                 Body::Query { inputs, query } => {
@@ -207,10 +220,21 @@ impl Graph {
     }
 }
 
+/// What a step needs under its `when`.
+fn under(when: Option<&Expression>, mut needs: BTreeSet<String>, wanted: BTreeSet<String>) -> BTreeSet<String> {
+    if let Some(when) = when {
+        // Rows that pass unchanged keep what the verb would have replaced.
+        needs.extend(wanted);
+        needs.extend(when.columns().iter().cloned());
+    }
+    needs
+}
+
 /// Builds a graph, collecting errors. A step that is wrong still has an output where one can be guessed, so that the
 /// steps after it are checked too; where not, what depends on it is left unchecked.
 struct Builder<'a> {
     job: &'a Job,
+    tables: &'a Schemas,
     pruned: bool,
     errors: &'a mut Vec<PlanError>,
     calls: u64,
@@ -223,10 +247,16 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(job: &'a Job, sources: &[(String, SchemaRef)], pruned: bool, errors: &'a mut Vec<PlanError>) -> Self {
+    fn new(
+        job: &'a Job,
+        sources: &[(String, SchemaRef)],
+        tables: &'a Schemas,
+        pruned: bool,
+        errors: &'a mut Vec<PlanError>,
+    ) -> Self {
         let known = sources.iter().map(|(name, schema)| (name.clone(), Some(Arc::clone(schema)))).collect();
         let (nodes, taken) = (Vec::new(), BTreeSet::new());
-        Self { job, pruned, errors, calls: 0, sources: sources.to_vec(), known, nodes, taken }
+        Self { job, tables, pruned, errors, calls: 0, sources: sources.to_vec(), known, nodes, taken }
     }
 
     /// The graph, where every step could be planned.
@@ -334,6 +364,16 @@ impl<'a> Builder<'a> {
         let input = self.unite(&ids, Some(at), &owner)?;
         let mut notes = Notes { errors: self.errors, calls: &mut self.calls, step: &step.name, pruned: self.pruned };
         let when = step.when.as_ref().map(|when| notes.condition(when, &input.schema));
+        if let Model::Lookup(model) = &step.verb {
+            let Some(table) = self.tables.get(&step.name) else {
+                notes.error(&step.at, format!("the columns of {} are not known", model.shown()));
+                return None;
+            };
+            let lookup = lookup::plan(model, &step.at, &input.schema, table, &mut notes)?;
+            let schema = Arc::clone(lookup.schema());
+            let body = Body::Lookup { input, lookup, when: when.flatten() };
+            return Some(Node { name: step.name.clone(), on_error: step.on_error, body, schema });
+        }
         let mut planned = verbs::plan(&step.verb, &step.at, &input.schema, &mut notes)?;
         if let Some(when) = &step.when {
             planned.schema = under_when(&planned, &input.schema, &when.at, &mut notes);

@@ -17,6 +17,7 @@ use crate::{
     expression::{Bad, Expression},
     functions,
     input::Union,
+    lookup::{Bound, Joined, Table, Tables},
     pipeline::{Body, Graph, Node},
     query::Query,
     verbs::{Output, Verb},
@@ -57,10 +58,21 @@ impl Pipeline {
     ///
     /// The same rows give the same output, however they are cut into chunks, as often as they come.
     pub fn apply(&self, context: &BatchContext, inputs: Vec<(String, Vec<Rows>)>) -> Result<Applied, StepError> {
+        self.apply_with(context, inputs, &Tables::new())
+    }
+
+    /// The same with the tables of the job's lookups, by step. A table that is asked is waited for.
+    pub fn apply_with(
+        &self,
+        context: &BatchContext,
+        inputs: Vec<(String, Vec<Rows>)>,
+        tables: &Tables,
+    ) -> Result<Applied, StepError> {
         let graph = &self.graph;
         let mut run = Run {
             graph,
             context,
+            tables,
             outputs: graph.load(inputs)?,
             left: graph.consumers(),
             rejects: Vec::new(),
@@ -128,7 +140,7 @@ impl Graph {
         let mut count = |input: &Union| input.inputs.iter().for_each(|id| counts[*id] += 1);
         for node in &self.nodes {
             match &node.body {
-                Body::Rows { input, .. } => count(input),
+                Body::Rows { input, .. } | Body::Lookup { input, .. } => count(input),
                 Body::Query { inputs, .. } => inputs.iter().for_each(&mut count),
             }
         }
@@ -149,6 +161,7 @@ fn defect(step: &str, error: &ArrowError) -> StepError {
 struct Run<'a> {
     graph: &'a Graph,
     context: &'a BatchContext,
+    tables: &'a Tables,
     /// By node, until the last that takes it has it.
     outputs: Vec<Vec<Rows>>,
     /// How often each node's rows will still be taken.
@@ -164,7 +177,7 @@ impl Run<'_> {
         let offset = graph.sources.len();
         let (last, rows) = match &graph.nodes[first].body {
             Body::Query { inputs, query } => (first, self.query(first, inputs, query)?),
-            Body::Rows { input, .. } => {
+            Body::Rows { input, .. } | Body::Lookup { input, .. } => {
                 let last = self.chain(first);
                 let rows = self.take(input).map_err(|error| defect(&graph.nodes[first].name, &error))?;
                 (last, self.rows(first..=last, rows)?)
@@ -175,13 +188,14 @@ impl Run<'_> {
     }
 
     /// The last of the nodes after `first` that go through slices together with it: each takes the rows of the one before,
-    /// nobody else does, and none needs keys, which are counted over all rows.
+    /// nobody else does, and none needs all rows: to count them, for `random()`, or to ask a table for their keys.
     fn chain(&self, first: usize) -> usize {
         let offset = self.graph.sources.len();
         let mut last = first;
         while let Some(next) = self.graph.nodes.get(last + 1) {
-            let Body::Rows { input, .. } = &next.body else { break };
-            if input.inputs != [offset + last] || self.left[offset + last] != 1 || next.is_seeded() {
+            let (Body::Rows { input, .. } | Body::Lookup { input, .. }) = &next.body else { break };
+            let whole = next.is_seeded() || matches!(self.tables.get(&next.name), Some(Table::Asked(_)));
+            if input.inputs != [offset + last] || self.left[offset + last] != 1 || whole {
                 break;
             }
             last += 1;
@@ -212,6 +226,18 @@ impl Run<'_> {
     /// Row-wise nodes over slices.
     fn rows(&mut self, nodes: std::ops::RangeInclusive<usize>, chunks: Vec<Rows>) -> Result<Vec<Rows>, StepError> {
         let first = *nodes.start();
+        let mut joined = Vec::new();
+        for index in nodes.clone() {
+            let node = &self.graph.nodes[index];
+            let Body::Lookup { lookup, .. } = &node.body else {
+                joined.push(None);
+                continue;
+            };
+            let failed = |cause: String, transient| StepError::Table { step: node.name.clone(), cause, transient };
+            let table = self.tables.get(&node.name).ok_or_else(|| failed("it has no table".into(), false))?;
+            let done = lookup.join(table, &chunks, &mut self.steps[index].nanos);
+            joined.push(Some(done.map_err(|error| failed(error.cause, error.transient))?));
+        }
         let keys = if self.graph.nodes[first].is_seeded() { keys(&chunks) } else { Vec::new() };
         let mut slices = Vec::new();
         for (index, chunk) in chunks.iter().enumerate() {
@@ -229,7 +255,7 @@ impl Run<'_> {
                 rejects: Vec::new(),
                 steps: Vec::new(),
             };
-            functions::under(self.context, || slice.through(self.graph, nodes.clone(), keys))
+            functions::under(self.context, || slice.through(self.graph, nodes.clone(), &joined, keys))
         };
         let done: Vec<Result<Slice, StepError>> = match slices.len() {
             0 | 1 => slices.into_iter().map(through).collect(),
@@ -307,16 +333,21 @@ impl Slice {
         mut self,
         graph: &Graph,
         nodes: std::ops::RangeInclusive<usize>,
+        joined: &[Option<Joined>],
         mut keys: Option<ArrayRef>,
     ) -> Result<Self, StepError> {
-        for index in nodes {
+        for (index, joined) in nodes.zip(joined) {
             let (begun, node) = (Instant::now(), &graph.nodes[index]);
-            let Body::Rows { verb, when, .. } = &node.body else { continue };
             let rows_in = self.batch.num_rows() as u64;
             let keys = keys.take();
-            let output = match when {
-                Some(when) => apply_when(verb.as_ref(), when, &self.batch, keys.as_ref(), node),
+            let apply = |verb: &dyn Verb, when: &Option<Expression>| match when {
+                Some(when) => apply_when(verb, when, &self.batch, keys.as_ref(), node),
                 None => verb.apply(&self.batch, keys.as_ref()),
+            };
+            let output = match (&node.body, joined) {
+                (Body::Rows { verb, when, .. }, _) => apply(verb.as_ref(), when),
+                (Body::Lookup { lookup, when, .. }, Some(joined)) => apply(&Bound { lookup, joined }, when),
+                _ => continue,
             };
             let output = output.map_err(|error| defect(&node.name, &error))?;
             let rejected = self.settle(index, node, output)?;
@@ -368,6 +399,7 @@ impl Node {
     fn is_seeded(&self) -> bool {
         match &self.body {
             Body::Rows { verb, when, .. } => verb.is_seeded() || when.as_ref().is_some_and(Expression::is_seeded),
+            Body::Lookup { when, .. } => when.as_ref().is_some_and(Expression::is_seeded),
             Body::Query { .. } => false,
         }
     }

@@ -1,5 +1,6 @@
 //! Cases as tables: `cases.md` beside this file, and every example of the user's `docs/steps.md`. A case is a heading, the
-//! steps as YAML, a table of rows, and a table of what they give; `>` lines are rejects, or the errors of the plan.
+//! steps as YAML, a table of rows, and a table of what they give; `>` lines are rejects, or the errors of the plan. Where a
+//! step is a `lookup`, its table comes first.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -12,9 +13,15 @@ use serde_json::Value;
 struct Case {
     heading: String,
     yaml: String,
-    /// Columns and rows, as they are written.
+    /// Columns and rows, as they are written: of a lookup's table, then what goes in, then what comes out.
     tables: Vec<(String, Vec<Vec<Value>>)>,
     remarks: Vec<String>,
+}
+
+impl Case {
+    fn has_lookup(&self) -> bool {
+        self.yaml.contains("lookup:")
+    }
 }
 
 fn read(text: &str) -> Vec<Case> {
@@ -58,12 +65,23 @@ fn cells(line: &str) -> Vec<String> {
 
 /// The case's outcome as its text would have it.
 fn outcome(case: &Case) -> (String, Vec<String>) {
-    let (columns, rows) = &case.tables[0];
+    let (columns, rows) = &case.tables[usize::from(case.has_lookup())];
+    if case.has_lookup() {
+        let (names, table) = &case.tables[0];
+        return match common::run_with(columns, &case.yaml, rows, &common::batch(&common::schema(names), table)) {
+            Ok((schema, applied)) => written(&schema, &applied),
+            Err(errors) => (String::new(), errors),
+        };
+    }
     if let Err(errors) = common::plan(columns, &case.yaml) {
         return (String::new(), errors.into_iter().map(|error| error.message).collect());
     }
     let (schema, applied) = common::run(columns, &case.yaml, rows);
-    let mut table = format!("{}\n", common::columns_of(&schema));
+    written(&schema, &applied)
+}
+
+fn written(schema: &arrow::datatypes::Schema, applied: &tidemill_steps::Applied) -> (String, Vec<String>) {
+    let mut table = format!("{}\n", common::columns_of(schema));
     for row in common::values(&applied.sinks[0].1) {
         let cells: Vec<String> = row.iter().map(Value::to_string).collect();
         writeln!(table, "{}", cells.join(" | ")).unwrap();
@@ -77,7 +95,7 @@ fn outcome(case: &Case) -> (String, Vec<String>) {
 }
 
 fn expected(case: &Case) -> String {
-    let Some((columns, rows)) = case.tables.get(1) else { return String::new() };
+    let Some((columns, rows)) = case.tables.get(1 + usize::from(case.has_lookup())) else { return String::new() };
     let rows = rows.iter().map(|row| format!("{}\n", row.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ")));
     format!("{columns}\n{}", rows.collect::<String>())
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Key, Kind, Object, Scalar, State, Variant, Variants, Verb, Word, codec, database, default, kafka_sink, later,
-    optional, required, word,
+    lookup, optional, required, word,
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
@@ -11,22 +11,22 @@ const NAME: Kind = Kind::Scalar(Scalar::Name);
 const PATH: Kind = Kind::Scalar(Scalar::Path);
 const FLAG: Kind = Kind::Scalar(Scalar::Flag);
 const EXPRESSION: Kind = Kind::Scalar(Scalar::Expression);
-const COLUMN: Kind = Kind::Scalar(Scalar::Column);
-const NEW_COLUMN: Kind = Kind::Scalar(Scalar::NewColumn);
-const TYPE: Kind = Kind::Scalar(Scalar::Type);
+pub(super) const COLUMN: Kind = Kind::Scalar(Scalar::Column);
+pub(super) const NEW_COLUMN: Kind = Kind::Scalar(Scalar::NewColumn);
+pub(super) const TYPE: Kind = Kind::Scalar(Scalar::Type);
 pub(super) const COLUMNS: Kind = Kind::OneOrMore { of: &COLUMN, min: 1 };
 const GLOB: Kind = Kind::Scalar(Scalar::Glob);
 const GLOBS: Kind = Kind::OneOrMore { of: &GLOB, min: 1 };
 const NO_GLOBS: Kind = Kind::OneOrMore { of: &GLOB, min: 0 };
 const CHARACTER: Kind = Kind::Scalar(Scalar::Character);
 
-const fn at_least(min: u64) -> Kind {
+pub(super) const fn at_least(min: u64) -> Kind {
     Kind::Scalar(Scalar::Count { min, max: usize::MAX as u64 })
 }
-const fn size(min: u64, max: u64) -> Kind {
+pub(super) const fn size(min: u64, max: u64) -> Kind {
     Kind::Scalar(Scalar::Size { min, max })
 }
-const fn duration(min_ms: u64) -> Kind {
+pub(super) const fn duration(min_ms: u64) -> Kind {
     Kind::Scalar(Scalar::Duration { min_ms })
 }
 
@@ -64,6 +64,7 @@ pub(crate) static JOB: Object = Object {
             "Where records come from, by name. The rows of several sources are united by column name.",
         ),
         default("steps", Kind::List { of: &Kind::Step, min: 0 }, "[]", "What happens to the rows, in order."),
+        lookup::DATABASES,
         required("sinks", Kind::Map { key: Scalar::Name, value: &SINK, noun: "sink" }, "Where rows go, by name."),
         optional(
             "dead_letters",
@@ -513,6 +514,12 @@ pub(crate) static VERBS: &[Verb] = &[
         "A query over `batch`; several inputs go by their names.",
         "sql: SELECT agent, count(*) AS hits FROM batch GROUP BY agent",
     ),
+    verb(
+        "lookup",
+        Kind::Object(&lookup::LOOKUP),
+        "Adds columns of a table: of a file or a database.",
+        "lookup: { table: countries.csv, match: { country: code }, take: [name, region] }",
+    ),
     later_verb("replace", "Replaces a pattern in a text."),
     later_verb("fill", "Puts a value where there is null."),
     later_verb("explode", "A list to rows."),
@@ -522,7 +529,6 @@ pub(crate) static VERBS: &[Verb] = &[
     later_verb("parse_regex", "Text to columns."),
     later_verb("deduplicate", "Keeps the first row of each key."),
     later_verb("validate", "Rejects rows that break a rule."),
-    later_verb("lookup", "Adds columns of a table."),
 ];
 
 pub(crate) static SPLIT: Object = Object {

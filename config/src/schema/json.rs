@@ -62,15 +62,17 @@ fn kind(what: &Kind) -> Value {
         Kind::Object(keys) => object(keys),
         Kind::Variants(all) => variants(all),
         Kind::WordOr(all, keys) => json!({ "anyOf": [words(all), object(keys)] }),
+        Kind::Either(value, mapping) => json!({ "anyOf": [kind(value), kind(mapping)] }),
         Kind::Step => step(),
     }
 }
 
-/// The words; a number among them may be written as one.
+/// The words; a number among them may be written as one, and so may `null`.
 fn words(all: &[Word]) -> Value {
     let now = || all.iter().filter(|word| word.state == State::Now).map(|word| word.name);
     let numbers = now().filter_map(|name| name.parse::<u64>().ok()).map(|number| json!(number));
-    let names: Vec<Value> = now().map(|name| json!(name)).chain(numbers).collect();
+    let null = now().filter(|name| *name == "null").map(|_| Value::Null);
+    let names: Vec<Value> = now().map(|name| json!(name)).chain(numbers).chain(null).collect();
     json!({ "anyOf": [{ "enum": names }, PUT_IN.pattern()] })
 }
 

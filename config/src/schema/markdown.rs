@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{Key, Kind, Need, Object, State, Variants, Word, daemon, job};
+use super::{Key, Kind, Need, Object, State, Variants, Word, daemon, job, lookup};
 
 /// Mappings that have a table of their own, by the name of the table.
-const OBJECTS: [(&str, &Object); 10] = [
+const OBJECTS: [(&str, &Object); 13] = [
     ("job", &job::JOB),
     ("batch", &job::BATCH),
     ("framing", &job::FRAMING),
@@ -13,6 +13,9 @@ const OBJECTS: [(&str, &Object); 10] = [
     ("step", &job::STEP),
     ("split", &job::SPLIT),
     ("parse_timestamp", &job::PARSE_TIMESTAMP),
+    ("lookup", &lookup::LOOKUP),
+    ("cache", &lookup::CACHE),
+    ("database", &lookup::DATABASE_KEYS),
     ("roll", &job::ROLL),
     ("daemon", &daemon::DAEMON),
     ("log", &daemon::LOG),
@@ -122,6 +125,7 @@ fn describe(kind: &Kind) -> String {
         Kind::Object(keys) => object(keys),
         Kind::Variants(all) if all.short => format!("name of a {0}, or {0}", all.noun),
         Kind::Variants(all) => all.noun.to_owned(),
+        Kind::Either(value, mapping) => format!("{}, or {}", describe(value), describe(mapping)),
         Kind::WordOr(all, keys) => format!("{}, or {}", words(all), object(keys)),
         Kind::Step => "step".to_owned(),
     }

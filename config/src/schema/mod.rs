@@ -10,6 +10,7 @@ pub(crate) mod job;
 mod json;
 pub(crate) mod kafka_sink;
 pub(crate) mod kafka_source;
+pub(crate) mod lookup;
 mod markdown;
 pub(crate) mod scalar;
 pub(crate) mod sql_source;
@@ -35,6 +36,8 @@ pub(crate) enum Kind {
     Object(&'static Object),
     /// Keys that depend on `type:`.
     Variants(&'static Variants),
+    /// The first where one value or a list stands, the second where a mapping does.
+    Either(&'static Kind, &'static Kind),
     /// One of these words, or a mapping.
     WordOr(&'static [Word], &'static Object),
     /// A step: one verb and its options.

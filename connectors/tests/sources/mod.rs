@@ -1,7 +1,7 @@
 //! What the suite of sources uses: a world for each source that brings it records and can take them away again, and a
 //! lane's life in it, with an anchor that keeps positions and logs as a marked sink would.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 pub mod kafka;
 #[path = "../../../tests/src/services.rs"]

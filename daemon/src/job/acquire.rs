@@ -128,6 +128,7 @@ impl Runner {
                     }
                     let history = self.adopted(lane, head, &mut adopted).await?;
                     let pinned = self.pinned(history);
+                    self.job.lookups.uses(&head.plan);
                     let head = Head { mark: head.clone(), joined, pinned };
                     return Ok(Ok(Running {
                         head,

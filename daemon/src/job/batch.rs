@@ -27,8 +27,9 @@ use tidemill_steps::BatchContext;
 use super::{
     Job, Role, SinkSlot,
     commit::any_key,
-    compile::{Compiled, Computed, Pinned, dead_letters_schema},
+    compile::{Compiled, ComputeError, Computed, Pinned, dead_letters_schema},
     lane::{LaneError, Owned, joined_after},
+    lookups::BatchTables,
     probe,
     schemas::{Schemas, schema_log, schema_text, versions},
 };
@@ -191,12 +192,15 @@ impl Job {
         pass("read")?;
         let mut pinned = head.pinned.clone();
         self.pin(&raw, &mut pinned, &mut content).await?;
+        let tables = self.lookups.current().await?;
         content.versions = versions(&pinned);
+        content.versions.extend(tables.versions.clone());
         let new_entries = content.entries.values().map(Vec::len).sum::<usize>();
-        let compiled = schemas.compiled_for(self, self.digest, &pinned, &raw)?;
+        let compiled = schemas.compiled_for(self, self.digest, &pinned, &tables.schemas, &raw)?;
         let draft = Draft::batch(&head.mark, head.mark.anchor(), content).map_err(|error| cannot_plan(lane, &error))?;
         let raw = Arc::new(raw);
-        let computed = self.compute(&compiled, &raw, draft.plan()).await?;
+        self.lookups.uses(draft.plan());
+        let computed = self.compute(&compiled, &raw, draft.plan(), &tables).await?;
         pass("compute")?;
         let with_rows = self
             .marked()
@@ -258,6 +262,7 @@ impl Job {
         compiled: &Arc<Compiled>,
         raw: &Arc<Vec<RawBatch>>,
         plan: &Plan,
+        tables: &BatchTables,
     ) -> Result<Computed, LaneError> {
         compiled.prepare(raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
         let batch = Digest::of_json(&(&plan.lane, &plan.parent));
@@ -269,20 +274,26 @@ impl Job {
         let input = plan.input();
         let context = BatchContext { planned_at: plan.planned_at.0, seed: seed(input) };
         if tries > SUSPICIOUS_DEATHS {
-            probe::try_in_a_child(self, raw, plan, compiled).await?;
+            probe::try_in_a_child(self, raw, plan, compiled, tables).await?;
         }
         let _try = Try { job: self, lane: &plan.lane };
-        let (compiled, raw) = (compiled.clone(), raw.clone());
+        let (compiled, raw, tables) = (compiled.clone(), raw.clone(), tables.tables.clone());
         let computed = tokio::task::spawn_blocking(move || {
-            probe::pass(&compiled).map_err(|error| super::compile::ComputeError::Step(error.to_string()))?;
-            compiled.compute(&raw, &context, input)
+            probe::pass(&compiled).map_err(|error| ComputeError::Step(error.to_string()))?;
+            compiled.compute(&raw, &context, input, &tables)
         })
         .await;
         computed
             .map_err(|error| {
                 LaneError::Stop(format!("lane {}: the steps panicked on {}: {error}", plan.lane, describe_spans(plan)))
             })?
-            .map_err(|error| LaneError::Stop(format!("lane {}: {error}. In {}", plan.lane, describe_spans(plan))))
+            .map_err(|error| {
+                let text = format!("lane {}: {error}. In {}", plan.lane, describe_spans(plan));
+                match error {
+                    ComputeError::Away(_) => LaneError::Transient(text),
+                    _ => LaneError::Stop(text),
+                }
+            })
     }
 
     pub(super) async fn read_all(

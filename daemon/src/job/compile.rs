@@ -23,7 +23,7 @@ use tidemill_connectors::{
     codec::{self, Decoded, EXTRA, PrepareError},
     source::{RawBatch, Slice, kafka},
 };
-use tidemill_steps::{BatchContext, Pipeline, Rows, StepStats};
+use tidemill_steps::{BatchContext, Pipeline, Rows, Schemas, StepError, StepStats, lookup::Tables};
 
 use crate::status::StepReport;
 
@@ -58,6 +58,9 @@ pub enum ComputeError {
     /// Planning the steps against the schemas failed; each text is a whole message with its place.
     #[error("{}", .0.join("\n"))]
     Plan(Vec<String>),
+    /// The table of a lookup could not be asked: it may pass.
+    #[error("{0}")]
+    Away(String),
 }
 
 /// What a batch came to.
@@ -116,8 +119,9 @@ fn metadata_field(source: &config::Source, name: &str) -> Field {
 }
 
 impl Compiled {
-    /// Plans the steps of `job` over the pinned schemas. All errors at once, each with its place in the file.
-    pub fn new(job: &Arc<config::Job>, pinned: &Pinned) -> Result<Self, ComputeError> {
+    /// Plans the steps of `job` over the pinned schemas and those of the lookups' tables. All errors at once, each with its
+    /// place in the file.
+    pub fn new(job: &Arc<config::Job>, pinned: &Pinned, tables: &Schemas) -> Result<Self, ComputeError> {
         let mut schemas = Vec::new();
         for source in &job.sources {
             let name = &source.name.value;
@@ -128,7 +132,7 @@ impl Compiled {
             schemas.push((name.clone(), known, Arc::new(Schema::new(fields))));
         }
         let inputs: Vec<_> = schemas.iter().map(|(name, _, full)| (name.clone(), full.clone())).collect();
-        let pipeline = Pipeline::plan(job, &inputs).map_err(|errors| {
+        let pipeline = Pipeline::plan_with(job, &inputs, tables).map_err(|errors| {
             let render = |error: &tidemill_steps::PlanError| {
                 error.at.as_ref().map_or_else(|| error.message.clone(), |at| job.render(at, &error.message))
             };
@@ -167,7 +171,7 @@ impl Compiled {
         for sink in &mut bare.sinks {
             (sink.from, sink.filter) = (None, None);
         }
-        Ok(Self { job: job.clone(), ..Self::new(&Arc::new(bare), pinned)? })
+        Ok(Self { job: job.clone(), ..Self::new(&Arc::new(bare), pinned, &Schemas::new())? })
     }
 
     /// Sources of which no schema is known.
@@ -218,7 +222,14 @@ impl Compiled {
     }
 
     /// Rows and rejects of a batch. `raw` is by source, in the job's order. Runs on all cores; call it off the runtime.
-    pub fn compute(&self, raw: &[RawBatch], context: &BatchContext, input: Digest) -> Result<Computed, ComputeError> {
+    /// Tables of lookups that are asked are waited for.
+    pub fn compute(
+        &self,
+        raw: &[RawBatch],
+        context: &BatchContext,
+        input: Digest,
+        tables: &Tables,
+    ) -> Result<Computed, ComputeError> {
         let started = Instant::now();
         let slices: Vec<(usize, &Slice)> = raw
             .iter()
@@ -254,7 +265,10 @@ impl Compiled {
         }
         let decode_seconds = started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let applied = self.pipeline.apply(context, inputs).map_err(|error| ComputeError::Step(error.to_string()))?;
+        let applied = self.pipeline.apply_with(context, inputs, tables).map_err(|error| match &error {
+            StepError::Table { transient: true, .. } => ComputeError::Away(error.to_string()),
+            _ => ComputeError::Step(error.to_string()),
+        })?;
         rejects.extend(applied.rejects.into_iter().map(|reject| RejectRow {
             origin: reject.origin,
             step: reject.step,

@@ -7,6 +7,7 @@
 //!   nowhere else. `replay`: what follows a decision that is no new batch. `schemas`: the compiled versions that batches use.
 //! - `lanes`: what failures, other owners and the source's own moves make of the lanes of a running job.
 //! - `scheme`: how a job is cut into lanes.
+//! - `lookups`: tables that lookups join, kept fresh, and kept for replays.
 //! - `rejects`: rows that a sink refused, on their way to the dead letters.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
 //!   `pulse`: how others know that it lives.
@@ -18,6 +19,7 @@ pub mod commit;
 pub mod compile;
 pub mod lane;
 pub mod lanes;
+pub mod lookups;
 pub mod probe;
 pub mod pulse;
 pub mod rejects;
@@ -119,6 +121,8 @@ pub struct Job {
     pub sinks: Vec<SinkSlot>,
     /// What marked sinks refuse: read like shards, after all sources.
     pub rejects: Vec<rejects::SinkRejects>,
+    /// Tables that the steps join.
+    pub lookups: lookups::Lookups,
     /// The sink that an origin names as the anchor.
     pub anchor: SinkId,
     /// The daemon around it.
@@ -238,12 +242,14 @@ impl Job {
         around.metrics.begin(&config.name, &named, &rows.map(|slot| slot.name.as_str()).collect::<Vec<_>>());
         let refusing = sinks.iter().filter(|slot| slot.role == Role::Rows && slot.is_marked());
         let rejects = refusing.map(rejects::SinkRejects::new).collect();
+        let lookups = lookups::Lookups::open(&config, folder.join("lookups"), scheme, &around)?;
         Ok(Self {
             rejects,
             digest,
             scheme,
             sources,
             sinks,
+            lookups,
             anchor,
             around,
             status,

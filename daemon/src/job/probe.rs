@@ -24,6 +24,7 @@ use super::{
     batch::poison_text,
     compile::{Compiled, Pinned},
     lane::LaneError,
+    lookups::{self, BatchTables},
     schemas::{parse_schema, schema_text},
 };
 
@@ -35,6 +36,9 @@ struct Header {
     text: String,
     file: std::path::PathBuf,
     schemas: Vec<(String, String)>,
+    /// Digests of the tables of lookups, by step, and the folder where they are kept.
+    tables: Vec<(String, Digest)>,
+    folder: std::path::PathBuf,
     planned_at: i64,
     input: Digest,
     slices: Vec<SliceHeader>,
@@ -64,12 +68,15 @@ pub async fn try_in_a_child(
     raw: &Arc<Vec<RawBatch>>,
     plan: &Plan,
     compiled: &Arc<Compiled>,
+    tables: &BatchTables,
 ) -> Result<(), LaneError> {
     tracing::warn!(job = job.name(), lane = %plan.lane, batch = plan.seq, "the process died three times in this batch: trying it in a process of its own");
     let header = Header {
         text: compiled.job().text.clone(),
         file: job.config.file.clone(),
         schemas: compiled.pinned().iter().map(|(source, schema)| (source.clone(), schema_text(schema))).collect(),
+        tables: tables.digests().collect(),
+        folder: job.lookups.folder(),
         planned_at: plan.planned_at.0,
         input: plan.input(),
         slices: raw
@@ -179,10 +186,13 @@ pub fn child() -> anyhow::Result<()> {
     }
     let pinned: Pinned =
         header.schemas.into_iter().filter_map(|(source, text)| Some((source, parse_schema(&text)?))).collect();
-    let compiled = Compiled::new(&job, &pinned)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Tables that are asked need a runtime, as in the daemon.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let tables = runtime.block_on(lookups::kept(&job, &header.tables, &header.folder))?;
+    let compiled = Compiled::new(&job, &pinned, &tables.schemas)?;
     runtime.block_on(compiled.prepare(&raw)).map_err(|(source, error)| anyhow::anyhow!("source {source}: {error}"))?;
     pass(&compiled)?;
-    compiled.compute(&raw, &BatchContext { planned_at: header.planned_at, seed: 0 }, header.input)?;
+    let context = BatchContext { planned_at: header.planned_at, seed: 0 };
+    compiled.compute(&raw, &context, header.input, &tables.tables)?;
     Ok(())
 }

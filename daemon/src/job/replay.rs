@@ -164,7 +164,8 @@ impl Job {
     ) -> Result<(Arc<Compiled>, Computed), LaneError> {
         let plan = &head.plan;
         if !matches!(plan.kind, PlanKind::Batch) {
-            let compiled = schemas.compiled_for(self, self.digest, pinned, &[])?;
+            let tables = self.lookups.current().await?;
+            let compiled = schemas.compiled_for(self, self.digest, pinned, &tables.schemas, &[])?;
             return Ok((compiled, Computed::default()));
         }
         // By the text that planned it: its sources in its order, each found again by the name that its shards have.
@@ -201,9 +202,10 @@ impl Job {
                 shards.join(", ")
             )));
         }
-        let compiled = schemas.compiled_for(self, plan.job, pinned, &raw)?;
+        let tables = self.lookups.of_plan(&text, plan).await?;
+        let compiled = schemas.compiled_for(self, plan.job, pinned, &tables.schemas, &raw)?;
         let raw = Arc::new(raw);
-        let computed = self.compute(&compiled, &raw, plan).await?;
+        let computed = self.compute(&compiled, &raw, plan, &tables).await?;
         for slot in self.marked().filter(|slot| slot.role != Role::Ledger) {
             let untouched = matches!(plan.touches.get(slot.id()), Some(Touch::Joined { touched: false, .. }));
             if untouched && !rows_for(slot, &computed, &compiled).is_empty() {
@@ -254,18 +256,19 @@ impl Job {
             )));
         }
         let raw = Arc::new(self.read_all(lane, &proposals).await.map_err(for_the_sink)?);
+        let tables = self.lookups.current().await?;
         let content = Content {
             spans: proposals.into_iter().flatten().flat_map(|p| p.spans).collect(),
             clock: Timestamp::now(),
             job: Some(self.digest),
-            versions: versions(&head.pinned),
+            versions: versions(&head.pinned).into_iter().chain(tables.versions.clone()).collect(),
             ..Content::default()
         };
         let writer = writer(owned, sink)?;
         let step =
             next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
-        let compiled = schemas.compiled_for(self, self.digest, &head.pinned, &raw)?;
-        let computed = self.compute(&compiled, &raw, step.plan()).await?;
+        let compiled = schemas.compiled_for(self, self.digest, &head.pinned, &tables.schemas, &raw)?;
+        let computed = self.compute(&compiled, &raw, step.plan(), &tables).await?;
         let rows = rows_for(slot, &computed, &compiled);
         if !rows.is_empty() {
             schemas.prepared(self, slot, &row_schema(slot, &compiled)).await?;

@@ -161,6 +161,7 @@ impl Runner {
         if self.job.around.once {
             self.job.sources.iter().for_each(|source| source.finish());
         }
+        self.job.lookups.start();
         let beats = tokio::spawn(self.pulse.clone().beat(self.job.clone(), self.refuse.clone()));
         let _beats = AbortOnDrop(beats.abort_handle());
         let ended = self.work().await;

@@ -22,15 +22,18 @@ const COMPILED_KEPT: usize = 4;
 /// What names of such logs begin with.
 const SCHEMA_LOG: &str = "schema:";
 
+/// What a compiled version is made of: the text's digest, schemas of sources, schemas of the lookups' tables.
+type Version = (Digest, Pinned, tidemill_steps::Schemas);
+
 /// Compiled versions of a job, and which sinks are prepared for which schema.
 #[derive(Default)]
 pub struct Schemas {
-    compiled: Mutex<Vec<(Digest, Pinned, Arc<Compiled>)>>,
+    compiled: Mutex<Vec<(Version, Arc<Compiled>)>>,
     prepared: tokio::sync::Mutex<BTreeMap<SinkId, SchemaRef>>,
 }
 
 impl Schemas {
-    /// The steps of the job's text `digest` over these schemas, for a batch some of whose sources may have none yet. `raw` is
+    /// The steps of the job's text `digest` over these schemas and tables of lookups, for a batch some of whose sources may have none yet. `raw` is
     /// by source, in the order of the text; nothing, for a plan without rows. Where nothing in it has a schema, all of it goes
     /// to the dead letters; where something has, and the steps need the columns of a source that has brought nothing yet, the
     /// batch waits for it.
@@ -39,9 +42,10 @@ impl Schemas {
         job: &Job,
         digest: Digest,
         pinned: &Pinned,
+        tables: &tidemill_steps::Schemas,
         raw: &[RawBatch],
     ) -> Result<Arc<Compiled>, LaneError> {
-        let error = match self.planned(job, digest, pinned)? {
+        let error = match self.planned(job, digest, pinned, tables)? {
             Ok(compiled) => return Ok(compiled),
             Err(error) => error,
         };
@@ -68,12 +72,14 @@ impl Schemas {
         job: &Job,
         digest: Digest,
         pinned: &Pinned,
+        tables: &tidemill_steps::Schemas,
     ) -> Result<Result<Arc<Compiled>, ComputeError>, LaneError> {
-        let known = self.kept().iter().find(|(d, p, _)| *d == digest && p == pinned).map(|kept| kept.2.clone());
+        let version = (digest, pinned.clone(), tables.clone());
+        let known = self.kept().iter().find(|(known, _)| *known == version).map(|kept| kept.1.clone());
         if let Some(compiled) = known {
             return Ok(Ok(compiled));
         }
-        let compiled = match Compiled::new(&self.text(job, digest)?, pinned) {
+        let compiled = match Compiled::new(&self.text(job, digest)?, pinned, tables) {
             Ok(compiled) => Arc::new(compiled),
             Err(error) => return Ok(Err(error)),
         };
@@ -81,11 +87,11 @@ impl Schemas {
         if kept.len() >= COMPILED_KEPT {
             kept.remove(0);
         }
-        kept.push((digest, pinned.clone(), compiled.clone()));
+        kept.push((version, compiled.clone()));
         Ok(Ok(compiled))
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<(Digest, Pinned, Arc<Compiled>)>> {
+    fn kept(&self) -> MutexGuard<'_, Vec<(Version, Arc<Compiled>)>> {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

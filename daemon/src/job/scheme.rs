@@ -2,9 +2,13 @@
 
 use tidemill_checkpoint::LaneScheme;
 use tidemill_config as config;
-use tidemill_steps::Pipeline;
+use tidemill_connectors::lookup;
+use tidemill_steps::{Pipeline, Schemas};
 
-use super::compile::{Compiled, Pinned, given_schema};
+use super::{
+    compile::{Compiled, Pinned, given_schema},
+    lookups,
+};
 
 /// What the job says; where it says nothing, a lane per partition if every source has partitions and a schema, and no step
 /// gathers rows, else one lane.
@@ -14,11 +18,18 @@ pub fn of(job: &std::sync::Arc<config::Job>) -> LaneScheme {
         Some(config::Lanes::Single) => LaneScheme::Single,
         None => {
             let fits = job.sources.iter().all(|source| has_partitions(&source.kind) && given_schema(source).is_some())
-                && Compiled::new(job, &Pinned::new())
+                && Compiled::new(job, &Pinned::new(), &stand_ins(job))
                     .is_ok_and(|compiled| gathering(job, compiled.pipeline()).is_none());
             if fits { LaneScheme::Partition } else { LaneScheme::Single }
         }
     }
+}
+
+/// The same for every daemon and at every start, whatever tables are like: so no table is looked at, and columns that the job
+/// gives no type are texts.
+pub fn stand_ins(job: &config::Job) -> Schemas {
+    let lookups = lookups::of(job).map(|(step, lookup)| (step.name.clone(), lookup::stand_in(lookup)));
+    lookups.collect()
 }
 
 /// Whether lanes of the source move between daemons.

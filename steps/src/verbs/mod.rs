@@ -148,7 +148,7 @@ impl Notes<'_> {
     }
 }
 
-/// Plans a row-wise verb; `None` for `sql`, which is not one. Errors go to `notes`; planning goes on with what is right.
+/// Plans a row-wise verb; `None` for `sql`, which is not one, and for `lookup`, which needs a table. Errors go to `notes`; planning goes on with what is right.
 pub fn plan(model: &Model, at: &At, schema: &SchemaRef, notes: &mut Notes<'_>) -> Option<Planned> {
     Some(match model {
         Model::Select(names) => shape::select(names, at, schema, notes),
@@ -167,7 +167,7 @@ pub fn plan(model: &Model, at: &At, schema: &SchemaRef, notes: &mut Notes<'_>) -
         }
         Model::DropEmpty(names) => filter::drop_empty(names, schema, notes),
         Model::DropNulls(names) => filter::drop_nulls(names, schema, notes),
-        Model::Sql(_) => return None,
+        Model::Sql(_) | Model::Lookup(_) => return None,
     })
 }
 
@@ -215,7 +215,7 @@ fn replace<K: Kernel + 'static>(schema: &SchemaRef, kernels: Vec<(usize, DataTyp
 const SHOWN: usize = 60;
 
 /// A value as a message shows it.
-fn shown(value: &str) -> String {
+pub(crate) fn shown(value: &str) -> String {
     match value.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{:?}...", &value[..end]),
         None => format!("{value:?}"),

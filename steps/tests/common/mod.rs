@@ -11,9 +11,13 @@ use arrow::{
 };
 use serde_json::Value;
 use tidemill_config::{
-    At, Batch, Codec, Job, Located, OnError, Sink, SinkKind, Source, SourceKind, Step, TestSource, Trigger, Type, Verb,
+    At, Batch, Codec, Duplicates, Job, Located, Lookup, LookupMode, LookupTable, OnError, OnMissing, Sink, SinkKind,
+    Source, SourceKind, Step, TestSource, Trigger, Type, Verb,
 };
-use tidemill_steps::{Applied, BatchContext, Pipeline, PlanError, Rows, columns};
+use tidemill_steps::{
+    Applied, BatchContext, Pipeline, PlanError, Rows, columns,
+    lookup::{Snapshot, Table, Tables},
+};
 
 /// 2015-05-17T10:05:03.250Z.
 pub const CONTEXT: BatchContext = BatchContext { planned_at: 1_431_857_103_250, seed: 42 };
@@ -132,12 +136,43 @@ fn read_verb(verb: &str, value: &serde_yaml::Value, path: &str) -> Verb {
             by: part("by").unwrap().value,
             into: value.get("into").map(|into| texts(into, path)).unwrap_or_default(),
         },
+        "lookup" => Verb::Lookup(Box::new(read_lookup(value, path))),
         "parse_timestamp" => Verb::ParseTimestamp {
             column: part("column").unwrap(),
             formats: value.get("format").map(|format| texts(format, &format!("{path}.format"))).unwrap_or_default(),
             zone: part("zone"),
         },
         other => panic!("no verb {other}"),
+    }
+}
+
+fn read_lookup(value: &serde_yaml::Value, path: &str) -> Lookup {
+    let columns = |key: &str| {
+        let (value, path) = (value.get(key).unwrap(), format!("{path}.{key}"));
+        match value.is_mapping() {
+            true => pairs(value, &path),
+            false => texts(value, &path).into_iter().map(|name| (name.clone(), name)).collect(),
+        }
+    };
+    Lookup {
+        table: LookupTable::File { path: value["table"].as_str().unwrap().into(), codec: Codec::Json },
+        keys: columns("match"),
+        take: columns("take"),
+        on_missing: match value.get("on_missing").map(|word| word.as_str().unwrap()) {
+            None => OnMissing::Null,
+            Some("reject") => OnMissing::Reject,
+            Some("drop") => OnMissing::Drop,
+            Some(other) => panic!("on_missing: {other}"),
+        },
+        duplicates: match value.get("duplicates").map(|word| word.as_str().unwrap()) {
+            None => Duplicates::Fail,
+            Some("first") => Duplicates::First,
+            Some("last") => Duplicates::Last,
+            Some(other) => panic!("duplicates: {other}"),
+        },
+        schema: None,
+        mode: LookupMode::Snapshot { refresh: Duration::from_secs(1), max_bytes: 1 << 20 },
+        timeout: Duration::from_secs(1),
     }
 }
 
@@ -232,6 +267,33 @@ pub fn run(columns: &str, steps: &str, rows: &[Vec<Value>]) -> (SchemaRef, Appli
     let batch = batch(&schema, rows);
     let applied = pipeline.apply(&CONTEXT, vec![("in".into(), chunks(&batch, 1_000_000, 0))]).unwrap();
     (pipeline.sink_schema("out").unwrap(), applied)
+}
+
+/// The same with a table for every lookup of the steps, or what is wrong with one.
+pub fn run_with(
+    columns: &str,
+    steps: &str,
+    rows: &[Vec<Value>],
+    table: &RecordBatch,
+) -> Result<(SchemaRef, Applied), Vec<String>> {
+    let job = job(&["in"], steps, &[("out", None, None)]);
+    let lookups = job.steps.iter().filter_map(|step| match &step.verb {
+        Verb::Lookup(lookup) => Some((step.name.clone(), lookup)),
+        _ => None,
+    });
+    let lookups: Vec<_> = lookups.collect();
+    let schemas = lookups.iter().map(|(name, _)| (name.clone(), table.schema())).collect();
+    let schema = schema(columns);
+    let pipeline = Pipeline::plan_with(&job, &[("in".into(), schema.clone())], &schemas);
+    let pipeline = pipeline.map_err(|errors| errors.into_iter().map(|error| error.message).collect::<Vec<_>>())?;
+    let mut tables = Tables::new();
+    for (name, lookup) in lookups {
+        let snapshot = Snapshot::new(table.clone(), lookup).map_err(|error| vec![error])?;
+        tables.insert(name, Table::Whole(Arc::new(snapshot)));
+    }
+    let inputs = vec![("in".into(), chunks(&batch(&schema, rows), 1_000_000, 0))];
+    let applied = pipeline.apply_with(&CONTEXT, inputs, &tables).map_err(|error| vec![error.to_string()])?;
+    Ok((pipeline.sink_schema("out").unwrap(), applied))
 }
 
 pub fn plan(columns: &str, steps: &str) -> Result<Pipeline, Vec<PlanError>> {

@@ -1,0 +1,240 @@
+//! MySQL and MariaDB. A whole table is read by the text protocol, keys go as parameters.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use arrow::{
+    array::{ArrayRef, AsArray},
+    datatypes::{DataType, Float64Type, Int32Type, Int64Type, TimeUnit},
+};
+use async_trait::async_trait;
+use mysql_async::{
+    Column, Conn, Opts, OptsBuilder, Params, Row, Value,
+    consts::{ColumnFlags, ColumnType},
+    prelude::Queryable,
+};
+use tidemill_config::redacted;
+use tokio::sync::Mutex;
+
+use super::{
+    LookupError,
+    cells::Cells,
+    sql::{Described, Keys, Server},
+    texts,
+};
+
+/// Parameters of one statement; the server takes 65,535.
+const MAX_PARAMETERS: usize = 1_000;
+/// After this idle time a connection is asked whether it still lives before it is used.
+const PING_AFTER: Duration = Duration::from_secs(5);
+/// The number of the character set of bytes.
+const BINARY: u16 = 63;
+const SESSION: [&str; 2] = ["SET SESSION time_zone = '+00:00'", "SET SESSION TRANSACTION READ ONLY"];
+
+pub(super) struct Mysql {
+    opts: Opts,
+    ca: Option<PathBuf>,
+    shown: String,
+    connection: Mutex<Option<(Conn, Instant)>>,
+}
+
+impl Mysql {
+    pub(super) fn new(url: &str, ca: Option<&Path>, _: Duration) -> Result<Self, LookupError> {
+        let shown = redacted(url);
+        // The driver's own words may hold parts of the address, the password too.
+        let opts = Opts::from_url(url).map_err(|_| {
+            LookupError::of(&shown, "this address cannot be read: write mysql://USER:PASSWORD@HOST:PORT/DATABASE")
+        })?;
+        Ok(Self { opts, ca: ca.map(Path::to_owned), shown, connection: Mutex::default() })
+    }
+
+    fn failed(&self, what: &str, error: &mysql_async::Error) -> LookupError {
+        let cause = match error {
+            mysql_async::Error::Server(said) => format!("{} ({})", said.message, said.code),
+            other => other.to_string(),
+        };
+        LookupError(format!("{what} ({}): {cause}", self.shown))
+    }
+
+    /// The connection, taken out: it is put back once it is known to be whole.
+    async fn connected(&self) -> Result<Conn, LookupError> {
+        if let Some((mut connection, used)) = self.connection.lock().await.take()
+            && (used.elapsed() < PING_AFTER || connection.ping().await.is_ok())
+        {
+            return Ok(connection);
+        }
+        // A local server would be reached by its socket, past whatever stands between (a tunnel, a proxy).
+        let mut builder = OptsBuilder::from_opts(self.opts.clone()).prefer_socket(self.opts.socket().is_some());
+        if let Some(ca) = &self.ca {
+            let pem = tokio::fs::read(ca).await;
+            let pem = pem.map_err(|error| LookupError::of(format!("the certificates in {}", ca.display()), error))?;
+            let given = self.opts.ssl_opts().cloned().unwrap_or_default();
+            builder = builder.ssl_opts(given.with_root_certs(vec![pem.into()]).with_disable_built_in_roots(true));
+        }
+        let mut connection = Conn::new(builder).await.map_err(|error| self.failed("connecting", &error))?;
+        for statement in SESSION {
+            let done = connection.query_drop(statement).await;
+            done.map_err(|error| self.failed("setting up a session", &error))?;
+        }
+        Ok(connection)
+    }
+
+    async fn keep(&self, connection: Conn) {
+        *self.connection.lock().await = Some((connection, Instant::now()));
+    }
+}
+
+/// The job's type; what has none is a text.
+fn kind_of(column: &Column) -> DataType {
+    let unsigned = column.flags().contains(ColumnFlags::UNSIGNED_FLAG);
+    let is_bytes = column.character_set() == BINARY;
+    match column.column_type() {
+        ColumnType::MYSQL_TYPE_TINY
+        | ColumnType::MYSQL_TYPE_SHORT
+        | ColumnType::MYSQL_TYPE_INT24
+        | ColumnType::MYSQL_TYPE_YEAR => DataType::Int32,
+        ColumnType::MYSQL_TYPE_LONG if !unsigned => DataType::Int32,
+        ColumnType::MYSQL_TYPE_LONG => DataType::Int64,
+        ColumnType::MYSQL_TYPE_LONGLONG if !unsigned => DataType::Int64,
+        ColumnType::MYSQL_TYPE_LONGLONG => DataType::Decimal128(20, 0),
+        ColumnType::MYSQL_TYPE_FLOAT | ColumnType::MYSQL_TYPE_DOUBLE => DataType::Float64,
+        ColumnType::MYSQL_TYPE_DECIMAL | ColumnType::MYSQL_TYPE_NEWDECIMAL => decimal(column, unsigned),
+        ColumnType::MYSQL_TYPE_DATE | ColumnType::MYSQL_TYPE_NEWDATE => DataType::Date32,
+        ColumnType::MYSQL_TYPE_TIMESTAMP
+        | ColumnType::MYSQL_TYPE_TIMESTAMP2
+        | ColumnType::MYSQL_TYPE_DATETIME
+        | ColumnType::MYSQL_TYPE_DATETIME2 => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+        ColumnType::MYSQL_TYPE_BIT | ColumnType::MYSQL_TYPE_GEOMETRY => DataType::Binary,
+        ColumnType::MYSQL_TYPE_TINY_BLOB
+        | ColumnType::MYSQL_TYPE_MEDIUM_BLOB
+        | ColumnType::MYSQL_TYPE_LONG_BLOB
+        | ColumnType::MYSQL_TYPE_BLOB
+        | ColumnType::MYSQL_TYPE_STRING
+        | ColumnType::MYSQL_TYPE_VAR_STRING
+            if is_bytes =>
+        {
+            DataType::Binary
+        }
+        _ => DataType::Utf8,
+    }
+}
+
+/// The length that the server tells counts the point and the sign.
+fn decimal(column: &Column, unsigned: bool) -> DataType {
+    let scale = column.decimals();
+    let length = column.column_length().saturating_sub(u32::from(!unsigned)).saturating_sub(u32::from(scale > 0));
+    match (u8::try_from(length), i8::try_from(scale)) {
+        (Ok(precision @ 1..=38), Ok(scale)) => DataType::Decimal128(precision, scale),
+        _ => DataType::Utf8,
+    }
+}
+
+/// Adds a row's values.
+fn pour(row: &Row, cells: &mut Cells) -> Result<(), LookupError> {
+    for column in 0..row.len() {
+        match row.as_ref(column) {
+            None | Some(Value::NULL) => cells.push(column, None)?,
+            Some(Value::Bytes(bytes)) => cells.push(column, Some(bytes))?,
+            Some(value) => cells.push(column, Some(text_of(value).as_bytes()))?,
+        }
+    }
+    Ok(())
+}
+
+/// A value of the binary protocol as the text protocol would have it.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::Int(number) => number.to_string(),
+        Value::UInt(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        Value::Double(number) => number.to_string(),
+        Value::Date(year, month, day, 0, 0, 0, 0) => format!("{year:04}-{month:02}-{day:02}"),
+        Value::Date(year, month, day, hour, minute, second, micros) => {
+            format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{micros:06}")
+        }
+        other => other.as_sql(true).trim_matches('\'').to_owned(),
+    }
+}
+
+/// The values of a key column as MySQL takes them.
+fn values(column: &ArrayRef) -> Result<Vec<Value>, LookupError> {
+    let rows = 0..column.len();
+    Ok(match column.data_type() {
+        DataType::Int32 => rows.map(|row| column.as_primitive::<Int32Type>().value(row).into()).collect(),
+        DataType::Int64 => rows.map(|row| column.as_primitive::<Int64Type>().value(row).into()).collect(),
+        DataType::Float64 => rows.map(|row| column.as_primitive::<Float64Type>().value(row).into()).collect(),
+        DataType::Boolean => rows.map(|row| column.as_boolean().value(row).into()).collect(),
+        DataType::Binary => rows.map(|row| Value::Bytes(column.as_binary::<i32>().value(row).to_vec())).collect(),
+        _ => texts(column)?.into_iter().map(Value::from).collect(),
+    })
+}
+
+#[async_trait]
+impl Server for Mysql {
+    fn quoted(&self, name: &str) -> String {
+        format!("`{}`", name.replace('`', "``"))
+    }
+
+    async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {
+        let mut connection = self.connected().await?;
+        let prepared = connection.prep(statement).await.map_err(|error| self.failed("its query", &error))?;
+        let columns = prepared.columns();
+        let columns = columns.iter().map(|column| Described {
+            name: column.name_str().into_owned(),
+            kind: Some(kind_of(column)),
+            native: String::new(),
+        });
+        let described = columns.collect();
+        self.keep(connection).await;
+        Ok(described)
+    }
+
+    async fn all(
+        &self,
+        statement: &str,
+        columns: &[Described],
+        cells: &mut Cells,
+    ) -> Result<Vec<Option<DataType>>, LookupError> {
+        let failed = |error: mysql_async::Error| self.failed("reading", &error);
+        let mut connection = self.connected().await?;
+        let mut result = connection.query_iter(statement).await.map_err(failed)?;
+        while let Some(row) = result.next().await.map_err(failed)? {
+            pour(&row, cells)?;
+        }
+        result.drop_result().await.map_err(failed)?;
+        self.keep(connection).await;
+        Ok(vec![None; columns.len()])
+    }
+
+    async fn some(
+        &self,
+        statement: &str,
+        _: &[Described],
+        keys: &Keys<'_>,
+        cells: &mut Cells,
+    ) -> Result<u64, LookupError> {
+        let failed = |error: mysql_async::Error| self.failed("asking", &error);
+        let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
+        let columns = keys.columns.iter().map(values).collect::<Result<Vec<_>, _>>()?;
+        let (count, width) = (keys.count(), names.len());
+        let at_once = MAX_PARAMETERS / width.max(1);
+        let mut connection = self.connected().await?;
+        for first in (0..count).step_by(at_once) {
+            let rows = first..(first + at_once).min(count);
+            let row = if width == 1 { "?".to_owned() } else { format!("({})", vec!["?"; width].join(", ")) };
+            let left = if width == 1 { names[0].clone() } else { format!("({})", names.join(", ")) };
+            let sql = format!("{statement} WHERE {left} IN ({})", vec![row; rows.len()].join(", "));
+            let given: Vec<Value> =
+                rows.flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
+            let mut result = connection.exec_iter(sql, Params::Positional(given)).await.map_err(failed)?;
+            while let Some(row) = result.next().await.map_err(failed)? {
+                pour(&row, cells)?;
+            }
+            result.drop_result().await.map_err(failed)?;
+        }
+        self.keep(connection).await;
+        Ok(count.div_ceil(at_once) as u64)
+    }
+}

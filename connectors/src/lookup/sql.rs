@@ -1,0 +1,185 @@
+//! What all databases have in common that speak SQL: which columns there are, the whole table, the rows of some keys.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
+use async_trait::async_trait;
+use tidemill_config::{Lookup, SqlRows};
+use tokio::sync::OnceCell;
+
+use super::{Asked, LookupError, LookupTable, cells::Cells, max_bytes, names};
+use crate::codec::to_arrow;
+
+/// A column of a result as the database describes it.
+#[derive(Clone, Debug)]
+pub(super) struct Described {
+    pub name: String,
+    /// Its type; `None` where only the values tell it.
+    pub kind: Option<DataType>,
+    /// How the database itself writes it.
+    pub native: String,
+}
+
+/// Keys that rows are wanted for.
+pub(super) struct Keys<'a> {
+    pub columns: &'a [ArrayRef],
+    /// In the same order.
+    pub described: Vec<Described>,
+}
+
+impl Keys<'_> {
+    pub fn count(&self) -> usize {
+        self.columns.first().map_or(0, |column| column.len())
+    }
+}
+
+/// A database that speaks SQL.
+#[async_trait]
+pub(super) trait Server: Send + Sync {
+    /// A name as it stands in a statement.
+    fn quoted(&self, name: &str) -> String;
+
+    /// A column in a list of columns, so that its values come as texts or bytes.
+    fn shown(&self, column: &str) -> String {
+        self.quoted(column)
+    }
+
+    /// The columns of a statement's result.
+    async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError>;
+
+    /// All rows of a statement with these columns; gives the types that the values have, for columns that have none otherwise.
+    async fn all(
+        &self,
+        statement: &str,
+        columns: &[Described],
+        cells: &mut Cells,
+    ) -> Result<Vec<Option<DataType>>, LookupError>;
+
+    /// The rows of a statement without a condition that have these keys. Gives the number of queries.
+    async fn some(
+        &self,
+        statement: &str,
+        columns: &[Described],
+        keys: &Keys<'_>,
+        cells: &mut Cells,
+    ) -> Result<u64, LookupError>;
+}
+
+/// A table or query of a database.
+pub(super) struct SqlTable {
+    server: Box<dyn Server>,
+    /// What stands after FROM.
+    from: String,
+    /// The columns that the lookup needs.
+    columns: Vec<String>,
+    keys: Vec<String>,
+    given: Option<SchemaRef>,
+    what: String,
+    max_bytes: u64,
+    described: OnceCell<Vec<Described>>,
+}
+
+impl SqlTable {
+    pub(super) fn new(server: Box<dyn Server>, rows: &SqlRows, lookup: &Lookup) -> Self {
+        let from = match rows {
+            SqlRows::Table(name) => name.split('.').map(|part| server.quoted(part)).collect::<Vec<_>>().join("."),
+            SqlRows::Query(text) => format!("({}) AS looked_up", text.trim().trim_end_matches(';')),
+        };
+        Self {
+            from,
+            columns: names(lookup),
+            keys: lookup.keys.iter().map(|(_, key)| key.value.clone()).collect(),
+            given: lookup.schema.as_deref().map(to_arrow),
+            what: lookup.shown(),
+            max_bytes: max_bytes(lookup),
+            described: OnceCell::new(),
+            server,
+        }
+    }
+
+    /// All columns that the table has.
+    async fn described(&self) -> Result<&Vec<Described>, LookupError> {
+        let describe = || async {
+            let statement = format!("SELECT * FROM {}", self.from);
+            self.server.describe(&statement).await.map_err(|error| LookupError::of(&self.what, error))
+        };
+        self.described.get_or_try_init(describe).await
+    }
+
+    /// Those that the lookup needs and the table has.
+    async fn needed(&self) -> Result<Vec<Described>, LookupError> {
+        let all = self.described().await?;
+        Ok(self.columns.iter().filter_map(|name| all.iter().find(|column| column.name == *name)).cloned().collect())
+    }
+
+    /// The type that a column has: given, or known from before, or the database's.
+    fn kind(&self, column: &Described, known: Option<&SchemaRef>) -> Option<DataType> {
+        let of = |schema: &SchemaRef| schema.field_with_name(&column.name).ok().map(|field| field.data_type().clone());
+        self.given.as_ref().and_then(of).or_else(|| known.and_then(of)).or_else(|| column.kind.clone())
+    }
+
+    fn select(&self, columns: &[Described]) -> String {
+        let list: Vec<_> = columns.iter().map(|column| self.server.shown(&column.name)).collect();
+        format!("SELECT {} FROM {}", list.join(", "), self.from)
+    }
+
+    fn schema_of(columns: &[Described], kinds: Vec<DataType>) -> SchemaRef {
+        let fields = columns.iter().zip(kinds).map(|(column, kind)| Field::new(&column.name, kind, true));
+        Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+    }
+
+    /// The types of columns, where all are known without their values.
+    fn kinds(&self, columns: &[Described]) -> Result<Vec<DataType>, LookupError> {
+        let kind = |column: &Described| {
+            self.kind(column, None).ok_or_else(|| {
+                let why =
+                    format!("the database does not tell the type of column `{}`: give it by `schema`", column.name);
+                LookupError::of(&self.what, why)
+            })
+        };
+        columns.iter().map(kind).collect()
+    }
+}
+
+#[async_trait]
+impl LookupTable for SqlTable {
+    async fn schema(&self) -> Result<SchemaRef, LookupError> {
+        let columns = self.described().await?;
+        if columns.iter().any(|column| self.columns.contains(&column.name) && self.kind(column, None).is_none()) {
+            if self.max_bytes == u64::MAX {
+                self.kinds(&self.needed().await?)?;
+            }
+            return Ok(self.read(None).await?.schema());
+        }
+        // All of them: a wrong name is told with those that there are.
+        let kinds = columns.iter().map(|column| self.kind(column, None).unwrap_or(DataType::Utf8)).collect();
+        Ok(Self::schema_of(columns, kinds))
+    }
+
+    async fn read(&self, known: Option<&SchemaRef>) -> Result<RecordBatch, LookupError> {
+        let columns = self.needed().await?;
+        let mut cells = Cells::new(&self.what, columns.len(), self.max_bytes);
+        let read = self.server.all(&self.select(&columns), &columns, &mut cells).await;
+        let seen = read.map_err(|error| LookupError::of(&self.what, error))?;
+        let kinds =
+            columns.iter().zip(seen).map(|(column, seen)| self.kind(column, known).or(seen).unwrap_or(DataType::Utf8));
+        cells.finish(&Self::schema_of(&columns, kinds.collect()))
+    }
+
+    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, LookupError> {
+        let columns = self.needed().await?;
+        let schema = Self::schema_of(&columns, self.kinds(&columns)?);
+        let described = self.keys.iter().filter_map(|key| columns.iter().find(|column| column.name == *key)).cloned();
+        let keys = Keys { columns: keys.columns(), described: described.collect() };
+        let mut cells = Cells::new(&self.what, columns.len(), self.max_bytes);
+        if keys.count() == 0 {
+            return Ok(Asked { rows: cells.finish(&schema)?, queries: 0 });
+        }
+        let asked = self.server.some(&self.select(&columns), &columns, &keys, &mut cells).await;
+        let queries = asked.map_err(|error| LookupError::of(&self.what, error))?;
+        Ok(Asked { rows: cells.finish(&schema)?, queries })
+    }
+}

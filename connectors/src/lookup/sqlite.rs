@@ -1,0 +1,226 @@
+//! SQLite: opened read-only for each read, so that a file that was replaced is seen.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use arrow::{
+    array::{ArrayRef, AsArray},
+    datatypes::{DataType, Float64Type, Int32Type, Int64Type},
+};
+use async_trait::async_trait;
+use rusqlite::{Connection, OpenFlags, Statement, params_from_iter, types::Value, types::ValueRef};
+
+use super::{
+    LookupError,
+    cells::Cells,
+    sql::{Described, Keys, Server},
+    texts,
+};
+
+/// Variables of one statement; SQLite takes 32,766.
+const MAX_VARIABLES: usize = 1_000;
+
+pub(super) struct Sqlite {
+    path: PathBuf,
+    limit: Duration,
+}
+
+impl Sqlite {
+    pub(super) fn new(path: &Path, limit: Duration) -> Self {
+        Self { path: path.to_owned(), limit }
+    }
+
+    /// Runs `work` on a connection, off the runtime.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, LookupError> + Send + 'static,
+    ) -> Result<T, LookupError> {
+        let (path, limit) = (self.path.clone(), self.limit);
+        let done = tokio::task::spawn_blocking(move || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
+                connection.busy_timeout(limit)?;
+                Ok(connection)
+            });
+            let why = |error: rusqlite::Error| LookupError::of(format!("opening {}", path.display()), error);
+            work(&opened.map_err(why)?)
+        });
+        done.await.map_err(|error| LookupError::of("SQLite", error))?
+    }
+}
+
+/// The type that a declaration tells (as of SQLite's own rules of affinity).
+fn declared(text: Option<&str>) -> Option<DataType> {
+    let text = text?.to_ascii_uppercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+    Some(match () {
+        () if has(&["BOOL"]) => DataType::Boolean,
+        () if has(&["INT"]) => DataType::Int64,
+        () if has(&["CHAR", "CLOB", "TEXT", "DATE", "TIME"]) => DataType::Utf8,
+        () if has(&["BLOB"]) => DataType::Binary,
+        () if has(&["REAL", "FLOA", "DOUB", "NUM", "DEC"]) => DataType::Float64,
+        () => return None,
+    })
+}
+
+/// The type of values of both.
+fn both(seen: Option<DataType>, value: &ValueRef<'_>) -> Option<DataType> {
+    let kind = match value {
+        ValueRef::Null => return seen,
+        ValueRef::Integer(_) => DataType::Int64,
+        ValueRef::Real(_) => DataType::Float64,
+        ValueRef::Text(_) => DataType::Utf8,
+        ValueRef::Blob(_) => DataType::Binary,
+    };
+    Some(match (seen, kind) {
+        (None, kind) => kind,
+        (Some(seen), kind) if seen == kind => kind,
+        (Some(DataType::Int64 | DataType::Float64), DataType::Int64 | DataType::Float64) => DataType::Float64,
+        _ => DataType::Utf8,
+    })
+}
+
+/// All rows of a statement that is ready.
+fn pour(
+    statement: &mut Statement<'_>,
+    values: Vec<Value>,
+    cells: &mut Cells,
+) -> Result<Vec<Option<DataType>>, LookupError> {
+    let mut seen = vec![None; statement.column_count()];
+    let why = |error: rusqlite::Error| LookupError::of("reading", error);
+    let mut rows = statement.query(params_from_iter(values)).map_err(why)?;
+    let mut text = String::new();
+    while let Some(row) = rows.next().map_err(why)? {
+        for (column, seen) in seen.iter_mut().enumerate() {
+            let value = row.get_ref(column).map_err(why)?;
+            *seen = both(seen.take(), &value);
+            text.clear();
+            // Writing to a text cannot fail.
+            let bytes = match value {
+                ValueRef::Null => None,
+                ValueRef::Integer(number) => {
+                    let _ = write!(text, "{number}");
+                    Some(text.as_bytes())
+                }
+                ValueRef::Real(number) => {
+                    let _ = write!(text, "{number}");
+                    Some(text.as_bytes())
+                }
+                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes),
+            };
+            cells.push(column, bytes)?;
+        }
+    }
+    Ok(seen)
+}
+
+fn prepared<'c>(connection: &'c Connection, statement: &str) -> Result<Statement<'c>, LookupError> {
+    connection.prepare(statement).map_err(|error| LookupError::of("its query", error))
+}
+
+/// The values of a key column as SQLite takes them.
+fn values(column: &ArrayRef) -> Result<Vec<Value>, LookupError> {
+    let rows = 0..column.len();
+    Ok(match column.data_type() {
+        DataType::Int32 => rows.map(|row| column.as_primitive::<Int32Type>().value(row).into()).collect(),
+        DataType::Int64 => rows.map(|row| column.as_primitive::<Int64Type>().value(row).into()).collect(),
+        DataType::Float64 => rows.map(|row| column.as_primitive::<Float64Type>().value(row).into()).collect(),
+        DataType::Boolean => rows.map(|row| column.as_boolean().value(row).into()).collect(),
+        DataType::Binary => rows.map(|row| column.as_binary::<i32>().value(row).to_vec().into()).collect(),
+        _ => texts(column)?.into_iter().map(Value::from).collect(),
+    })
+}
+
+#[async_trait]
+impl Server for Sqlite {
+    fn quoted(&self, name: &str) -> String {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+
+    async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {
+        let statement = statement.to_owned();
+        self.with(move |connection| {
+            let prepared = prepared(connection, &statement)?;
+            let columns = prepared.columns().into_iter().map(|column| Described {
+                name: column.name().to_owned(),
+                kind: declared(column.decl_type()),
+                native: column.decl_type().unwrap_or_default().to_owned(),
+            });
+            Ok(columns.collect())
+        })
+        .await
+    }
+
+    async fn all(
+        &self,
+        statement: &str,
+        _: &[Described],
+        cells: &mut Cells,
+    ) -> Result<Vec<Option<DataType>>, LookupError> {
+        let (statement, mut filled) = (statement.to_owned(), cells.take());
+        let (done, filled) = self
+            .with(move |connection| {
+                let seen = pour(&mut prepared(connection, &statement)?, Vec::new(), &mut filled)?;
+                Ok((seen, filled))
+            })
+            .await?;
+        *cells = filled;
+        Ok(done)
+    }
+
+    async fn some(
+        &self,
+        statement: &str,
+        _: &[Described],
+        keys: &Keys<'_>,
+        cells: &mut Cells,
+    ) -> Result<u64, LookupError> {
+        let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
+        let columns = keys.columns.iter().map(values).collect::<Result<Vec<_>, _>>()?;
+        let (count, width) = (keys.count(), names.len());
+        let at_once = MAX_VARIABLES / width.max(1);
+        let (statement, mut filled) = (statement.to_owned(), cells.take());
+        let filled = self
+            .with(move |connection| {
+                for first in (0..count).step_by(at_once) {
+                    let rows = first..(first + at_once).min(count);
+                    let row = format!("({})", vec!["?"; width].join(", "));
+                    let sql = format!(
+                        "{statement} WHERE ({}) IN (VALUES {})",
+                        names.join(", "),
+                        vec![row; rows.len()].join(", ")
+                    );
+                    let values = rows.flat_map(|row| columns.iter().map(move |column| column[row].clone()));
+                    pour(&mut prepared(connection, &sql)?, values.collect(), &mut filled)?;
+                }
+                Ok(filled)
+            })
+            .await?;
+        *cells = filled;
+        Ok(count.div_ceil(at_once) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn declarations_have_types() {
+        for (text, expected) in [
+            (Some("BIGINT UNSIGNED"), Some(DataType::Int64)),
+            (Some("varchar(10)"), Some(DataType::Utf8)),
+            (Some("DATETIME"), Some(DataType::Utf8)),
+            (Some("decimal(10,2)"), Some(DataType::Float64)),
+            (Some("BOOLEAN"), Some(DataType::Boolean)),
+            (Some("BLOB"), Some(DataType::Binary)),
+            (Some("ANY"), None),
+            (None, None),
+        ] {
+            assert_eq!(declared(text), expected, "{text:?}");
+        }
+    }
+}
