@@ -70,6 +70,9 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
                 first.display()
             );
         }
+        for absent in lookups::absent(&job) {
+            eprintln!("warning: {}: {absent}", file.display());
+        }
         println!("{}: job {} is valid", file.display(), job.name);
         if connect {
             unreachable.extend(try_connectors(&Arc::new(job)).await);
@@ -102,6 +105,10 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
     for given in job.sources.iter().filter(|source| !matches!(source.kind, config::SourceKind::Socket(_))) {
         let tried = async { source::open(given, &settings)?.check().await };
         told("source", &given.name.value, tried.await.map_err(|error| error.to_string()));
+    }
+    for given in job.sources.iter().filter(|source| source.codec.registry().is_some()) {
+        let tried = codec::codec(&given.codec).check().await;
+        told("registry of source", &given.name.value, tried.map_err(|error| error.to_string()));
     }
     let mut tables = tidemill_steps::Schemas::new();
     for (step, lookup) in lookups::of(job) {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -15,38 +15,41 @@ use arrow::{
     compute::take_record_batch,
     datatypes::SchemaRef,
     error::ArrowError,
-    row::{OwnedRow, RowConverter, SortField},
+    row::{RowConverter, SortField},
 };
 use async_trait::async_trait;
 use tidemill_config::Lookup;
 
 use super::{Asked, LookupError, LookupTable};
 
+/// A key or a row, in arrow's row format.
+type Bytes = Box<[u8]>;
+
 /// The rows of a key: several, where the table has it twice.
 #[derive(Clone)]
 struct Entry {
-    rows: Vec<OwnedRow>,
+    rows: Vec<Bytes>,
     since: Instant,
 }
 
 #[derive(Default)]
 struct Generations {
-    young: HashMap<OwnedRow, Entry>,
-    old: HashMap<OwnedRow, Entry>,
+    young: HashMap<Bytes, Entry>,
+    old: HashMap<Bytes, Entry>,
 }
 
 impl Generations {
-    fn get(&mut self, key: &OwnedRow, ttl: Duration, half: usize) -> Option<Entry> {
+    fn get(&mut self, key: &[u8], ttl: Duration, half: usize) -> Option<Entry> {
         let fresh = |entry: &&Entry| entry.since.elapsed() < ttl;
         if let Some(entry) = self.young.get(key) {
             return Some(entry).filter(fresh).cloned();
         }
         let entry = self.old.get(key).filter(fresh)?.clone();
-        self.put(key.clone(), entry.clone(), half);
+        self.put(key.into(), entry.clone(), half);
         Some(entry)
     }
 
-    fn put(&mut self, key: OwnedRow, entry: Entry, half: usize) {
+    fn put(&mut self, key: Bytes, entry: Entry, half: usize) {
         if self.young.len() >= half && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
@@ -56,7 +59,7 @@ impl Generations {
 
 /// A table with a cache before it.
 pub(super) struct Cached {
-    table: std::sync::Arc<dyn LookupTable>,
+    table: Arc<dyn LookupTable>,
     /// The table's key columns.
     keys: Vec<String>,
     half: usize,
@@ -66,7 +69,7 @@ pub(super) struct Cached {
 }
 
 impl Cached {
-    pub(super) fn new(table: std::sync::Arc<dyn LookupTable>, lookup: &Lookup, entries: usize, ttl: Duration) -> Self {
+    pub(super) fn new(table: Arc<dyn LookupTable>, lookup: &Lookup, entries: usize, ttl: Duration) -> Self {
         let keys = lookup.keys.iter().map(|(_, key)| key.value.clone()).collect();
         Self { table, keys, half: entries.div_ceil(2), ttl, known: Mutex::default(), what: lookup.shown() }
     }
@@ -76,7 +79,7 @@ impl Cached {
     }
 
     /// The entries of keys that are known, and the numbers of those that are not.
-    fn look(&self, keys: &[OwnedRow]) -> (Vec<OwnedRow>, Vec<u32>) {
+    fn look(&self, keys: &[Bytes]) -> (Vec<Bytes>, Vec<u32>) {
         let (mut rows, mut unknown, mut known) = (Vec::new(), Vec::new(), self.known());
         for (number, key) in keys.iter().enumerate() {
             match known.get(key, self.ttl, self.half) {
@@ -88,9 +91,9 @@ impl Cached {
     }
 
     /// Remembers what was found for keys, and for which there was nothing.
-    fn remember(&self, keys: impl Iterator<Item = OwnedRow>, found: impl Iterator<Item = (OwnedRow, OwnedRow)>) {
+    fn remember(&self, keys: impl Iterator<Item = Bytes>, found: impl Iterator<Item = (Bytes, Bytes)>) {
         let since = Instant::now();
-        let mut entries: HashMap<OwnedRow, Entry> = keys.map(|key| (key, Entry { rows: Vec::new(), since })).collect();
+        let mut entries: HashMap<Bytes, Entry> = keys.map(|key| (key, Entry { rows: Vec::new(), since })).collect();
         for (key, row) in found {
             entries.entry(key).or_insert_with(|| Entry { rows: Vec::new(), since }).rows.push(row);
         }
@@ -100,7 +103,7 @@ impl Cached {
         }
     }
 
-    async fn ask_for(&self, keys: &RecordBatch, schema: &SchemaRef) -> Result<(Asked, Vec<OwnedRow>), LookupError> {
+    async fn ask_for(&self, keys: &RecordBatch, schema: &SchemaRef) -> Result<(Asked, Vec<Bytes>), LookupError> {
         let wrong = |error: ArrowError| LookupError::of(&self.what, error);
         let of_keys = converter(&keys.schema()).map_err(wrong)?;
         let all = owned(&of_keys, keys.columns()).map_err(wrong)?;
@@ -123,8 +126,8 @@ fn converter(schema: &SchemaRef) -> Result<RowConverter, ArrowError> {
     RowConverter::new(schema.fields().iter().map(|field| SortField::new(field.data_type().clone())).collect())
 }
 
-fn owned(converter: &RowConverter, columns: &[ArrayRef]) -> Result<Vec<OwnedRow>, ArrowError> {
-    Ok(converter.convert_columns(columns)?.iter().map(|row| row.owned()).collect())
+fn owned(converter: &RowConverter, columns: &[ArrayRef]) -> Result<Vec<Bytes>, ArrowError> {
+    Ok(converter.convert_columns(columns)?.iter().map(|row| row.as_ref().into()).collect())
 }
 
 #[async_trait]
@@ -145,8 +148,9 @@ impl LookupTable for Cached {
         if remembered.is_empty() {
             return Ok(asked);
         }
-        let columns =
-            converter(&schema).map_err(wrong)?.convert_rows(remembered.iter().map(OwnedRow::row)).map_err(wrong)?;
+        let converter = converter(&schema).map_err(wrong)?;
+        let parser = converter.parser();
+        let columns = converter.convert_rows(remembered.iter().map(|row| parser.parse(row))).map_err(wrong)?;
         let remembered = RecordBatch::try_new(schema.clone(), columns).map_err(wrong)?;
         let rows = arrow::compute::concat_batches(&schema, [&asked.rows, &remembered]).map_err(wrong)?;
         Ok(Asked { rows, queries: asked.queries })

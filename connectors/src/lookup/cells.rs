@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, BinaryArray, BinaryBuilder, RecordBatch, RecordBatchOptions},
+    array::{ArrayRef, AsArray, BinaryArray, BinaryBuilder, RecordBatch, RecordBatchOptions},
     compute::{CastOptions, cast_with_options},
-    datatypes::{DataType, SchemaRef},
+    datatypes::{DataType, SchemaRef, TimeUnit, TimestampMicrosecondType},
 };
 
 use super::{LookupError, too_large};
@@ -71,5 +71,11 @@ fn typed(values: BinaryArray, kind: &DataType) -> Result<ArrayRef, String> {
     let strict = CastOptions { safe: false, ..CastOptions::default() };
     let texts =
         cast_with_options(&values, &DataType::Utf8, &strict).map_err(|_| "a text that is not UTF-8".to_owned())?;
+    if let DataType::Timestamp(TimeUnit::Microsecond, Some(zone)) = kind {
+        // What has an offset is brought to UTC; what has none is there already: sessions are.
+        let plain = cast_with_options(&texts, &DataType::Timestamp(TimeUnit::Microsecond, None), &strict);
+        let plain = plain.map_err(|error| format!("{error}; `schema` can give it another type"))?;
+        return Ok(Arc::new(plain.as_primitive::<TimestampMicrosecondType>().clone().with_timezone(zone.clone())));
+    }
     cast_with_options(&texts, kind, &strict).map_err(|error| format!("{error}; `schema` can give it another type"))
 }

@@ -64,8 +64,9 @@ impl FileTable {
         }))
     }
 
-    /// The columns. Blocks.
+    /// The columns of a file that can be read as a whole. Blocks.
     pub(super) fn look(&self) -> Result<SchemaRef, LookupError> {
+        self.0.read(None)?;
         let (bytes, _) = self.0.bytes()?;
         self.0.schema(&self.0.records(bytes)?)
     }

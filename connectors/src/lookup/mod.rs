@@ -24,8 +24,8 @@ pub mod store;
 use std::{sync::Arc, time::Duration};
 
 use arrow::{
-    array::{ArrayRef, RecordBatch},
-    datatypes::{DataType, Field, Schema, SchemaRef},
+    array::{ArrayRef, AsArray, RecordBatch},
+    datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType},
     util::display::{ArrayFormatter, FormatOptions},
 };
 use async_trait::async_trait;
@@ -92,9 +92,10 @@ pub fn open(lookup: &Lookup) -> Result<Arc<dyn LookupTable>, LookupError> {
 }
 
 /// The columns of a lookup's table as far as they are known without a database: given by the job, or in a file, which is
-/// read. `None`: only the database knows. Blocks.
+/// read. `None`: only the database knows, or the file is not there yet. Blocks.
 pub fn known_schema(lookup: &Lookup) -> Result<Option<SchemaRef>, LookupError> {
     match &lookup.table {
+        Where::File { path, .. } if !path.exists() => Ok(lookup.schema.as_deref().map(to_arrow)),
         Where::File { path, codec } => file::FileTable::new(path, codec, lookup).look().map(Some),
         Where::Redis { database, key, value } => {
             redis::RedisTable::new(database, key, *value, lookup).map(|table| Some(table.whole()))
@@ -182,8 +183,15 @@ fn names(lookup: &Lookup) -> Vec<String> {
 
 /// A column's values as texts; null stays null.
 fn texts(column: &ArrayRef) -> Result<Vec<Option<String>>, LookupError> {
-    let options = FormatOptions::default().with_timestamp_tz_format(Some("%Y-%m-%d %H:%M:%S%.6f"));
-    let display = ArrayFormatter::try_new(column, &options).map_err(|error| LookupError::of("its keys", error))?;
+    let options = FormatOptions::default().with_timestamp_format(Some("%Y-%m-%d %H:%M:%S%.6f"));
+    // In UTC, as sessions are: the name of a zone is nothing that arrow knows here.
+    let plain: ArrayRef = match column.data_type() {
+        DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => {
+            Arc::new(column.as_primitive::<TimestampMicrosecondType>().clone().with_timezone_opt(None::<Arc<str>>))
+        }
+        _ => column.clone(),
+    };
+    let display = ArrayFormatter::try_new(&plain, &options).map_err(|error| LookupError::of("its keys", error))?;
     Ok((0..column.len()).map(|row| column.is_valid(row).then(|| display.value(row).to_string())).collect())
 }
 

@@ -31,7 +31,7 @@ const MAX_PARAMETERS: usize = 1_000;
 const PING_AFTER: Duration = Duration::from_secs(5);
 /// The number of the character set of bytes.
 const BINARY: u16 = 63;
-const SESSION: &str = "SET SESSION time_zone = '+00:00', SESSION TRANSACTION READ ONLY";
+const SESSION: [&str; 2] = ["SET SESSION time_zone = '+00:00'", "SET SESSION TRANSACTION READ ONLY"];
 
 pub(super) struct Mysql {
     opts: Opts,
@@ -74,7 +74,10 @@ impl Mysql {
             builder = builder.ssl_opts(given.with_root_certs(vec![pem.into()]).with_disable_built_in_roots(true));
         }
         let mut connection = Conn::new(builder).await.map_err(|error| self.failed("connecting", &error))?;
-        connection.query_drop(SESSION).await.map_err(|error| self.failed("setting up a session", &error))?;
+        for statement in SESSION {
+            let done = connection.query_drop(statement).await;
+            done.map_err(|error| self.failed("setting up a session", &error))?;
+        }
         Ok(connection)
     }
 

@@ -10,7 +10,7 @@ use tidemill_steps::Schemas;
 pub(super) use crate::job::lookups::of;
 use crate::job::scheme;
 
-/// The columns of the lookups' tables, by step; `None` where only a database knows one. Files are read: an error is one of
+/// The columns of the lookups' tables, by step; `None` where only a database knows one, or a file is not there. Files are read: an error is one of
 /// the configuration, with its place.
 pub(super) fn known(job: &config::Job) -> Result<Option<Schemas>, String> {
     let (mut schemas, mut whole) = (Schemas::new(), true);
@@ -26,6 +26,17 @@ pub(super) fn known(job: &config::Job) -> Result<Option<Schemas>, String> {
         true => Ok(whole.then_some(schemas)),
         false => Err(errors.join("\n")),
     }
+}
+
+/// Files of lookups that are not there: perhaps not yet, and not on this machine.
+pub(super) fn absent(job: &config::Job) -> Vec<String> {
+    let absent = of(job).filter_map(|(step, lookup)| match &lookup.table {
+        LookupTable::File { path, .. } if !path.exists() => {
+            Some(format!("step {}: there is no file {}; the first batch will wait for it", step.name, path.display()))
+        }
+        _ => None,
+    });
+    absent.collect()
 }
 
 /// Lines about a lookup: its table, and what a replay gives.

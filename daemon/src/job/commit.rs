@@ -190,7 +190,7 @@ impl Job {
         let metrics = &self.around.metrics;
         metrics.checkpoint_duration.with_label_values(&[self.name()]).observe(closing.elapsed().as_secs_f64());
         pass("after-close")?;
-        self.lookups.closed(&batch.mark().plan);
+        self.lookups.closed(&batch.mark().plan).await;
         for source in &self.sources {
             let reached = self.positions_of(&**source, &batch.mark().positions);
             // The batch is done whatever becomes of this: a file that cannot be put away now is so with the next batch.

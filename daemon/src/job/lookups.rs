@@ -6,32 +6,30 @@
 //!   the old one is used on, with a warning and a metric that tells its age.
 //! - What no open plan can name any more is removed when a batch is closed.
 
+//!
+//! `slot`: one table. `shelf`: what is on disk and needed.
+
+mod shelf;
+mod slot;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
-use arrow::{
-    array::RecordBatch,
-    compute::{lexsort_to_indices, take_record_batch},
-    datatypes::SchemaRef,
-};
-use tidemill_checkpoint::{Digest, Lane, LaneScheme, Plan, Timestamp};
-use tidemill_config::{self as config, Duplicates, LookupMode, LookupTable as Where, Verb};
-use tidemill_connectors::lookup::{self, LookupError, LookupTable, store::Store};
-use tidemill_steps::{
-    Schemas,
-    lookup::{Ask, AskError, Snapshot, Table, Tables},
-};
+use tidemill_checkpoint::{Digest, LaneScheme, Plan};
+use tidemill_config::{self as config, LookupMode, Verb};
+use tidemill_connectors::lookup::{self, LookupError, store::Store};
+use tidemill_steps::{Schemas, lookup::Tables};
 use tokio::task::AbortHandle;
 
+use self::{
+    shelf::Shelf,
+    slot::{Ready, Slot, asked, keep, loaded},
+};
 use super::{Surroundings, lane::LaneError};
-use crate::metrics::Metrics;
 
 /// What names of versions in plans begin with.
 const VERSION: &str = "lookup/";
@@ -72,235 +70,27 @@ pub fn of(job: &config::Job) -> impl Iterator<Item = (&config::Step, &config::Lo
     })
 }
 
-/// A table that batches can use.
-#[derive(Clone)]
-enum Ready {
-    Snapshot { snapshot: Arc<Snapshot>, digest: Digest },
-    Asked { asking: Arc<Asking>, schema: SchemaRef },
-}
-
-impl Ready {
-    fn schema(&self) -> SchemaRef {
-        match self {
-            Self::Snapshot { snapshot, .. } => snapshot.rows().schema(),
-            Self::Asked { schema, .. } => schema.clone(),
-        }
-    }
-    fn table(&self) -> Table {
-        match self {
-            Self::Snapshot { snapshot, .. } => Table::Whole(snapshot.clone()),
-            Self::Asked { asking, .. } => Table::Asked(asking.clone()),
-        }
-    }
-}
-
-/// A table that steps ask, off the runtime.
-struct Asking {
-    table: Arc<dyn LookupTable>,
-    runtime: tokio::runtime::Handle,
-    queries: Option<prometheus::IntCounter>,
-}
-
-impl std::fmt::Debug for Asking {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Asking")
-    }
-}
-
-impl Ask for Asking {
-    fn ask(&self, keys: &RecordBatch) -> Result<RecordBatch, AskError> {
-        let asked = self.runtime.block_on(self.table.ask(keys));
-        let asked = asked.map_err(|error| AskError { cause: error.to_string(), transient: true })?;
-        if let Some(queries) = &self.queries {
-            queries.inc_by(asked.queries);
-        }
-        Ok(asked.rows)
-    }
-}
-
-/// One lookup of a running job.
-struct Slot {
-    job: String,
-    step: String,
-    config: config::Lookup,
-    table: Arc<dyn LookupTable>,
-    store: Store,
-    metrics: Metrics,
-    ready: Mutex<Option<Ready>>,
-    /// Held while the table is read: two do not read it at once.
-    reading: tokio::sync::Mutex<()>,
-}
-
-impl Slot {
-    fn current(&self) -> Option<Ready> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The table; read now where it was not yet.
-    async fn first(&self) -> Result<Ready, LookupError> {
-        if let Some(ready) = self.current() {
-            return Ok(ready);
-        }
-        let _reading = self.reading.lock().await;
-        match self.current() {
-            Some(ready) => Ok(ready),
-            None => self.read().await,
-        }
-    }
-
-    /// Reads the table and puts it in the place of the one before. Says whether it is another.
-    async fn refresh(&self) -> Result<bool, LookupError> {
-        let _reading = self.reading.lock().await;
-        let digest = |ready: Option<Ready>| match ready {
-            Some(Ready::Snapshot { digest, .. }) => Some(digest),
-            _ => None,
-        };
-        let before = digest(self.current());
-        if before.is_none() || self.table.may_have_changed() {
-            self.read().await?;
-        }
-        self.looked();
-        Ok(digest(self.current()) != before)
-    }
-
-    async fn read(&self) -> Result<Ready, LookupError> {
-        let ready = match self.config.mode {
-            LookupMode::Query { .. } => {
-                let schema = self.table.schema().await?;
-                let queries = self.metrics.lookup_queries.with_label_values(&[&self.job, &self.step]);
-                let runtime = tokio::runtime::Handle::current();
-                Ready::Asked {
-                    asking: Arc::new(Asking { table: self.table.clone(), runtime, queries: Some(queries) }),
-                    schema,
-                }
-            }
-            LookupMode::Snapshot { .. } => {
-                // What the first table was like is what all are like, as far as this process goes: steps and sinks are set
-                // up for it.
-                let known = self.current().map(|ready| ready.schema());
-                let rows = self.table.read(known.as_ref()).await?;
-                let (config, store) = (self.config.clone(), self.store.clone());
-                let kept = tokio::task::spawn_blocking(move || keep(rows, &config, &store)).await;
-                kept.map_err(|error| LookupError(format!("{}: {error}", self.config.shown())))??
-            }
-        };
-        if let Ready::Snapshot { snapshot, .. } = &ready {
-            let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-            let labels = [self.job.as_str(), self.step.as_str()];
-            self.metrics.lookup_rows.with_label_values(&labels).set(whole(snapshot.rows().num_rows()));
-            self.metrics.lookup_bytes.with_label_values(&labels).set(whole(snapshot.bytes()));
-        }
-        self.looked();
-        *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(ready.clone());
-        Ok(ready)
-    }
-
-    /// The table is what it is now.
-    #[allow(clippy::cast_precision_loss)] // milliseconds since the epoch fit a double
-    fn looked(&self) {
-        let now = Timestamp::now().0 as f64 / 1000.0;
-        self.metrics.lookup_refreshed.with_label_values(&[&self.job, &self.step]).set(now);
-    }
-
-    /// Looks for a newer table for as long as the job runs.
-    async fn stay_fresh(self: Arc<Self>, every: Duration, replaced: Arc<AtomicBool>) {
-        let (job, step) = (self.job.as_str(), self.step.as_str());
-        let mut failing: Option<String> = None;
-        loop {
-            match self.refresh().await {
-                Ok(is_new) => {
-                    if is_new {
-                        replaced.store(true, Ordering::Relaxed);
-                        tracing::info!(job, step, "the table of the lookup was read: {}", self.config.shown());
-                    } else if failing.is_some() {
-                        tracing::info!(job, step, "the table of the lookup can be read again");
-                    }
-                    failing = None;
-                }
-                Err(error) => {
-                    self.metrics.lookup_failures.with_label_values(&[job, step]).inc();
-                    let text = error.to_string();
-                    let instead =
-                        if self.current().is_some() { "the one before is used on" } else { "batches wait for it" };
-                    // The same again and again is told once.
-                    if failing.as_ref() != Some(&text) {
-                        tracing::warn!(job, step, "the table of the lookup cannot be read: {text}; {instead}");
-                    }
-                    failing = Some(text);
-                }
-            }
-            tokio::time::sleep(every).await;
-        }
-    }
-}
-
-/// Indexes a table and keeps it under its digest, synced.
-fn keep(rows: RecordBatch, config: &config::Lookup, store: &Store) -> Result<Ready, LookupError> {
-    let wrong = |why: String| LookupError(format!("{}: {why}", config.shown()));
-    let rows = in_order(rows, config).map_err(|error| wrong(error.to_string()))?;
-    let snapshot = Snapshot::new(rows, config).map_err(wrong)?;
-    let digest = store.save(snapshot.rows())?;
-    Ok(Ready::Snapshot { snapshot: Arc::new(snapshot), digest })
-}
-
-/// A database may give the same rows in another order each time: the same table has one digest, where the order means
-/// nothing.
-fn in_order(rows: RecordBatch, config: &config::Lookup) -> Result<RecordBatch, arrow::error::ArrowError> {
-    if !matches!(config.table, Where::Sql { .. }) || config.duplicates != Duplicates::Fail || rows.num_rows() == 0 {
-        return Ok(rows);
-    }
-    let keys = config.keys.iter().filter_map(|(_, key)| rows.column_by_name(&key.value));
-    let keys: Vec<_> =
-        keys.map(|values| arrow::compute::SortColumn { values: values.clone(), options: None }).collect();
-    if keys.is_empty() {
-        return Ok(rows);
-    }
-    take_record_batch(&rows, &lexsort_to_indices(&keys, None)?)
-}
-
 /// The lookups of a running job.
 pub struct Lookups {
     slots: Vec<Arc<Slot>>,
-    store: Store,
+    shelf: Arc<Shelf>,
     folder: PathBuf,
     once: bool,
     scheme: LaneScheme,
-    /// Snapshots that plans name which are not closed, and the last closed ones, by lane and number.
-    uses: Mutex<BTreeMap<Lane, BTreeMap<u64, BTreeSet<Digest>>>>,
-    /// There may be something to remove.
-    replaced: Arc<AtomicBool>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
 impl Lookups {
     /// The lookups of a job. Reads nothing.
     pub fn open(job: &config::Job, folder: PathBuf, scheme: LaneScheme, around: &Surroundings) -> anyhow::Result<Self> {
-        let store = Store::new(folder.clone());
+        let shelf = Arc::new(Shelf::new(Store::new(folder.clone())));
         let mut slots = Vec::new();
         for (step, config) in of(job) {
             let table = lookup::open(config).map_err(|error| anyhow::anyhow!("step {}: {error}", step.name))?;
             around.metrics.begin_lookup(&job.name, &step.name, matches!(config.mode, LookupMode::Query { .. }));
-            slots.push(Arc::new(Slot {
-                job: job.name.clone(),
-                step: step.name.clone(),
-                config: config.clone(),
-                table,
-                store: store.clone(),
-                metrics: around.metrics.clone(),
-                ready: Mutex::default(),
-                reading: tokio::sync::Mutex::default(),
-            }));
+            slots.push(Arc::new(Slot::new(&job.name, &step.name, config, table, shelf.clone(), &around.metrics)));
         }
-        Ok(Self {
-            slots,
-            store,
-            folder,
-            once: around.once,
-            scheme,
-            uses: Mutex::default(),
-            replaced: Arc::new(AtomicBool::new(true)),
-            tasks: Mutex::default(),
-        })
+        Ok(Self { slots, shelf, folder, once: around.once, scheme, tasks: Mutex::default() })
     }
 
     /// Where snapshots are kept.
@@ -313,7 +103,7 @@ impl Lookups {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for slot in &self.slots {
             if let LookupMode::Snapshot { refresh, .. } = slot.config.mode {
-                let task = tokio::spawn(slot.clone().stay_fresh(refresh, self.replaced.clone()));
+                let task = tokio::spawn(slot.clone().stay_fresh(refresh));
                 tasks.push(task.abort_handle());
             }
         }
@@ -341,7 +131,7 @@ impl Lookups {
         for (step, config) in of(text) {
             let named = plan.versions.get(&format!("{VERSION}{}", step.name));
             let ready = match named {
-                Some(digest) => match loaded(&self.store, *digest, config).await {
+                Some(digest) => match loaded(&self.shelf.store, *digest, config).await {
                     Ok(Some(ready)) => ready,
                     Ok(None) => self.same_again(step, config, *digest, "which is not there").await?,
                     Err(error) => {
@@ -366,14 +156,14 @@ impl Lookups {
         let now = async {
             let table = lookup::open(config)?;
             let rows = table.read(None).await?;
-            let (config, store) = (config.clone(), self.store.clone());
+            let (config, store) = (config.clone(), self.shelf.store.clone());
             let kept = tokio::task::spawn_blocking(move || keep(rows, &config, &store)).await;
             kept.map_err(|error| LookupError(error.to_string()))?
         };
         let ready = now.await.map_err(|error| self.failed(&step.name, &error))?;
         match &ready {
             Ready::Snapshot { digest: found, .. } if *found != digest => {
-                let (path, now) = (self.store.path(digest), self.store.path(*found));
+                let (path, now) = (self.shelf.store.path(digest), self.shelf.store.path(*found));
                 Err(LaneError::Lost {
                     what: format!(
                         "its lookup {} used the table that is kept as {}, {why}; the table as it is now is another ({})",
@@ -388,45 +178,25 @@ impl Lookups {
         }
     }
 
-    fn used(&self) -> MutexGuard<'_, BTreeMap<Lane, BTreeMap<u64, BTreeSet<Digest>>>> {
-        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A plan names these tables: they stay until the next one of its lane is closed.
     pub fn uses(&self, plan: &Plan) {
         let named = plan.versions.iter().filter(|(name, _)| name.starts_with(VERSION)).map(|(_, digest)| *digest);
         let named: BTreeSet<Digest> = named.collect();
         if !named.is_empty() {
-            self.used().entry(plan.lane.clone()).or_default().entry(plan.seq).or_default().extend(named);
+            self.shelf.used().entry(plan.lane.clone()).or_default().entry(plan.seq).or_default().extend(named);
         }
     }
 
     /// A plan is closed: what only those before it named is removed.
-    pub fn closed(&self, plan: &Plan) {
-        let mut used = self.used();
-        if let Some(plans) = used.get_mut(&plan.lane) {
+    pub async fn closed(&self, plan: &Plan) {
+        if let Some(plans) = self.shelf.used().get_mut(&plan.lane) {
             plans.retain(|seq, _| *seq >= plan.seq);
         }
-        if !self.replaced.load(Ordering::Relaxed) {
-            return;
+        let tables = self.slots.iter().filter(|slot| matches!(slot.config.mode, LookupMode::Snapshot { .. })).count();
+        if self.shelf.replaced.load(Ordering::Relaxed) {
+            let grace = if self.scheme == LaneScheme::Partition { GRACE } else { Duration::ZERO };
+            self.shelf.clear(grace, tables).await;
         }
-        let mut needed: BTreeSet<Digest> = used.values().flat_map(BTreeMap::values).flatten().copied().collect();
-        drop(used);
-        let current = self.slots.iter().filter_map(|slot| match slot.current() {
-            Some(Ready::Snapshot { digest, .. }) => Some(digest),
-            _ => None,
-        });
-        let current: BTreeSet<Digest> = current.collect();
-        needed.extend(&current);
-        let grace = if self.scheme == LaneScheme::Partition { GRACE } else { Duration::ZERO };
-        // Once plans name the newest tables alone, there is nothing to remove until there are newer ones.
-        self.replaced.store(needed.len() > current.len() || !grace.is_zero(), Ordering::Relaxed);
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.prune(&needed, grace) {
-                tracing::warn!(%error, "older tables of lookups cannot be removed");
-            }
-        });
     }
 }
 
@@ -436,31 +206,8 @@ impl Drop for Lookups {
     }
 }
 
-/// A snapshot out of the store.
-async fn loaded(store: &Store, digest: Digest, config: &config::Lookup) -> Result<Option<Ready>, LookupError> {
-    let (store, config) = (store.clone(), config.clone());
-    let load = move || -> Result<Option<Ready>, LookupError> {
-        let Some(rows) = store.load(digest)? else { return Ok(None) };
-        let snapshot = Snapshot::new(rows, &config).map_err(LookupError)?;
-        Ok(Some(Ready::Snapshot { snapshot: Arc::new(snapshot), digest }))
-    };
-    tokio::task::spawn_blocking(load).await.map_err(|error| LookupError(error.to_string()))?
-}
-
-/// A table that is asked, opened for once.
-async fn asked(config: &config::Lookup) -> Result<Ready, LookupError> {
-    let table = lookup::open(config)?;
-    let schema = table.schema().await?;
-    let asking = Asking { table, runtime: tokio::runtime::Handle::current(), queries: None };
-    Ok(Ready::Asked { asking: Arc::new(asking), schema })
-}
-
 /// The tables of a job out of the store, for a trial in a process of its own.
-pub async fn kept(
-    job: &config::Job,
-    digests: &[(String, Digest)],
-    folder: &std::path::Path,
-) -> anyhow::Result<BatchTables> {
+pub async fn kept(job: &config::Job, digests: &[(String, Digest)], folder: &Path) -> anyhow::Result<BatchTables> {
     let (store, mut tables) = (Store::new(folder.to_owned()), BatchTables::default());
     for (step, config) in of(job) {
         let ready = match digests.iter().find(|(name, _)| *name == step.name) {
