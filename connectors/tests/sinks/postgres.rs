@@ -37,7 +37,7 @@ pub fn url(dir: &Path) -> String {
 /// Takes a folder's schema away, where it has one.
 pub fn forget(dir: &Path) {
     if dir.join("schema").exists() {
-        running().psql(&format!("SET client_min_messages = error; DROP SCHEMA {} CASCADE", schema(dir)));
+        running().psql(&format!("SET client_min_messages = error; DROP SCHEMA IF EXISTS {} CASCADE", schema(dir)));
     }
 }
 
