@@ -137,6 +137,16 @@ struct Life {
     name: String,
 }
 
+impl Drop for Life {
+    fn drop(&mut self) {
+        if self.sinks.contains(&Sink::Postgres) {
+            let (server, url) = postgres(&self.folder);
+            let schema = url.rsplit("%3D").next().unwrap_or_default();
+            server.psql(&format!("SET client_min_messages = error; DROP SCHEMA IF EXISTS {schema} CASCADE"));
+        }
+    }
+}
+
 impl Life {
     fn new(source: Source, sinks: &[Sink], name: &str) -> Self {
         let folder = Folder::new();
