@@ -182,7 +182,8 @@ impl Reader {
         }
         let split = self.consumer.split_partition_queue(&partition.topic, partition.number);
         let mut queue = split.ok_or_else(|| SourceError::Fatal(format!("{partition} is no partition")))?;
-        let ready = Arc::new(AtomicBool::new(false));
+        // What is left of an assignment before lies in the queue: only a look empties it, and what comes then wakes.
+        let ready = Arc::new(AtomicBool::new(true));
         let (flag, wake) = (ready.clone(), self.wake.clone());
         queue.set_nonempty_callback(move || {
             flag.store(true, Ordering::Release);
