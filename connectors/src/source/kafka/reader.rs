@@ -276,7 +276,7 @@ impl Reader {
 
     /// What a question for the ids will confirm. What waits in the queues is taken first, so that one question serves many
     /// lanes.
-    pub fn to_confirm(&mut self) -> Vec<(Partition, ShardId, u64)> {
+    pub fn offsets_to_confirm(&mut self) -> Vec<(Partition, ShardId, u64)> {
         /// Of each partition: a lane that has more asks for itself.
         const CAP: Size = Size { records: 1_000, bytes: 16 * 1024 };
         for (partition, cursor) in &mut self.cursors {
