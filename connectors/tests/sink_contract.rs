@@ -495,7 +495,6 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
             let mut all = [expected(kind, 3), expected(kind, 1)].concat();
             all.sort_unstable();
             assert_eq!(rows(kind, dir.path()), all);
-            forget(kind, dir.path());
         });
     }
 }
