@@ -105,9 +105,8 @@ impl Semantics<'_> {
                 self.problems.add(entry.place.at(&below(path, key)), problem.help(why));
             }
         }
-        let mode = node.get("mode").filter(|entry| match (of, entry.value.text()) {
-            (Of::File, Some("query")) | (Of::Redis, Some("snapshot")) => true,
-            _ => false,
+        let mode = node.get("mode").filter(|entry| {
+            matches!((of, entry.value.text()), (Of::File, Some("query")) | (Of::Redis, Some("snapshot")))
         });
         if let Some(mode) = mode {
             let (problem, help) = match of {
