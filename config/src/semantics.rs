@@ -295,8 +295,29 @@ impl<'a> Semantics<'a> {
         self.csv(node, path);
         match node.text_of("type") {
             Some("files") => self.files(node, path),
+            Some("kafka") => self.kafka_sink(node, path),
             Some("sqlite" | "mysql" | "postgres") => self.key(node, path),
             _ => {}
+        }
+    }
+
+    fn kafka_sink(&mut self, node: &Node, path: &str) {
+        if let Some(flag) = node.get("delete_when").filter(|_| node.get("key").is_none()) {
+            let problem = Problem::new("`delete_when` makes tombstones, which need a `key`");
+            self.problems.add(
+                flag.place.at(&below(path, "delete_when")),
+                problem.help("add `key: id`: the column whose last record counts"),
+            );
+        }
+        let of_rows = ["key", "headers", "delete_when", "codec"].into_iter().filter(|_| path == "dead_letters");
+        for key in of_rows {
+            if let Some(entry) = node.get(key) {
+                let problem = Problem::new(format!("`{key}` has no meaning for dead letters"));
+                self.problems.add(
+                    entry.place.at(&below(path, key)),
+                    problem.help("a dead letter is the original record, with headers as Kafka Connect names them"),
+                );
+            }
         }
     }
 

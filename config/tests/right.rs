@@ -465,6 +465,28 @@ dead_letters: &dead { type: files, path: dead }
 }
 
 #[test]
+fn options_of_a_kafka_sink() {
+    let job = with(DIRECTORY, "type: kafka, brokers: \"a:1,b:2\", topic: clean");
+    let SinkKind::Kafka(sink) = &job.sinks[0].kind else { panic!() };
+    assert_eq!((sink.brokers.as_str(), sink.topic.as_str(), &sink.codec), ("a:1,b:2", "clean", &Codec::Json));
+    assert_eq!((sink.compression.name(), sink.transaction_timeout), ("none", Duration::from_secs(60)));
+    assert!(sink.key.is_none() && sink.headers.is_empty() && sink.delete_when.is_none() && sink.marks_topic.is_none());
+    let job = with(
+        DIRECTORY,
+        "type: kafka, brokers: k, topic: t, key: \"a || b\", headers: { h: a, i: b }, delete_when: c, codec: text, \
+         compression: lz4, transaction_timeout: 5s, marks_topic: m, properties: { linger.ms: 20, sasl.password: pw }",
+    );
+    let SinkKind::Kafka(sink) = &job.sinks[0].kind else { panic!() };
+    let headers: Vec<_> = sink.headers.iter().map(|(name, column)| (name.as_str(), column.value.as_str())).collect();
+    assert_eq!((sink.key.as_ref().unwrap().value.as_str(), headers), ("a || b", vec![("h", "a"), ("i", "b")]));
+    assert_eq!((sink.delete_when.as_ref().unwrap().value.as_str(), &sink.codec), ("c", &Codec::Text));
+    assert_eq!((sink.compression.name(), sink.transaction_timeout), ("lz4", Duration::from_secs(5)));
+    assert_eq!(sink.marks_topic.as_deref(), Some("m"));
+    assert_eq!(sink.properties, [("linger.ms".into(), "20".into()), ("sasl.password".into(), "pw".into())]);
+    assert_eq!(format!("{sink:?}"), "KafkaSink { .. }");
+}
+
+#[test]
 fn the_daemons_file() {
     let defaults = Daemon::defaults();
     assert_eq!(defaults.data_dir, Path::new("tidemill-data"));

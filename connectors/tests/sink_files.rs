@@ -147,19 +147,26 @@ async fn compressed_files_are_read_by_the_formats_own_readers() {
 
 #[tokio::test]
 async fn parquet_is_a_file_per_batch_and_cannot_roll() {
+    for (compression, pages) in [(Compression::None, "SNAPPY"), (Compression::Zstd, "ZSTD")] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Files { codec: Codec::Parquet, compression, ..files(dir.path(), None) };
+        let mut runner = claim(config.clone(), 1).await;
+        let rows = [days(&[Some("a"), None]), days(&[Some("c")])];
+        write(&mut runner, &rows).await.unwrap();
+        let (name, bytes) = out(dir.path()).pop().unwrap();
+        assert!(name.ends_with(".parquet"), "{name}");
+        let builder =
+            parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).unwrap();
+        let of_pages = format!("{:?}", builder.metadata().row_group(0).column(0).compression());
+        assert!(of_pages.starts_with(pages), "{of_pages}");
+        let read: Vec<RecordBatch> = builder.build().unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(
+            arrow::compute::concat_batches(&rows[0].schema(), &read).unwrap(),
+            arrow::compute::concat_batches(&rows[0].schema(), &rows).unwrap()
+        );
+    }
     let dir = tempfile::tempdir().unwrap();
     let config = Files { codec: Codec::Parquet, ..files(dir.path(), None) };
-    let mut runner = claim(config.clone(), 1).await;
-    let rows = [days(&[Some("a"), None]), days(&[Some("c")])];
-    write(&mut runner, &rows).await.unwrap();
-    let (_, bytes) = out(dir.path()).pop().unwrap();
-    let reader =
-        parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(bytes::Bytes::from(bytes), 1024).unwrap();
-    let read: Vec<RecordBatch> = reader.collect::<Result<_, _>>().unwrap();
-    assert_eq!(
-        arrow::compute::concat_batches(&rows[0].schema(), &read).unwrap(),
-        arrow::compute::concat_batches(&rows[0].schema(), &rows).unwrap()
-    );
     let roll = Some(Roll { bytes: 1, after: Duration::from_secs(1) });
     let refused = sink::open(SinkId::new("a"), "job", &SinkKind::Files(Files { roll, ..config }));
     assert!(refused.err().unwrap().to_string().contains("cannot roll"));

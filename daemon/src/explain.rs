@@ -106,6 +106,10 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         let tried = async { source::open(given, &settings)?.check().await };
         told("source", &given.name.value, tried.await.map_err(|error| error.to_string()));
     }
+    for given in job.sources.iter().filter(|source| source.codec.registry().is_some()) {
+        let tried = codec::codec(&given.codec).check().await;
+        told("registry of source", &given.name.value, tried.map_err(|error| error.to_string()));
+    }
     let mut tables = tidemill_steps::Schemas::new();
     for (step, lookup) in lookups::of(job) {
         let tried = async { lookup::open(lookup)?.schema().await };

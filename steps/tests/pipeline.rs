@@ -7,8 +7,9 @@ mod common;
 use std::sync::Arc;
 
 use arrow::{array::StringArray, record_batch::RecordBatch};
-use common::{CONTEXT, batch, chunks, columns_of, job, messages, plan, schema, values};
+use common::{CONTEXT, batch, chunks, columns_of, job, located, messages, plan, schema, values};
 use serde_json::{Value, json};
+use tidemill_config::{KafkaSink, SinkKind};
 use tidemill_steps::{BatchContext, Pipeline, Rows, StepError};
 
 /// Rows of a web log: some that fail in each step.
@@ -224,6 +225,48 @@ fn a_branch_and_a_join_by_names() {
     );
     let applied = pipeline.apply(&CONTEXT, vec![("web-logs".into(), chunks(&rows, 2, 0))]).unwrap();
     assert_eq!(json!(values(&applied.sinks[0].1)), json!([[2, 8], [2, null], [2, null]]));
+}
+
+/// The key of a Kafka sink is a column by its name, whatever that is, or an expression, which becomes a column of its own.
+#[test]
+fn a_key_of_kafka_is_a_column_or_an_expression() {
+    let with_key = |key: &str, filter: Option<&str>| {
+        let mut job = job(&["in"], "", &[("out", None, filter)]);
+        job.sinks[0].kind = SinkKind::Kafka(KafkaSink {
+            brokers: "k".into(),
+            topic: "t".into(),
+            key: Some(located(key.to_owned(), "sinks.out.key")),
+            headers: Vec::new(),
+            delete_when: None,
+            codec: tidemill_config::Codec::Json,
+            compression: tidemill_config::KafkaCompression::None,
+            transaction_timeout: std::time::Duration::from_secs(60),
+            marks_topic: None,
+            properties: Vec::new(),
+        });
+        Pipeline::plan(&job, &[("in".to_owned(), schema("a: string, n: int64, Odd name: int64"))])
+    };
+    let schema_of = |pipeline: &Pipeline| columns_of(&pipeline.sink_schema("out").unwrap());
+    let whole = "a: string, n: int64, Odd name: int64";
+    for column in ["n", "Odd name"] {
+        assert_eq!(schema_of(&with_key(column, None).unwrap()), whole);
+    }
+    let pipeline = with_key("a || '/' || cast(10 / n as string)", Some("n < 5")).unwrap();
+    assert_eq!(schema_of(&pipeline), format!("{whole}, _tidemill_key: string"));
+    let rows = batch(
+        &schema("a: string, n: int64, Odd name: int64"),
+        &[
+            vec![json!("x"), json!(2), json!(1)],
+            vec![json!("y"), json!(7), json!(1)],
+            vec![json!("z"), json!(0), json!(1)],
+        ],
+    );
+    let applied = pipeline.apply(&CONTEXT, vec![("in".into(), chunks(&rows, 3, 0))]).unwrap();
+    assert_eq!(json!(values(&applied.sinks[0].1)), json!([["x", 2, 1, "x/5"]]));
+    assert_eq!(applied.rejects.len(), 1);
+    assert_eq!((applied.rejects[0].step.as_str(), applied.rejects[0].origin), ("sinks.out", 2));
+    let message = messages(with_key("b || 'x'", None)).join("\n");
+    assert!(message.contains("no column `b`"), "{message}");
 }
 
 #[test]

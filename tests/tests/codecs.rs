@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf, process::Command, time::UNIX_EPOCH};
 use tidemill_tests::{
     Folder, Rows, Run,
     daemon::tidemill,
-    eventually,
+    eventually, free_address,
     needs::{output, python_with},
     services,
 };
@@ -194,6 +194,29 @@ fn a_schema_file_belongs_to_the_text_that_a_plan_names() {
 }
 
 #[test]
+fn a_schema_file_that_changed_is_taken_at_a_reload() {
+    let folder = Folder::new();
+    folder.write("r.avsc", SCHEMA);
+    fs::create_dir_all(folder.join("in")).unwrap();
+    let record = |name: &str| fs::write(folder.join("in").join(name), [84, 4, b'h', b'i']).unwrap();
+    record("1.bin");
+    let yaml = "job: r\ntrigger: asap\nsources: { in: { type: directory, path: in, settle: 10ms, codec: { type: avro, schema_file: r.avsc } } }\n\
+                sinks: { out: { type: files, path: out, codec: json } }\n";
+    let daemon = Run::new(&folder).job(yaml).spawn();
+    let mut expected = "{\"a\": 42, \"b\": \"hi\"}\n".to_owned();
+    eventually("the row", || Rows::files(&folder.join("out")).compare(&Rows::json(&expected)));
+    folder.write("r.avsc", SCHEMA.replace("\"b\"", "\"c\""));
+    daemon.hup();
+    eventually("the reload", || {
+        let said = daemon.stderr();
+        if said.contains("changed: started anew") { Ok(()) } else { Err(said) }
+    });
+    record("2.bin");
+    expected += "{\"a\": 42, \"c\": \"hi\"}\n";
+    eventually("the other row", || Rows::files(&folder.join("out")).compare(&Rows::json(&expected)));
+}
+
+#[test]
 fn wrong_files_are_told_with_their_place() {
     let folder = Folder::new();
     folder.write("wrong.avsc", "{\"type\": \"recrod\"}");
@@ -208,6 +231,31 @@ fn wrong_files_are_told_with_their_place() {
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert_eq!(done.status.code(), Some(78), "{said}");
         assert!(said.contains("job.yaml:3:") && said.contains(wanted), "{said}");
+    }
+}
+
+#[test]
+fn validate_asks_the_registry() {
+    let Some(registry) = services::registry() else { return };
+    let Some(writer) = Writer::new(&registry.url) else { return };
+    let folder = Folder::new();
+    writer.files("avro1", 0, 1, &folder);
+    let nobody = format!("http://{}", free_address());
+    for (url, subject, wanted) in [
+        (&registry.url, Some(writer.subject()), Ok("registry of source in: reached")),
+        (&registry.url, None, Ok("registry of source in: reached")),
+        (&registry.url, Some("absent".to_owned()), Err("subject absent: ")),
+        (&nobody, None, Err("refused")),
+        (&registry.url.replace("ccompat", "absent"), None, Err("is it the URL of a registry?")),
+    ] {
+        let subject = subject.map(|subject| format!(", subject: {subject}")).unwrap_or_default();
+        let path = folder.write("job.yaml", job(&format!("{{ type: avro, registry: \"{url}\"{subject} }}")));
+        let done = tidemill(&folder, &["validate", "--connect", path.to_str().unwrap()]);
+        let [out, err] = [done.stdout, done.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        match wanted {
+            Ok(wanted) => assert!(done.status.success() && out.contains(wanted), "{out}{err}"),
+            Err(wanted) => assert!(done.status.code() == Some(1) && err.contains(wanted), "{out}{err}"),
+        }
     }
 }
 

@@ -29,7 +29,7 @@ fn example(folder: &Folder, name: &str, kafka: &Kafka, url: &str) -> Run {
 }
 
 fn produce(kafka: &Kafka, topic: &str, records: &[&str]) {
-    let arguments = ["--bootstrap-server", &kafka.brokers, "--topic", topic];
+    let arguments = ["--topic", topic];
     kafka.tool_with(Kafka::PRODUCER, &arguments, &(records.join("\n") + "\n"));
 }
 
@@ -86,7 +86,6 @@ fn postgres_to_kafka() {
     postgres.psql_at(&url, "UPDATE products SET price = 5, updated_at = '2026-03-02Z' WHERE id = 1");
     run.arg("--once").start().expect_success();
     let arguments = [
-        ["--bootstrap-server", &kafka.brokers],
         ["--topic", "products"],
         ["--isolation-level", "read_committed"],
         ["--formatter-property", "print.key=true"],

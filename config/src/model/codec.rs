@@ -77,4 +77,12 @@ impl super::Codec {
             _ => None,
         }
     }
+
+    /// The registry that knows the schemas of its records, where there is one.
+    pub fn registry(&self) -> Option<&Registry> {
+        match self {
+            Self::Avro(avro) => avro.registry.as_ref(),
+            _ => None,
+        }
+    }
 }

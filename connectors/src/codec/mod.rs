@@ -20,7 +20,7 @@ pub mod frame;
 mod json;
 mod names;
 mod number;
-mod parquet;
+pub(crate) mod parquet;
 mod protobuf;
 mod raw;
 mod registry;
@@ -99,6 +99,11 @@ pub trait Codec: Send + Sync {
     /// Gets what decoding these slices needs from elsewhere, such as the schemas that wrote them. Decoding asks nobody: it
     /// comes after this, and what was got never changes.
     async fn prepare(&self, _: &[Slice]) -> Result<(), PrepareError> {
+        Ok(())
+    }
+
+    /// Looks at what it needs from elsewhere, without a record: for `validate --connect`.
+    async fn check(&self) -> Result<(), PrepareError> {
         Ok(())
     }
 

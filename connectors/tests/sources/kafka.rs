@@ -37,8 +37,10 @@ fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap()
 }
 
-fn block<T>(future: impl Future<Output = T>) -> T {
-    futures::executor::block_on(future)
+/// Also where a runtime is at work already.
+fn block<T: Send>(future: impl Future<Output = T> + Send) -> T {
+    let run = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
 impl Topic {

@@ -125,6 +125,14 @@ impl Codec for Avro {
         }
     }
 
+    async fn check(&self) -> Result<(), PrepareError> {
+        match &self.registry {
+            Some((registry, Some(subject))) => registry.latest(subject).await.map(drop),
+            Some((registry, None)) => registry.check().await,
+            None => Ok(()),
+        }
+    }
+
     async fn first_schema(&self, slices: &[Slice]) -> Result<SchemaRef, PrepareError> {
         if let (None, Some((registry, Some(subject)))) = (&self.reader, &self.registry) {
             let schema = registry.latest(subject).await?;

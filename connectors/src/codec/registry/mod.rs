@@ -12,7 +12,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
 use hyper::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use tidemill_config::model;
 
 use super::{PrepareError, avro::Schema};
@@ -29,6 +29,8 @@ const REQUESTS: usize = 8;
 const SECOND_LOOK_AFTER: Duration = Duration::from_millis(500);
 /// After this time an unknown id is asked for again.
 const UNKNOWN_FOR: Duration = Duration::from_secs(60);
+/// With more ids, those that the registry does not know are forgotten: any garbage that begins with a zero names one.
+const MAX_KEPT: usize = 100_000;
 /// Schemas that use others, which use others.
 const MAX_REFERENCES: usize = 100;
 
@@ -106,12 +108,15 @@ impl Registry {
         let missing = answers.iter().filter(|(_, known)| matches!(known, Known::Missing(_)));
         let missing = missing.map(|(id, _)| *id).collect();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() > MAX_KEPT {
+            known.retain(|_, (known, _)| !matches!(known, Known::Missing(_)));
+        }
         known.extend(answers.into_iter().map(|(id, answer)| (id, (answer, Instant::now()))));
         Ok(missing)
     }
 
     async fn by_id(&self, id: u32) -> Result<Known, PrepareError> {
-        match self.get(&format!("/schemas/ids/{id}")).await? {
+        match self.get::<Answer>(&format!("/schemas/ids/{id}")).await? {
             Err(why) => Ok(Known::Missing(format!("the registry has no schema {id}: {why}"))),
             Ok(answer) => Ok(match self.parsed(answer).await? {
                 Ok(schema) => Known::Schema(Arc::new(schema)),
@@ -123,8 +128,14 @@ impl Registry {
     /// The latest schema of a subject.
     pub(super) async fn latest(&self, subject: &str) -> Result<Schema, PrepareError> {
         let fatal = |why: String| PrepareError::Fatal(format!("{}: subject {subject}: {why}", self.url));
-        let answer = self.get(&format!("/subjects/{}/versions/latest", in_path(subject))).await?.map_err(fatal)?;
+        let path = format!("/subjects/{}/versions/latest", in_path(subject));
+        let answer: Answer = self.get(&path).await?.map_err(fatal)?;
         self.parsed(answer).await?.map_err(fatal)
+    }
+
+    /// That it answers as a registry does.
+    pub(super) async fn check(&self) -> Result<(), PrepareError> {
+        self.get::<Vec<String>>("/subjects").await?.map(drop).map_err(PrepareError::Fatal)
     }
 
     async fn parsed(&self, answer: Answer) -> Result<Result<Schema, String>, PrepareError> {
@@ -150,7 +161,7 @@ impl Registry {
                     return Ok(Err(format!("it refers to more than {MAX_REFERENCES} others")));
                 }
                 let path = format!("/subjects/{}/versions/{version}", in_path(&subject));
-                let answer = match self.get(&path).await? {
+                let answer: Answer = match self.get(&path).await? {
                     Ok(answer) => answer,
                     Err(why) => return Ok(Err(format!("it refers to {subject}, version {version}: {why}"))),
                 };
@@ -166,7 +177,7 @@ impl Registry {
     }
 
     /// One answer; the inner error is that the registry says there is no such thing.
-    async fn get(&self, path: &str) -> Result<Result<Answer, String>, PrepareError> {
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Result<T, String>, PrepareError> {
         let later = |why: String| PrepareError::Transient(format!("{}{path}: {why}", self.url));
         let (status, body) = self.client.get(path).await.map_err(later)?;
         let refusal: Option<Refusal> = serde_json::from_slice(&body).ok();
@@ -180,8 +191,9 @@ impl Registry {
                 "{}{path}: the registry refuses the request ({status}): check `user` and `password`",
                 self.url
             ))),
+            (StatusCode::NOT_FOUND, _) => Err(later(format!("the answer is {status}: is it the URL of a registry?"))),
             (_, Some(refusal)) if !refusal.message.is_empty() => Err(later(format!("{status}: {}", refusal.message))),
-            _ => Err(later(format!("the answer is {status}: is it the URL of a registry?"))),
+            _ => Err(later(format!("the answer is {status}"))),
         }
     }
 }

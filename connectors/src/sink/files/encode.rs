@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use tidemill_config::{Codec, Compression, Files};
 
 use crate::{
-    codec::{CodecError, Encoder, encoder},
+    codec::{CodecError, Encoder, encoder, parquet::ParquetEncoder},
     sink::{SinkError, cell, durable},
 };
 
@@ -60,8 +60,8 @@ impl Format {
                 "parquet files end with their footer and cannot roll: leave out `roll`".into(),
             ));
         }
-        if config.codec == Codec::Parquet && config.compression != Compression::None {
-            return Err(SinkError::Fatal("parquet compresses its own pages: leave out `compression`".into()));
+        if config.codec == Codec::Parquet && config.compression == Compression::Gzip {
+            return Err(SinkError::Fatal("parquet files are compressed by `zstd` or not at all (`none`)".into()));
         }
         let partition_by = config.partition_by.iter().map(|column| column.value.clone()).collect();
         Ok(Self { codec: config.codec.clone(), compression: config.compression, partition_by })
@@ -78,6 +78,7 @@ impl Format {
             Codec::Bytes | Codec::Avro(_) | Codec::Protobuf(_) => "bin",
         };
         let compression = match self.compression {
+            _ if self.codec == Codec::Parquet => "",
             Compression::None => "",
             Compression::Gzip => ".gz",
             Compression::Zstd => ".zst",
@@ -109,6 +110,9 @@ impl Format {
     }
 
     fn encoder(&self, schema: &SchemaRef) -> Result<Box<dyn Encoder>, SinkError> {
+        if self.codec == Codec::Parquet && self.compression == Compression::Zstd {
+            return Ok(Box::new(ParquetEncoder::zstd(schema)));
+        }
         encoder(&self.codec, schema).map_err(fatal)
     }
 
@@ -119,7 +123,10 @@ impl Format {
         let mut chunks = Vec::new();
         for (partition, rows) in self.split(batches, &schema)? {
             let encoder = self.encoder(&schema)?;
-            let header = self.compress(encoder.header().unwrap_or_default())?;
+            let header = match encoder.header() {
+                Some(header) => self.compress(header)?,
+                None => Vec::new(),
+            };
             chunks.push(Chunk { partition, header, body: self.encode_rows(&schema, &rows)? });
         }
         Ok(chunks)

@@ -31,7 +31,7 @@ const PING_AFTER: Duration = Duration::from_secs(5);
 const SESSION: &str = "SET SESSION
     sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,NO_AUTO_VALUE_ON_ZERO',
     time_zone = '+00:00', autocommit = 1, foreign_key_checks = 1, unique_checks = 1,
-    wait_timeout = 20, net_read_timeout = 20, net_write_timeout = 60, innodb_lock_wait_timeout = 10";
+    wait_timeout = 20, net_read_timeout = 20, net_write_timeout = 60, innodb_lock_wait_timeout = 10, lock_wait_timeout = 20";
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// How a server and a database in it are reached.

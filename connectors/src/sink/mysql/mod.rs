@@ -73,11 +73,7 @@ impl Mysql {
             Err(failure) => {
                 let again = failure.code() == Some(DEADLOCK);
                 let failure = undo(session, failure).await;
-                let error = used.done::<()>(Err(failure));
-                return error.map(|()| Tried::Again(None)).or_else(|error| match again {
-                    true => Ok(Tried::Again(Some(error))),
-                    false => Err(error),
-                });
+                return lost(used.done(Err(failure)), again);
             }
         };
         match session.run("committing to", "COMMIT").await {
@@ -90,8 +86,10 @@ impl Mysql {
                 self.resolve(group, receipts, error).await.map(Tried::Done)
             }
             Err(failure) => {
+                // A cluster (Galera) tells of a conflict only here.
+                let again = failure.code() == Some(DEADLOCK);
                 let failure = undo(session, failure).await;
-                used.done(Err(failure))
+                lost(used.done(Err(failure)), again)
             }
         }
     }
@@ -191,18 +189,14 @@ impl Mysql {
     }
 
     async fn commit_group(&self, group: &[(Permit, Rows)]) -> Result<Vec<Result<Receipt, SinkError>>, SinkError> {
-        let mut last = None;
-        for tries in 1..=TRIES {
+        for tries in 1.. {
             match self.try_commit(group).await? {
                 Tried::Done(receipts) => return Ok(receipts),
-                Tried::Again(error) => last = error,
+                Tried::Again(error) if tries == TRIES => return Err(error),
+                Tried::Again(_) => tokio::time::sleep(PAUSE * tries).await,
             }
-            tokio::time::sleep(PAUSE * tries).await;
         }
-        Err(last.unwrap_or_else(|| SinkError::Transient {
-            what: format!("committing to {}", self.database.address.shown),
-            cause: "deadlocks with other clients".into(),
-        }))
+        unreachable!("the last try returns")
     }
 
     async fn claim_lane(&self, key: &LaneKey) -> Result<Option<Mark>, SinkError> {
@@ -260,7 +254,12 @@ impl Mysql {
 enum Tried {
     Done(Vec<Result<Receipt, SinkError>>),
     /// It lost to another transaction, and may be tried again.
-    Again(Option<SinkError>),
+    Again(SinkError),
+}
+
+/// What follows from a try that failed.
+fn lost(tried: Result<Tried, SinkError>, again: bool) -> Result<Tried, SinkError> {
+    tried.or_else(|error| if again { Ok(Tried::Again(error)) } else { Err(error) })
 }
 
 /// Ends a transaction that failed. Where that fails too, the connection is of no use, and the server does it.

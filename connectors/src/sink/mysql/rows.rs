@@ -329,7 +329,7 @@ struct Halves {
 
 impl Halves {
     fn new(rows: usize) -> Self {
-        Self { open: if rows > 0 { vec![0..rows] } else { Vec::new() } }
+        Self { open: (rows > 0).then_some(0..rows).into_iter().collect() }
     }
 
     fn next(&mut self) -> Option<Range<usize>> {

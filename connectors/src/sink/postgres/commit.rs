@@ -160,7 +160,7 @@ impl Postgres {
                 connection.client.batch_execute(&begin()).await.doing("reading the marks of")?;
                 // The lock waits for the transaction where it is still being committed.
                 let held = self.scope.read(connection, place, &lanes, "FOR SHARE OF m").await?;
-                connection.client.batch_execute("COMMIT").await.doing("reading the marks of")?;
+                connection.client.batch_execute("ROLLBACK").await.doing("reading the marks of")?;
                 Ok(held)
             };
             let asked = asked.await;
