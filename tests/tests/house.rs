@@ -203,6 +203,8 @@ fn every_job_that_a_reader_is_shown_is_valid() {
         .env("KAFKA_BROKERS", "localhost:9092")
         .env("KAFKA_PASSWORD", "s3cret")
         .env("PG_URL", "postgres://me@localhost/shop")
+        .env("MYSQL_URL", "mysql://me@localhost/shop")
+        .env("REDIS_URL", "redis://localhost")
         .output()
         .unwrap();
     assert!(done.status.success(), "{}\n{}", done.status, String::from_utf8_lossy(&done.stderr));

@@ -439,7 +439,12 @@ mod tests {
                 "DELETE FROM `d`.`t` WHERE (`k`=1) OR (`k`=3)",
             ]
         );
-        assert_eq!(rows.refused[0].0, (0, 3));
-        assert_eq!(rows.refused[0].1.0, "null_key");
+        let table = Table { key: vec!["k".into(), "gone".into()], ..table };
+        let rows = Rows::new(&table, rows.batches);
+        let two = "DELETE FROM `d`.`t` WHERE (`k`=1 AND `gone`=1) OR (`k`=3 AND `gone`=1)";
+        assert_eq!(all(rows.chunks.last().unwrap()), two);
+        assert_eq!(rows.refused[0].0, (0, 1), "a part of the key is null");
+        assert_eq!(rows.refused[1].0, (0, 3));
+        assert_eq!(rows.refused[1].1.0, "null_key");
     }
 }

@@ -160,7 +160,7 @@ impl Core {
 
     /// Asks for the ids of the topics that are read: `false` where one is another now, and its cursors are stopped.
     pub fn confirm(&self) -> Result<bool, SourceError> {
-        let read = self.reader().as_mut().map(Reader::to_confirm).unwrap_or_default();
+        let read = self.reader().as_mut().map(Reader::offsets_to_confirm).unwrap_or_default();
         let names: BTreeSet<_> = read.iter().map(|(partition, ..)| partition.topic.clone()).collect();
         let names: Vec<&str> = names.iter().map(|name| &**name).collect();
         let topology = Topology::describe(&*self.query()?, &names, &self.voice)?;

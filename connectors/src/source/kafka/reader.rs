@@ -182,7 +182,8 @@ impl Reader {
         }
         let split = self.consumer.split_partition_queue(&partition.topic, partition.number);
         let mut queue = split.ok_or_else(|| SourceError::Fatal(format!("{partition} is no partition")))?;
-        let ready = Arc::new(AtomicBool::new(false));
+        // What is left of an assignment before lies in the queue: only a look empties it, and what comes then wakes.
+        let ready = Arc::new(AtomicBool::new(true));
         let (flag, wake) = (ready.clone(), self.wake.clone());
         queue.set_nonempty_callback(move || {
             flag.store(true, Ordering::Release);
@@ -275,7 +276,7 @@ impl Reader {
 
     /// What a question for the ids will confirm. What waits in the queues is taken first, so that one question serves many
     /// lanes.
-    pub fn to_confirm(&mut self) -> Vec<(Partition, ShardId, u64)> {
+    pub fn offsets_to_confirm(&mut self) -> Vec<(Partition, ShardId, u64)> {
         /// Of each partition: a lane that has more asks for itself.
         const CAP: Size = Size { records: 1_000, bytes: 16 * 1024 };
         for (partition, cursor) in &mut self.cursors {
