@@ -7,7 +7,7 @@
 //! Invariants:
 //! - One row in, one row out, in the same order (`on_missing: drop` leaves rows out). A key with a null in it is equal to
 //!   nothing.
-//! - Keys are compared in the type that they have in the rows: the table's are cast, once ([`verb::comparable`] says which
+//! - Keys are compared in the type that they have in the rows: the table's are cast, once (`comparable` in `verb` says which
 //!   can be). One that cannot be cast is equal to nothing.
 //! - Nothing is allocated for a single row: keys are compared as arrow's rows (`index`), values are gathered by arrow's
 //!   `take`.
