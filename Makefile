@@ -40,13 +40,13 @@ lint: build-needs ## formatting, clippy, licences and sources of dependencies, d
 fmt: ## format the code
 	$(CARGO) fmt --all
 
-bench: build-needs ## job W (1 GB of web log) beside DuckDB, per CPU-second; SIZE_MB=50 for a quick look
+bench: build-needs ## job W beside DuckDB, topics beside psql and a bare loop, per CPU-second; SIZE_MB=50 RECORDS=100000 for a quick look
 	@tests/tools.sh --bench
 	@tests/bench/run.sh $(CARGO_FLAGS)
 
-torture: build-needs ## the long runs: 2,100 power cuts, 200 kills in every phase of each pair
+torture: build-needs ## the long runs: 2,100 power cuts, 200 kills in every phase of each pair, 500 faults to groups of daemons
 	@tests/tools.sh
-	@STATES=700 KILLS=200 tests/run.sh $(CARGO_FLAGS)
+	@STATES=700 KILLS=200 FAULTS=500 WEBLOG_RECORDS=3000000 tests/run.sh $(CARGO_FLAGS)
 
 picture: build-needs ## docs/demo.svg, from a run of the demo
 	$(CARGO) build -q $(CARGO_FLAGS) -p tidemill

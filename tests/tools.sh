@@ -219,7 +219,9 @@ for_lint() {
 
 for_bench() {
     want python3 python3 "the generator and the comparison" || return 1
-    want_module duckdb duckdb==2.0.0 "the other side of job W"
+    want_module duckdb duckdb==2.0.0 "the other side of job W" || return 1
+    want_module psycopg "psycopg[binary]==3.3.9" "reading PostgreSQL in benches" || return 1
+    want_module confluent_kafka confluent-kafka==2.16.1 "producing and reading topics in benches"
 }
 
 case "${1:-}" in

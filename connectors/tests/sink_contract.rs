@@ -484,6 +484,7 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
                 Kind::Postgres => {
                     tidemill_config::SinkKind::Postgres(postgres::config(&postgres::url(dir.path()), "rows", &[], None))
                 }
+                Kind::Kafka => tidemill_config::SinkKind::Kafka(kafka::config(dir.path())),
                 _ => tidemill_config::SinkKind::Files(files(dir.path(), None)),
             };
             let two = tidemill_connectors::sink::open(id(kind), "other", &config).unwrap();

@@ -125,3 +125,43 @@ fn kafka_to_parquet() {
     pages.sort();
     assert_eq!(pages, ["/a", "/b"]);
 }
+
+/// Killed between its two sinks, and the tables changed before it is replayed: both sinks have the rows of the first time.
+#[test]
+fn enrich_from_databases() {
+    let (Some(postgres), Some(mariadb), Some(redis)) = (services::postgres(), services::mariadb(), services::redis())
+    else {
+        return;
+    };
+    let pg = postgres.schema("example_enrich");
+    postgres.psql_at(
+        &pg,
+        "CREATE TABLE customers (id bigint, name text); INSERT INTO customers VALUES (7, 'Ada'), (8, 'Kurt')",
+    );
+    let my = mariadb.database("example_enrich");
+    let items = "example_enrich.items";
+    mariadb.sql(&format!("CREATE TABLE {items} (id varchar(20) PRIMARY KEY, price decimal(10,2)); INSERT INTO {items} VALUES ('cup', 4.50), ('pot', 12)"));
+    redis.cli(&["HSET", "session:s1", "campaign", "spring"]);
+    let folder = Folder::new();
+    let file = folder.copy(&root().join("examples/enrich-from-databases.yaml"), "enrich-from-databases.yaml");
+    folder.copy(&root().join("examples/input"), "input");
+    let run = Run::new(&folder).job_file(file).env("PG_URL", &pg).env("MYSQL_URL", &my).env("REDIS_URL", &redis.url);
+    run.clone().failpoint("after-anchor:1:kill").start().expect_killed();
+    postgres.psql_at(&pg, "UPDATE customers SET name = 'somebody else'");
+    mariadb.sql(&format!("UPDATE {items} SET price = 99"));
+    run.once().expect_success();
+    let expected = [
+        r#"{"id": 1, "customer_name": "Ada", "campaign": "spring", "country_name": "Germany"}"#,
+        r#"{"id": 2, "customer_name": "Kurt", "campaign": null, "country_name": "Norway"}"#,
+        r#"{"id": 3, "customer_name": null, "campaign": null, "country_name": null}"#,
+    ];
+    let expected = Rows::json(&expected.join("\n"));
+    let query = "SELECT id, customer_name, campaign, country_name FROM orders";
+    Rows::sqlite(&folder.join("out/enriched.db"), query).assert_same(&expected, "the table");
+    let files = Rows::files(&folder.join("out/enriched"));
+    files.select(&["id", "customer_name", "campaign", "country_name"]).assert_same(&expected, "the files");
+    let totals = r#"{"id": 1, "price": 4.50, "total": 13.50} {"id": 2, "price": 12.00, "total": 12.00} {"id": 3, "price": 4.50, "total": 9.00}"#;
+    files.select(&["id", "price", "total"]).assert_same(&Rows::json(&totals.replace("} {", "}\n{")), "what it costs");
+    let letters = Rows::files(&folder.join("data/enrich-from-databases/dead-letters"));
+    assert!(letters.column("detail").iter().all(|text| text.contains("has no row for item = ")) && letters.len() == 1);
+}

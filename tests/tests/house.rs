@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::Value;
-use tidemill_tests::{Folder, daemon::tidemill, needs::output, root};
+use tidemill_tests::{Folder, binary, needs::output, root};
 
 /// The crates of the workspace, and those of them that each may use in its code.
 const MAY_USE: [(&str, &[&str]); 6] = [
@@ -196,9 +196,17 @@ fn every_job_that_a_reader_is_shown_is_valid() {
     let folder = Folder::new();
     let jobs = shown_jobs(&folder);
     assert!(jobs.len() >= 2, "{jobs:?}");
-    let mut arguments = vec!["validate"];
-    arguments.extend(jobs.iter().map(|path| path.to_str().unwrap()));
-    let done = tidemill(&folder, &arguments);
+    // What the pages leave to the reader's environment.
+    let done = Command::new(binary::tidemill())
+        .arg("validate")
+        .args(&jobs)
+        .env("KAFKA_BROKERS", "localhost:9092")
+        .env("KAFKA_PASSWORD", "s3cret")
+        .env("PG_URL", "postgres://me@localhost/shop")
+        .env("MYSQL_URL", "mysql://me@localhost/shop")
+        .env("REDIS_URL", "redis://localhost")
+        .output()
+        .unwrap();
     assert!(done.status.success(), "{}\n{}", done.status, String::from_utf8_lossy(&done.stderr));
 }
 

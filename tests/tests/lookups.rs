@@ -223,6 +223,28 @@ fn rows_without_one_go_to_the_dead_letters_once() {
     assert_eq!((rows(&folder).len(), Rows::files(&folder.join("out")).len()), (20, 20));
 }
 
+/// The trial in a process of its own has the tables of the batch, whole and asked: it gets as far as the daemon did, and dies
+/// of the same.
+#[test]
+fn a_batch_that_kills_the_process_is_found_out_with_its_tables() {
+    let folder = Folder::new();
+    folder.write("countries.csv", OLD);
+    let table = rusqlite::Connection::open(folder.join("shop.db")).unwrap();
+    table.execute_batch("CREATE TABLE names (code TEXT, name TEXT)").unwrap();
+    folder.publish("in/a.json", records(0..30));
+    let more = "  - lookup: { database: shop, table: names, match: { country: code }, take: [name], mode: query }\n";
+    let job = format!("databases: {{ shop: shop.db }}\n{}", job(&[LOOKUP, more].concat(), DB));
+    let run = Run::new(&folder).job(&job).failpoint("computing:1:kill");
+    for _ in 0..3 {
+        run.start().expect_killed();
+    }
+    let mut stopped = run.once();
+    stopped.expect_code(1);
+    assert!(stopped.stderr().contains("a trial in a process of its own died too"), "{}", stopped.stderr());
+    Run::new(&folder).job(&job).once().expect_success();
+    rows(&folder).assert_same(&expected(0..30, GERMANY), "the table");
+}
+
 #[test]
 fn sqlite_is_asked_once_a_batch_and_answers_are_remembered() {
     let folder = Folder::new();

@@ -118,7 +118,7 @@ fn server(database: &Database, limit: Duration) -> Result<Box<dyn sql::Server>, 
     Ok(match &database.address {
         DatabaseAddress::Sqlite(path) => Box::new(sqlite::Sqlite::new(path, limit)),
         DatabaseAddress::Postgres(url) => Box::new(postgres::Postgres::new(url, database.ca.as_deref(), limit)?),
-        DatabaseAddress::Mysql(url) => Box::new(mysql::Mysql::new(url, database.ca.as_deref(), limit)?),
+        DatabaseAddress::Mysql(url) => Box::new(mysql::Mysql::new(url, database.ca.as_deref())?),
         DatabaseAddress::Redis(_) => return Err(LookupError::of(&database.name, "Redis has no SQL")),
     })
 }

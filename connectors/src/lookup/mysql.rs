@@ -1,7 +1,7 @@
 //! MySQL and MariaDB. A whole table is read by the text protocol, keys go as parameters.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -11,11 +11,10 @@ use arrow::{
 };
 use async_trait::async_trait;
 use mysql_async::{
-    Column, Conn, Opts, OptsBuilder, Params, Row, Value,
+    Column, Conn, Params, Row, Value,
     consts::{ColumnFlags, ColumnType},
     prelude::Queryable,
 };
-use tidemill_config::redacted;
 use tokio::sync::Mutex;
 
 use super::{
@@ -24,6 +23,7 @@ use super::{
     sql::{Described, Keys, Server},
     texts,
 };
+use crate::sink::mysql::database::{Address, Failure};
 
 /// Parameters of one statement; the server takes 65,535.
 const MAX_PARAMETERS: usize = 1_000;
@@ -34,28 +34,17 @@ const BINARY: u16 = 63;
 const SESSION: [&str; 2] = ["SET SESSION time_zone = '+00:00'", "SET SESSION TRANSACTION READ ONLY"];
 
 pub(super) struct Mysql {
-    opts: Opts,
-    ca: Option<PathBuf>,
-    shown: String,
+    address: Address,
     connection: Mutex<Option<(Conn, Instant)>>,
 }
 
 impl Mysql {
-    pub(super) fn new(url: &str, ca: Option<&Path>, _: Duration) -> Result<Self, LookupError> {
-        let shown = redacted(url);
-        // The driver's own words may hold parts of the address, the password too.
-        let opts = Opts::from_url(url).map_err(|_| {
-            LookupError::of(&shown, "this address cannot be read: write mysql://USER:PASSWORD@HOST:PORT/DATABASE")
-        })?;
-        Ok(Self { opts, ca: ca.map(Path::to_owned), shown, connection: Mutex::default() })
+    pub(super) fn new(url: &str, ca: Option<&Path>) -> Result<Self, LookupError> {
+        Ok(Self { address: Address::new(url, ca).map_err(LookupError)?, connection: Mutex::default() })
     }
 
-    fn failed(&self, what: &str, error: &mysql_async::Error) -> LookupError {
-        let cause = match error {
-            mysql_async::Error::Server(said) => format!("{} ({})", said.message, said.code),
-            other => other.to_string(),
-        };
-        LookupError(format!("{what} ({}): {cause}", self.shown))
+    fn failed(&self, what: &'static str, error: mysql_async::Error) -> LookupError {
+        LookupError(self.address.explain(Failure::Server(what, error)).to_string())
     }
 
     /// The connection, taken out: it is put back once it is known to be whole.
@@ -65,18 +54,11 @@ impl Mysql {
         {
             return Ok(connection);
         }
-        // A local server would be reached by its socket, past whatever stands between (a tunnel, a proxy).
-        let mut builder = OptsBuilder::from_opts(self.opts.clone()).prefer_socket(self.opts.socket().is_some());
-        if let Some(ca) = &self.ca {
-            let pem = tokio::fs::read(ca).await;
-            let pem = pem.map_err(|error| LookupError::of(format!("the certificates in {}", ca.display()), error))?;
-            let given = self.opts.ssl_opts().cloned().unwrap_or_default();
-            builder = builder.ssl_opts(given.with_root_certs(vec![pem.into()]).with_disable_built_in_roots(true));
-        }
-        let mut connection = Conn::new(builder).await.map_err(|error| self.failed("connecting", &error))?;
+        let opened = self.address.open().await;
+        let mut connection = opened.map_err(|failure| LookupError(self.address.explain(failure).to_string()))?;
         for statement in SESSION {
             let done = connection.query_drop(statement).await;
-            done.map_err(|error| self.failed("setting up a session", &error))?;
+            done.map_err(|error| self.failed("setting up a session in", error))?;
         }
         Ok(connection)
     }
@@ -179,7 +161,10 @@ impl Server for Mysql {
 
     async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {
         let mut connection = self.connected().await?;
-        let prepared = connection.prep(statement).await.map_err(|error| self.failed("its query", &error))?;
+        let prepared = connection
+            .prep(statement)
+            .await
+            .map_err(|error| self.failed("looking at the columns of a query in", error))?;
         let columns = prepared.columns();
         let columns = columns.iter().map(|column| Described {
             name: column.name_str().into_owned(),
@@ -197,7 +182,7 @@ impl Server for Mysql {
         columns: &[Described],
         cells: &mut Cells,
     ) -> Result<Vec<Option<DataType>>, LookupError> {
-        let failed = |error: mysql_async::Error| self.failed("reading", &error);
+        let failed = |error: mysql_async::Error| self.failed("reading from", error);
         let mut connection = self.connected().await?;
         let mut result = connection.query_iter(statement).await.map_err(failed)?;
         while let Some(row) = result.next().await.map_err(failed)? {
@@ -215,7 +200,7 @@ impl Server for Mysql {
         keys: &Keys<'_>,
         cells: &mut Cells,
     ) -> Result<u64, LookupError> {
-        let failed = |error: mysql_async::Error| self.failed("asking", &error);
+        let failed = |error: mysql_async::Error| self.failed("asking", error);
         let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
         let columns = keys.columns.iter().map(values).collect::<Result<Vec<_>, _>>()?;
         let (count, width) = (keys.count(), names.len());

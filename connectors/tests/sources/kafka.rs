@@ -39,8 +39,8 @@ fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
 
 /// Also where a runtime is at work already.
 fn block<T: Send>(future: impl Future<Output = T> + Send) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join().unwrap())
+    let run = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
 impl Topic {

@@ -98,3 +98,24 @@ fn stage(step: &str) -> &'static str {
         _ => "TASK_PUT",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_records_of_kafka_have_a_topic() {
+        let parts = |topic: &str, partition: &str, offset: &str| Some([topic, partition, offset].map(str::to_owned));
+        assert_eq!(origin("in/orders.eu/3@cluster:topic", "1042"), parts("orders.eu", "3", "1042"));
+        for (shard, position) in [
+            ("posts/6f9e", "7"),
+            ("access", "3:12"),
+            ("in/a/b@c", "7"),
+            ("in/a/3@c", "3:12"),
+            ("in/a/3", "7"),
+            ("", ""),
+        ] {
+            assert_eq!(origin(shard, position), None, "{shard}");
+        }
+    }
+}

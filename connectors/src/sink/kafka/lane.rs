@@ -67,7 +67,7 @@ impl Inner {
         }
         passed("kafka.before-init")?;
         let id = format!("{}/{}/{}/{}", self.marks_topic, place.job, place.sink, place.lane);
-        let writer = Writer::open(&self.cluster, &id, self.transaction_timeout, self.compression)?;
+        let writer = Writer::open(&self.cluster, &self.marks_topic, &id, self.transaction_timeout, self.compression)?;
         passed("kafka.after-init")?;
         let kept = self.kept(place, End::All(OPEN_TRANSACTIONS))?;
         may(kept.owned.as_ref())?;

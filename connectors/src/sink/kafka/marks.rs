@@ -304,3 +304,71 @@ impl Book {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn place(lane: &str) -> Place {
+        Place { job: "job".into(), sink: SinkId::new("out"), lane: Lane::new(lane) }
+    }
+
+    #[test]
+    fn a_lane_keeps_its_partition_and_leaves_that_of_beats_alone() {
+        // Marks that are there must be found again: these numbers never change.
+        assert_eq!(["all", "in/t/0", "in/t/1"].map(|lane| place(lane).partition(9)), [7, 3, 1]);
+        assert_eq!(place("all").partition(1), 0);
+        let used: std::collections::BTreeSet<i32> =
+            (0..100).map(|n| place(&format!("in/t/{n}")).partition(9)).collect();
+        assert_eq!(used.into_iter().collect::<Vec<_>>(), (1..9).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_long_reject_comes_back_from_its_parts_and_goes_with_them() {
+        let text = "ä".repeat(PART_BYTES + 1);
+        let reject = SinkReject {
+            number: 4,
+            seq: 1,
+            input: Digest::of(b"input"),
+            row: 2,
+            reason: "too_big".into(),
+            detail: "why".into(),
+            record: text,
+        };
+        let place = place("all");
+        let records = place.reject(&reject);
+        assert_eq!(records.len(), 3);
+        let mut book = Book::default();
+        for record in &records[..2] {
+            book.apply(&record.key, record.value.as_deref()).unwrap();
+        }
+        assert_eq!(book.lane(&place).unwrap().rejects(0), [], "a part is missing");
+        book.apply(&records[2].key, records[2].value.as_deref()).unwrap();
+        let kept = book.lane(&place).unwrap().clone();
+        assert_eq!(kept.rejects(0), [reject]);
+        assert_eq!((kept.rejects(5), kept.next_reject()), (vec![], 5));
+        let gone = kept.done_rejects(&place, 5);
+        assert_eq!(gone.len(), 3);
+        for record in gone {
+            book.apply(&record.key, record.value.as_deref()).unwrap();
+        }
+        assert_eq!(book.lane(&place).unwrap().next_reject(), 0);
+    }
+
+    #[test]
+    fn a_topic_that_is_not_of_marks_is_told_so() {
+        let mut book = Book::default();
+        for (key, value) in [
+            (&b"user-17"[..], &b"{}"[..]),
+            (br#"["mark","job","out"]"#, b"{}"),
+            (br#"["mark","job","out","all"]"#, b"{}"),
+            (br#"["note","job","out","all"]"#, b"{}"),
+            (br#"["entry","job","out","all","log",1]"#, b"7"),
+        ] {
+            let error = book.apply(key, Some(value)).unwrap_err().to_string();
+            assert!(error.contains("is it a topic of its own"), "{error}");
+        }
+        book.apply(br#"["beat","job","out","all"]"#, None).unwrap();
+    }
+}

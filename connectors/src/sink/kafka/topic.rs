@@ -82,6 +82,6 @@ impl Inner {
         self.find_topic()?;
         // An id of its own, which shuts nobody out: whether transactions work here, and this user may use such ids.
         let id = format!("{}/check", self.marks_topic);
-        Writer::open(&self.cluster, &id, self.transaction_timeout, self.compression).map(drop)
+        Writer::open(&self.cluster, &self.topic, &id, self.transaction_timeout, self.compression).map(drop)
     }
 }

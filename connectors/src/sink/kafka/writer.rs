@@ -50,10 +50,18 @@ impl Failure {
 
 impl Writer {
     /// Takes the name. Every earlier producer of it is shut out, and its open transaction has ended, one way or the other.
-    pub(super) fn open(cluster: &Cluster, id: &str, timeout: Duration, compression: &str) -> Result<Self, SinkError> {
+    pub(super) fn open(
+        cluster: &Cluster,
+        topic: &str,
+        id: &str,
+        timeout: Duration,
+        compression: &str,
+    ) -> Result<Self, SinkError> {
         let producer = cluster.transactional(id, timeout, compression)?;
         let what = format!("taking the transactional id {id}");
         let begun = Instant::now();
+        // librdkafka looks for the coordinator at once where it is connected, else half a second later.
+        let _ = producer.client().fetch_metadata(Some(topic), ANSWER);
         loop {
             let Err(error) = producer.init_transactions(ANSWER) else { break };
             producer.poll(Duration::ZERO);

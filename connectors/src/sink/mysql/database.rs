@@ -72,8 +72,8 @@ impl Address {
         Ok(Self { opts, ca: ca.map(Path::to_owned), shown, database, user })
     }
 
-    /// A new connection, set up.
-    pub(crate) async fn connect(&self) -> Result<Session, Failure> {
+    /// A new connection as the server gives it: who reads alone needs no more.
+    pub(crate) async fn open(&self) -> Result<Conn, Failure> {
         // A local server would be reached by its socket, past whatever stands between (a tunnel, a proxy).
         let mut builder = OptsBuilder::from_opts(self.opts.clone()).prefer_socket(self.opts.socket().is_some());
         builder = builder.tcp_keepalive(Some(Duration::from_secs(10)));
@@ -84,11 +84,15 @@ impl Address {
             let given = self.opts.ssl_opts().cloned().unwrap_or_default();
             builder = builder.ssl_opts(given.with_root_certs(vec![pem.into()]).with_disable_built_in_roots(true));
         }
-        let conn = match timeout(CONNECT_TIMEOUT, Conn::new(builder)).await {
-            Ok(conn) => conn.doing("connecting to")?,
-            Err(_) => return Err(Failure::Slow("connecting to", CONNECT_TIMEOUT)),
-        };
-        let mut session = Session { conn, used: Instant::now(), max_statement: 0 };
+        match timeout(CONNECT_TIMEOUT, Conn::new(builder)).await {
+            Ok(conn) => conn.doing("connecting to"),
+            Err(_) => Err(Failure::Slow("connecting to", CONNECT_TIMEOUT)),
+        }
+    }
+
+    /// A new connection, set up.
+    pub(crate) async fn connect(&self) -> Result<Session, Failure> {
+        let mut session = Session { conn: self.open().await?, used: Instant::now(), max_statement: 0 };
         session.run("setting up a session in", SESSION).await?;
         session.run("setting up a session in", ISOLATION).await?;
         let limit: Option<u64> = session.first("setting up a session in", "SELECT @@max_allowed_packet", ()).await?;

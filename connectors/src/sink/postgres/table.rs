@@ -267,11 +267,10 @@ impl Table {
             return Err(self.fatal("names that begin with tidemill_ are this program's own: choose another table"));
         }
         let columns = || schema.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ");
-        for name in self.key.iter().chain(&self.delete_when).filter(|name| schema.index_of(name).is_err()) {
+        if let Some(name) = self.key.iter().chain(&self.delete_when).find(|name| schema.index_of(name).is_err()) {
             let what = if self.key.contains(name) { "key" } else { "delete_when" };
-            return Err(
-                self.fatal(&format!("the {what} column `{name}` is not among the rows' columns: {}", columns()))
-            );
+            let why = format!("the {what} column `{name}` is not among the rows' columns: {}", columns());
+            return Err(self.fatal(&why));
         }
         if let Some(flag) = &self.delete_when
             && let Ok(field) = schema.field_with_name(flag)

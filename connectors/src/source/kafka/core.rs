@@ -158,6 +158,21 @@ impl Core {
         Ok(topology)
     }
 
+    /// Asks for the ids of the topics that are read: `false` where one is another now, and its cursors are stopped.
+    pub fn confirm(&self) -> Result<bool, SourceError> {
+        let read = self.reader().as_mut().map(Reader::offsets_to_confirm).unwrap_or_default();
+        let names: BTreeSet<_> = read.iter().map(|(partition, ..)| partition.topic.clone()).collect();
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        let topology = Topology::describe(&*self.query()?, &names, &self.voice)?;
+        let mut guard = self.reader();
+        let Some(reader) = guard.as_mut() else { return Ok(false) };
+        if reader.stop_made_again(|partition| topology.shard(&self.name, partition)) {
+            return Ok(false);
+        }
+        reader.confirm(&read);
+        Ok(true)
+    }
+
     /// First offset and last stable one.
     pub fn watermarks(&self, partition: &Partition) -> Result<(u64, u64), SourceError> {
         let found = watermarks(&*self.query()?, partition)
@@ -401,6 +416,20 @@ impl Core {
                     let cause = topology.trouble().unwrap_or_else(|| format!("{partition} is not there"));
                     return Err(SourceError::Transient { what: format!("reading {partition} again"), cause });
                 }
+            }
+        }
+        if fresh.is_some() {
+            // What was read is of the topics that were asked for before, if they are still the same.
+            let topology = self.refresh()?;
+            let is_other = |shard: &&ShardId| {
+                let now = parse_shard(shard).and_then(|(partition, _)| topology.shard(&self.name, &partition));
+                now.is_some_and(|now| now != **shard)
+            };
+            if let Some(shard) =
+                spans.keys().find(is_other).filter(|_| self.config.on_lost_offsets == OnLostOffsets::Stop)
+            {
+                let cause = format!("the topic of {shard} was made again meanwhile");
+                return Err(SourceError::Transient { what: "reading a batch again".into(), cause });
             }
         }
         Ok(batch)

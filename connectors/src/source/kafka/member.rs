@@ -267,15 +267,12 @@ fn live(consumer: BaseConsumer<Context>, shared: &Shared) {
             thread::sleep(POLL);
             continue;
         }
-        match consumer.poll(POLL) {
-            Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
-                let text = consumer.client().fatal_error().map_or_else(|| error.to_string(), |(_, text)| text);
-                shared.state().fault = Some(text);
-                consumer.context().wake.notify_one();
-                return;
-            }
-            // What is not paused in time is of no interest; complaints are heard by the context.
-            Some(_) | None => {}
+        // What is not paused in time is of no interest; complaints are heard by the context.
+        if let Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) = consumer.poll(POLL) {
+            let text = consumer.client().fatal_error().map_or_else(|| error.to_string(), |(_, text)| text);
+            shared.state().fault = Some(text);
+            consumer.context().wake.notify_one();
+            return;
         }
         commit(&consumer, shared, CommitMode::Async);
     }

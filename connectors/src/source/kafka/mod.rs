@@ -56,6 +56,17 @@ pub struct KafkaSource {
 /// What a plan read ahead, by shard.
 struct Ahead(BTreeMap<ShardId, Taken>);
 
+impl Ahead {
+    fn proposal(self) -> Option<Proposal> {
+        let span = |(shard, taken): (&ShardId, &Taken)| {
+            let span = Span { from: Position::number(taken.from), to: Position::number(taken.to) };
+            (shard.clone(), span)
+        };
+        let spans: BTreeMap<_, _> = self.0.iter().map(span).collect();
+        (!spans.is_empty()).then(|| Proposal { spans, ahead: Some(Arc::new(self)), ..Proposal::default() })
+    }
+}
+
 impl KafkaSource {
     /// Opens nothing yet: a wrong property is an error, a broker that is down is none.
     pub fn open(
@@ -169,9 +180,13 @@ impl KafkaSource {
         }
         let shard_of: BTreeMap<&Partition, &ShardId> =
             at.iter().map(|(partition, _, shard)| (partition, shard)).collect();
-        let ahead =
-            taken.into_iter().filter_map(|(partition, taken)| Some(((*shard_of.get(&partition)?).clone(), taken)));
-        Ok(Tried::Done(Ahead(ahead.collect())))
+        let is_sure = !reader.is_unconfirmed(&taken);
+        let ahead = taken.into_iter().filter_map(|(partition, taken)| {
+            let shard = (*shard_of.get(&partition)?).clone();
+            Some((shard, taken))
+        });
+        let ahead = Ahead(ahead.collect());
+        Ok(if is_sure { Tried::Done(ahead) } else { Tried::Unsure(ahead) })
     }
 
     /// Notes for monitors how far partitions are done.
@@ -194,6 +209,8 @@ impl KafkaSource {
 /// What a try of a plan came to.
 enum Tried {
     Done(Ahead),
+    /// The same, once the topics' ids are known to be what they were.
+    Unsure(Ahead),
     /// A partition that was put back has records that have not come yet.
     Silent,
     Stuck(Partition, ShardId, u64, Stuck),
@@ -262,14 +279,11 @@ impl Source for KafkaSource {
                 group.alive();
             }
             match self.try_plan(lane, from, budget)? {
-                Tried::Done(ahead) => {
-                    let span = |(shard, taken): (&ShardId, &Taken)| {
-                        let span = Span { from: Position::number(taken.from), to: Position::number(taken.to) };
-                        (shard.clone(), span)
-                    };
-                    let spans = ahead.0.iter().map(span).collect();
-                    let proposal = Proposal { spans, ahead: Some(Arc::new(ahead)), ..Proposal::default() };
-                    return Ok((!proposal.spans.is_empty()).then_some(proposal));
+                Tried::Done(ahead) => return Ok(ahead.proposal()),
+                Tried::Unsure(ahead) => {
+                    if self.blocking(Core::confirm).await? {
+                        return Ok(ahead.proposal());
+                    }
                 }
                 Tried::Stuck(partition, shard, at, stuck) => {
                     self.blocking(move |core| lost::resolve(core, &partition, &shard, at, stuck)).await?;

@@ -27,6 +27,9 @@ pub(super) struct Described {
     pub partitions: Vec<i32>,
 }
 
+/// A topic, or its name and why there is none.
+pub(super) type Answer = Result<Described, (String, RDKafkaErrorCode)>;
+
 /// Frees what librdkafka allocated, when the scope ends.
 struct Owned<T>(*mut T, unsafe extern "C" fn(*mut T));
 
@@ -43,7 +46,7 @@ pub(super) fn describe_topics<C: rdkafka::ClientContext>(
     client: &Client<C>,
     names: &[&str],
     timeout: Duration,
-) -> Result<Vec<Result<Described, (String, RDKafkaErrorCode)>>, String> {
+) -> Result<Vec<Answer>, String> {
     if names.is_empty() {
         return Ok(Vec::new());
     }

@@ -3,6 +3,8 @@
 //!
 //! Invariants: a cursor's buffer holds all records of `[start, at)` and no others. `at` follows the client's own position,
 //! so that markers of transactions, aborted records and the gaps of compaction lie inside a span, never between two.
+//! A plan is made of records that came before the ids of their topics were asked for the last time: the client goes on in a
+//! topic that was made again as if nothing had happened.
 //! A queue is split off before its partition is assigned, so that no record goes to the client's common queue.
 
 use std::{
@@ -73,6 +75,8 @@ pub(super) struct Cursor {
     fresh: bool,
     /// Up to where records were planned.
     pub planned: u64,
+    /// Records up to here are of the topic that the shard names: its id was asked for after they came.
+    confirmed: u64,
     /// Records up to here were there when the cursor was put back: a plan waits for them.
     pub known: u64,
     chunks: VecDeque<(u64, Arc<Chunk>)>,
@@ -159,6 +163,7 @@ impl Reader {
             at,
             fresh: false,
             planned: start,
+            confirmed: at,
             known: 0,
             chunks: VecDeque::new(),
             stuck: None,
@@ -177,7 +182,8 @@ impl Reader {
         }
         let split = self.consumer.split_partition_queue(&partition.topic, partition.number);
         let mut queue = split.ok_or_else(|| SourceError::Fatal(format!("{partition} is no partition")))?;
-        let ready = Arc::new(AtomicBool::new(false));
+        // What is left of an assignment before lies in the queue: only a look empties it, and what comes then wakes.
+        let ready = Arc::new(AtomicBool::new(true));
         let (flag, wake) = (ready.clone(), self.wake.clone());
         queue.set_nonempty_callback(move || {
             flag.store(true, Ordering::Release);
@@ -198,13 +204,14 @@ impl Reader {
         }
     }
 
-    /// Stops the cursors of topics that are others now. Whether there were any.
+    /// Stops the cursors of topics that are others now. Whether there are any.
     pub fn stop_made_again(&mut self, shard_of: impl Fn(&Partition) -> Option<ShardId>) -> bool {
         let mut found = false;
         for (partition, cursor) in &mut self.cursors {
             if shard_of(partition).is_some_and(|now| now != cursor.shard) {
                 self.heard.remove(&partition.topic);
-                found |= cursor.stuck.replace(Stuck::OutOfRange).is_none();
+                cursor.stuck = Some(Stuck::OutOfRange);
+                found = true;
             }
         }
         found
@@ -257,6 +264,36 @@ impl Reader {
         }
         taken.retain(|_, part| part.from < part.to);
         taken
+    }
+
+    /// Whether something of a plan came since the topics' ids were asked for.
+    pub fn is_unconfirmed(&self, taken: &BTreeMap<Partition, Taken>) -> bool {
+        let beyond = |(partition, part): (&Partition, &Taken)| {
+            self.cursors.get(partition).is_none_or(|cursor| part.to > cursor.confirmed)
+        };
+        taken.iter().any(beyond)
+    }
+
+    /// What a question for the ids will confirm. What waits in the queues is taken first, so that one question serves many
+    /// lanes.
+    pub fn offsets_to_confirm(&mut self) -> Vec<(Partition, ShardId, u64)> {
+        /// Of each partition: a lane that has more asks for itself.
+        const CAP: Size = Size { records: 1_000, bytes: 16 * 1024 };
+        for (partition, cursor) in &mut self.cursors {
+            if cursor.queue.ready.load(Ordering::Acquire) {
+                drain(cursor, &self.consumer, &self.form, partition, cursor.planned, CAP);
+            }
+        }
+        self.cursors.iter().map(|(partition, cursor)| (partition.clone(), cursor.shard.clone(), cursor.at)).collect()
+    }
+
+    /// The ids are as they were, after these offsets had been read.
+    pub fn confirm(&mut self, offsets: &[(Partition, ShardId, u64)]) {
+        for (partition, shard, at) in offsets {
+            if let Some(cursor) = self.cursors.get_mut(partition).filter(|cursor| cursor.shard == *shard) {
+                cursor.confirmed = cursor.confirmed.max(*at).min(cursor.at);
+            }
+        }
     }
 
     /// The records of a span, where the cursor still has them.

@@ -72,13 +72,10 @@ pub(super) fn replay(
             }
             // Of the partition that was read before.
             Some(Ok(_)) => {}
-            Some(Err(KafkaError::PartitionEOF(number))) => {
-                // A new assignment, and ends of an older one are dropped by the client: all up to the last stable offset is
-                // read, and that was behind the span's end before. What is left of the span are markers.
-                if number == partition.number {
-                    break;
-                }
-            }
+            // Ends of an older assignment are dropped by the client: all up to the last stable offset is read, and that was
+            // behind the span's end before. What is left of the span are markers.
+            Some(Err(KafkaError::PartitionEOF(number))) if number == partition.number => break,
+            Some(Err(KafkaError::PartitionEOF(_))) => {}
             Some(Err(error)) => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                     let (low, high) = watermarks(consumer, partition).map_err(failed)?;

@@ -15,6 +15,9 @@ use super::{
 };
 use crate::source::SourceError;
 
+/// What is being done, in messages.
+const WHAT: &str = "asking the brokers for their topics";
+
 /// A partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Partition {
@@ -95,8 +98,7 @@ impl Topology {
     /// Asks the cluster.
     pub fn fetch(consumer: &BaseConsumer<Context>, wanted: &Wanted, voice: &Voice) -> Result<Self, SourceError> {
         let client = consumer.client();
-        let what = "asking the brokers for their topics";
-        let failed = |error: KafkaError| transient(voice, what, error.to_string());
+        let failed = |error: KafkaError| transient(voice, WHAT, error.to_string());
         let mut names = wanted.names.clone();
         if !wanted.patterns.is_empty() {
             let metadata = client.fetch_metadata(None, ANSWER_LIMIT).map_err(failed)?;
@@ -106,9 +108,15 @@ impl Topology {
             names.sort();
             names.dedup();
         }
-        let cluster = cluster_id(client).ok_or_else(|| transient(voice, what, "no answer"))?;
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let described = native::describe_topics(client, &names, ANSWER_LIMIT);
+        Self::describe(consumer, &names, voice)
+    }
+
+    /// Asks for topics by their names.
+    pub fn describe(consumer: &BaseConsumer<Context>, names: &[&str], voice: &Voice) -> Result<Self, SourceError> {
+        let (client, what) = (consumer.client(), WHAT);
+        let cluster = cluster_id(client).ok_or_else(|| transient(voice, what, "no answer"))?;
+        let described = native::describe_topics(client, names, ANSWER_LIMIT);
         let mut topology = Self::default();
         for topic in described.map_err(|error| transient(voice, what, error))? {
             match topic {
