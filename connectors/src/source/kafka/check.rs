@@ -15,6 +15,9 @@ use super::{
 };
 use crate::source::SourceError;
 
+/// How long a client is served, from one complaint to the next, and how many there may be.
+const SERVE: Duration = Duration::from_millis(50);
+const MOST_COMPLAINTS: usize = 50;
 /// One look for an answer.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -38,8 +41,13 @@ fn reach(core: &Core, client: &BaseConsumer<Context>) -> Result<(), SourceError>
     let deadline = Instant::now() + ANSWER_LIMIT;
     loop {
         let answer = client.fetch_metadata(Some("__tidemill-no-topic"), LOOK);
-        // Complaints are heard when the client is served.
-        while client.poll(Duration::ZERO).is_some() {}
+        // Complaints are heard when the client is served; they stand behind lines of its log, which a poll of no time would
+        // take one by one.
+        for _ in 0..MOST_COMPLAINTS {
+            if client.poll(SERVE).is_none() {
+                break;
+            }
+        }
         let complaint = core.voice.recent();
         match (answer, complaint) {
             (Ok(_), _) => return Ok(()),

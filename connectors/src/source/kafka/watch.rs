@@ -74,7 +74,7 @@ fn watch(core: &Core, ending: &AtomicBool) {
             answered = Instant::now();
             continue;
         };
-        let _ = query.poll(Duration::ZERO);
+        let _ = query.poll(Duration::from_millis(1));
         serve(core, ending);
         commit(core, CommitMode::Async);
         let hurry = { core.view().finishing && core.view().ends.is_none() };
