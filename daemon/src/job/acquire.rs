@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::StreamExt;
 use rand::RngExt;
 use tidemill_checkpoint::{Decision, Digest, Lane, Mark, SinkId};
 use tidemill_connectors::source::History;
@@ -17,6 +18,9 @@ use super::{
     schemas::{parse_schema, source_of_log},
 };
 use crate::status::LaneState;
+
+/// Lanes that are claimed at a time.
+const CLAIMS: usize = 8;
 
 impl Runner {
     /// Waits and peeks are in quarters of the time after which a silent owner is taken over.
@@ -33,9 +37,23 @@ impl Runner {
             .filter(|(_, phase)| matches!(phase, Phase::Wanted { at, .. } if *at <= now))
             .map(|(lane, _)| lane.clone())
             .collect();
+        let mut tries = Vec::new();
         for lane in due {
-            let Some(Phase::Wanted { how, mut watch, failures, .. }) = self.lanes.remove(&lane) else { continue };
-            match self.acquire(&lane, how, &mut watch).await {
+            let Some(Phase::Wanted { how, watch, failures, .. }) = self.lanes.remove(&lane) else { continue };
+            tries.push((lane, how, watch, failures));
+        }
+        // A hundred lanes that come at once are not claimed one after the other.
+        let this = &*self;
+        let tried: Vec<_> = futures::stream::iter(tries)
+            .map(|(lane, how, mut watch, failures)| async move {
+                let result = this.acquire(&lane, how, &mut watch).await;
+                (lane, how, watch, failures, result)
+            })
+            .buffer_unordered(CLAIMS)
+            .collect()
+            .await;
+        for (lane, how, watch, failures, result) in tried {
+            match result {
                 Ok(Ok(running)) => {
                     tracing::info!(job = self.job.name(), lane = %lane, head = describe_head(&running.head.mark), "lane owned");
                     let running = Running { failures, ..running };

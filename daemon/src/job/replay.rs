@@ -112,6 +112,8 @@ impl Job {
             sinks.iter().filter_map(|(id, before)| Some((self.sink(id)?, owned.keys.get(id)?, *before))).collect();
         let names: Vec<_> = targets.iter().map(|(slot, ..)| slot.name.clone()).collect();
         tracing::info!(job = self.name(), lane = %plan.lane, batch = plan.seq, sinks = names.join(","), "replaying the head to sinks that lack it");
+        // Several lanes may be replayed at a time.
+        let _lease = self.around.memory.lease(self.config.batch.max_bytes).await;
         let (compiled, computed) = self.compute_again(head, pinned, schemas).await.map_err(|error| match error {
             LaneError::Lost { what, .. } => LaneError::Stop(format!(
                 "lane {}: batch {} is to be replayed to {}: {what}. Put back what is gone, or let a sink do without this \
@@ -244,6 +246,7 @@ impl Job {
             )),
             other => other,
         };
+        let _lease = self.around.memory.lease(self.config.batch.max_bytes).await;
         let mut proposals = self.propose(lane, from, budget, 0).await.map_err(for_the_sink)?.unwrap_or_default();
         cut_to(&head.mark.positions, &mut proposals);
         if proposals.iter().flatten().all(|proposal| proposal.spans.is_empty()) {
