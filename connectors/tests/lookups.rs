@@ -7,7 +7,7 @@ mod services;
 use std::{path::Path, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray},
+    array::{ArrayRef, AsArray, BinaryArray, Int64Array, RecordBatch, StringArray},
     compute::{cast, lexsort_to_indices, take_record_batch},
     datatypes::{DataType, Int64Type, TimestampMicrosecondType},
     util::display::{ArrayFormatter, FormatOptions},
@@ -154,6 +154,24 @@ async fn remembers(database: &str) {
     assert_eq!((queries(&short, 1..5).await, queries(&short, 1..5).await), (1, 1));
 }
 
+/// What is equal to the database only, is not: `cases` has one row, with the key `a`, which its collation takes for `A` too.
+async fn has_cases(database: &str) {
+    let texts =
+        |texts: &[&str]| keys(&[("k", DataType::Utf8)], &texts.iter().map(std::slice::from_ref).collect::<Vec<_>>());
+    let open = |cache: &str| {
+        let options = format!("table: cases, match: {{ k: k }}, take: [v], mode: query, cache: {cache}");
+        open(database, &options)
+    };
+    let cached = open("{ entries: 1000, ttl: 1h }");
+    for (asked, expected) in [(&["a"][..], 1), (&["a", "A"], 1), (&["A"], 0), (&["a"], 1)] {
+        assert_eq!(cached.ask(&texts(asked)).await.unwrap().rows.num_rows(), expected, "{asked:?}");
+    }
+    // In two statements.
+    let many: Vec<String> = (0..1500).map(|n| n.to_string()).collect();
+    let many: Vec<&str> = ["a"].into_iter().chain(many.iter().map(String::as_str)).chain(["A"]).collect();
+    assert_eq!(open("{ entries: 0 }").ask(&texts(&many)).await.unwrap().rows.num_rows(), 1);
+}
+
 /// `people` in the SQL that all three understand.
 fn people() -> String {
     let rows = (1..=2500).map(|id| {
@@ -179,12 +197,14 @@ fn sqlite() {
     connection.execute_batch(&people()).unwrap();
     connection
         .execute_batch(
-            "CREATE TABLE kinds (i INTEGER, r REAL, t TEXT, b BLOB, f BOOLEAN, d DECIMAL(10,2), x ANY);
+            "CREATE TABLE cases (k VARCHAR(20) COLLATE NOCASE, v INTEGER); INSERT INTO cases VALUES ('a', 1);
+             CREATE TABLE kinds (i INTEGER, r REAL, t TEXT, b BLOB, f BOOLEAN, d DECIMAL(10,2), x ANY);
              INSERT INTO kinds VALUES (1, 1.5, 'a', x'00ff', 1, 1.25, 7), (2, NULL, NULL, NULL, 0, 2, 7.5)",
         )
         .unwrap();
     run(async {
         speaks_sql(database).await;
+        has_cases(database).await;
         let options = "match: { n: i }, take: [r, t, b, f, d, x]";
         let rows = open(database, &format!("table: kinds, {options}")).read(None).await.unwrap();
         let types = ["i int64", "r float64", "t string", "b binary", "f boolean", "d float64", "x float64"];
@@ -248,7 +268,7 @@ fn postgres() {
         for (column, kind, key) in [
             ("s", DataType::Int32, "1"),
             ("n", DataType::Decimal128(10, 2), "1.25"),
-            ("free", DataType::Utf8, "1.1250"),
+            ("free", DataType::Utf8, "1.125"),
             ("t", DataType::Utf8, "a"),
             ("c", DataType::Utf8, "DE"),
             ("u", DataType::Utf8, "00000000-0000-0000-0000-000000000001"),
@@ -264,6 +284,39 @@ fn postgres() {
                 .unwrap_or_else(|error| panic!("{column}: {error}"));
             assert_eq!((found.rows.num_rows(), found.queries), (1, 1), "{column}");
         }
+        // A key that is none of the column's type is missing, and the others are there.
+        let id = "00000000-0000-0000-0000-000000000001";
+        let stamp = rows.schema().field(9).data_type().clone();
+        for (column, kind, here, bad) in [
+            ("u", DataType::Utf8, id, "n/a"),
+            ("u", DataType::Utf8, id, "a\0b"),
+            ("t", DataType::Utf8, "a", "a\0"),
+            ("m", DataType::Utf8, "good", "worse"),
+            ("s", DataType::Int32, "1", "70000"),
+            ("free", DataType::Utf8, "1.125", "much"),
+        ] {
+            let asked = open(&url, &format!("table: kinds, match: {{ k: {column} }}, take: [i], mode: query"));
+            let found = asked.ask(&keys(&[(column, kind)], &[&[bad], &[here]])).await;
+            let found = found.unwrap_or_else(|error| panic!("{column}: {error}"));
+            assert_eq!(found.rows.num_rows(), 1, "{column}");
+        }
+        let asked = open(&url, "table: kinds, match: { k: y }, take: [i], mode: query");
+        let bytes: ArrayRef = Arc::new(BinaryArray::from_vec(vec![&[0, 255]]));
+        let found = asked.ask(&RecordBatch::try_from_iter([("y", bytes)]).unwrap()).await.unwrap();
+        assert_eq!((found.rows.num_rows(), found.queries), (1, 1));
+        let columns = "k: u, a: ts, b: i, c: d, e: f, g: n";
+        let asked = open(&url, &format!("table: kinds, match: {{ {columns} }}, take: [s], mode: query"));
+        let kinds = [
+            ("u", DataType::Utf8),
+            ("ts", stamp),
+            ("i", DataType::Int32),
+            ("d", DataType::Date32),
+            ("f", DataType::Float64),
+            ("n", DataType::Decimal128(10, 2)),
+        ];
+        let row = |id| [id, "2024-02-03T02:05:06.500Z", "2", "2024-02-03", "1.5", "1.25"];
+        let found = asked.ask(&keys(&kinds, &[&row("n/a"), &row(id)])).await.unwrap();
+        assert_eq!((found.rows.num_rows(), found.queries), (1, 2));
         // Nothing can be written, whatever the query says.
         let writes = open(
             &url,
@@ -287,7 +340,9 @@ fn mariadb() {
     let url = server.database("lookups");
     server.sql(&format!("USE lookups; SET sql_mode = ''; {}", people()));
     server.sql(
-        "USE lookups; CREATE TABLE kinds (t tinyint, i int, u int unsigned, b bigint, bu bigint unsigned, f double, n decimal(10,2), c char(2),
+        "USE lookups;
+         CREATE TABLE cases (k VARCHAR(20) COLLATE utf8mb4_general_ci, v INTEGER); INSERT INTO cases VALUES ('a', 1);
+         CREATE TABLE kinds (t tinyint, i int, u int unsigned, b bigint, bu bigint unsigned, f double, n decimal(10,2), c char(2),
            x text, y varbinary(10), dt datetime(3), ts timestamp, d date, e enum('good','bad'), j json);
          SET time_zone = '+02:00';
          INSERT INTO kinds VALUES (1, 2, 4000000000, 3, 18446744073709551615, 1.5, 1.25, 'DE', 'a', x'00ff', '2024-02-03 04:05:06.5',
@@ -295,6 +350,7 @@ fn mariadb() {
     );
     run(async {
         speaks_sql(&url).await;
+        has_cases(&url).await;
         let take = "take: [i, u, b, bu, f, n, c, x, y, dt, ts, d, e, j]";
         let whole = open(&url, &format!("table: kinds, match: {{ n: t }}, {take}")).read(None).await.unwrap();
         let types = [
@@ -352,6 +408,7 @@ fn redis() {
     server.cli(&["SET", "lk:json:a:1", "{\"name\": \"Ada\", \"age\": 36, \"more\": [1]}"]);
     server.cli(&["SET", "lk:json:a:2", "no JSON"]);
     server.cli(&["SET", "lk:text:1", "one"]);
+    server.cli(&["SET", "lk:user:text", "no hash"]);
     let ids = |ids: &[&str]| keys(&[("id", DataType::Utf8)], &ids.iter().map(std::slice::from_ref).collect::<Vec<_>>());
     run(async {
         let url = &server.url;
@@ -360,6 +417,8 @@ fn redis() {
         // The third has a hash, and no such field in it.
         assert_eq!((values(&found.rows), found.queries), (vec!["1 Ada".to_owned(), "2 Grace".into()], 1));
         assert_eq!(columns(&found.rows), ["id string", "name string"]);
+        // What is no hash is missing, and keeps no other key from being found.
+        assert_eq!(values(&hash.ask(&ids(&["text", "1"])).await.unwrap().rows), ["1 Ada"]);
         let typed =
             open(url, "key: \"lk:user:{id}\", take: [name, age], schema: { id: string, name: string, age: int32 }");
         let found = typed.ask(&ids(&["1", "3"])).await.unwrap().rows;
@@ -384,6 +443,19 @@ fn redis() {
         let denied = url.replace(&server.password, "wrong");
         let error = open(&denied, "key: \"lk:user:{id}\", take: [name]").ask(&ids(&["1"])).await.unwrap_err();
         without_secrets(&error, "wrong");
+    });
+}
+
+#[test]
+fn a_slow_redis_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(server) = services::Redis::private(folder.path()) else { return };
+    server.cli(&["SET", "word:1", "one"]);
+    server.cli(&["CLIENT", "PAUSE", "1500"]);
+    run(async {
+        let text = open(&server.url, "key: \"word:{id}\", value: text, take: { value: word }, timeout: 60s");
+        let asked = keys(&[("id", DataType::Utf8)], &[&["1"]]);
+        assert_eq!(values(&text.ask(&asked).await.unwrap().rows), ["1 one"]);
     });
 }
 

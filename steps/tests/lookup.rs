@@ -11,9 +11,10 @@ use arrow::{
 };
 use common::{CONTEXT, batch, chunks, job, schema, values};
 use serde_json::json;
+use tidemill_config::Verb;
 use tidemill_steps::{
     Pipeline, Schemas, StepError,
-    lookup::{Ask, AskError, Table, Tables},
+    lookup::{Ask, AskError, Snapshot, Table, Tables},
 };
 
 /// Knows the squares of even numbers, and what it was asked.
@@ -115,4 +116,27 @@ fn a_failure_says_whether_it_may_pass() {
     let StepError::Table { step, cause, transient: true } = &error else { panic!("{error}") };
     assert_eq!((step.as_str(), cause.as_str()), ("s", "the database is away"));
     assert!(matches!(pipeline.apply(&CONTEXT, inputs()), Err(StepError::Table { transient: false, .. })));
+}
+
+#[test]
+fn a_newer_table_is_indexed_for_the_types_that_the_one_before_was_asked_for() {
+    let steps = "[{ name: s, lookup: { table: t, match: { x: k }, take: [v] } }]";
+    let job = job(&["in"], steps, &[("out", None, None)]);
+    let Verb::Lookup(config) = &job.steps[0].verb else { panic!() };
+    let table = |keys: &[&str]| {
+        let rows: Vec<_> = keys.iter().map(|key| vec![json!(key), json!("v")]).collect();
+        Arc::new(Snapshot::new(batch(&schema("k: string, v: string"), &rows), config).unwrap())
+    };
+    let (before, newer, twice) = (table(&["7"]), table(&["7", "8"]), table(&["7", "07"]));
+    // Nobody has asked for numbers yet.
+    twice.index_as(&before).unwrap();
+    let twice = table(&["7", "07"]);
+    let schemas = Schemas::from([("s".to_owned(), schema("k: string, v: string"))]);
+    let pipeline = Pipeline::plan_with(&job, &[("in".into(), schema("x: int64"))], &schemas).unwrap();
+    let inputs = vec![("in".to_owned(), chunks(&batch(&schema("x: int64"), &[vec![json!(7)]]), 10, 0))];
+    let tables = Tables::from([("s".to_owned(), Table::Whole(before.clone()))]);
+    pipeline.apply_with(&CONTEXT, inputs, &tables).unwrap();
+    newer.index_as(&before).unwrap();
+    let error = twice.index_as(&before).unwrap_err();
+    assert!(error.contains("the key k = 7 is in it twice"), "{error}");
 }

@@ -159,6 +159,10 @@ impl Server for Mysql {
         format!("`{}`", name.replace('`', "``"))
     }
 
+    fn at_once(&self) -> usize {
+        MAX_PARAMETERS
+    }
+
     async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {
         let mut connection = self.connected().await?;
         let prepared = connection
@@ -204,22 +208,18 @@ impl Server for Mysql {
         let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
         let columns = keys.columns.iter().map(values).collect::<Result<Vec<_>, _>>()?;
         let (count, width) = (keys.count(), names.len());
-        let at_once = MAX_PARAMETERS / width.max(1);
         let mut connection = self.connected().await?;
-        for first in (0..count).step_by(at_once) {
-            let rows = first..(first + at_once).min(count);
-            let row = if width == 1 { "?".to_owned() } else { format!("({})", vec!["?"; width].join(", ")) };
-            let left = if width == 1 { names[0].clone() } else { format!("({})", names.join(", ")) };
-            let sql = format!("{statement} WHERE {left} IN ({})", vec![row; rows.len()].join(", "));
-            let given: Vec<Value> =
-                rows.flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
-            let mut result = connection.exec_iter(sql, Params::Positional(given)).await.map_err(failed)?;
-            while let Some(row) = result.next().await.map_err(failed)? {
-                pour(&row, cells)?;
-            }
-            result.drop_result().await.map_err(failed)?;
+        let row = if width == 1 { "?".to_owned() } else { format!("({})", vec!["?"; width].join(", ")) };
+        let left = if width == 1 { names[0].clone() } else { format!("({})", names.join(", ")) };
+        let sql = format!("{statement} WHERE {left} IN ({})", vec![row; count].join(", "));
+        let given: Vec<Value> =
+            (0..count).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
+        let mut result = connection.exec_iter(sql, Params::Positional(given)).await.map_err(failed)?;
+        while let Some(row) = result.next().await.map_err(failed)? {
+            pour(&row, cells)?;
         }
+        result.drop_result().await.map_err(failed)?;
         self.keep(connection).await;
-        Ok(count.div_ceil(at_once) as u64)
+        Ok(1)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use arrow::datatypes::{DataType, TimeUnit};
+use arrow::{
+    array::ArrayRef,
+    datatypes::{DataType, TimeUnit},
+};
 use async_trait::async_trait;
 use futures::{StreamExt, pin_mut};
 use tokio::sync::{Mutex, MutexGuard};
@@ -21,6 +24,30 @@ use crate::sink::postgres::database::{Connection, Server as Connector};
 
 /// What a session is called in `pg_stat_activity`.
 const APPLICATION: &str = "tidemill lookup";
+
+/// The class of errors that a value is to blame for.
+const NO_SUCH_VALUE: &str = "22";
+
+/// Why there are no rows.
+enum Refused {
+    /// A value is none of its type, or too much for it.
+    Value(LookupError),
+    Other(LookupError),
+}
+
+impl Refused {
+    fn said(self) -> LookupError {
+        match self {
+            Self::Value(error) | Self::Other(error) => error,
+        }
+    }
+}
+
+impl From<LookupError> for Refused {
+    fn from(error: LookupError) -> Self {
+        Self::Other(error)
+    }
+}
 
 pub(super) struct Postgres {
     connector: Connector,
@@ -59,12 +86,36 @@ impl Postgres {
         LookupError(format!("{what} ({}): {cause}", self.connector.shown()))
     }
 
-    async fn pour(&self, rows: RowStream, columns: &[Described], cells: &mut Cells) -> Result<(), LookupError> {
+    /// The rows that a condition on the key columns gives.
+    async fn rows(
+        &self,
+        statement: &str,
+        columns: &[Described],
+        (condition, values): (String, &[Vec<String>]),
+        cells: &mut Cells,
+    ) -> Result<(), Refused> {
+        let held = self.connected().await.map_err(Refused::Other)?;
+        let Some(connection) = held.as_ref() else { return Ok(()) };
+        let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+        let statement = format!("{statement} WHERE {condition}");
+        let rows = connection.client.query_raw(&statement, values).await;
+        self.pour(rows.map_err(|error| self.refused(&error))?, columns, cells).await
+    }
+
+    fn refused(&self, error: &tokio_postgres::Error) -> Refused {
+        let said = self.failed("asking", error);
+        match error.code() {
+            Some(code) if code.code().starts_with(NO_SUCH_VALUE) => Refused::Value(said),
+            _ => Refused::Other(said),
+        }
+    }
+
+    async fn pour(&self, rows: RowStream, columns: &[Described], cells: &mut Cells) -> Result<(), Refused> {
         pin_mut!(rows);
         while let Some(row) = rows.next().await {
-            let row = row.map_err(|error| self.failed("reading", &error))?;
+            let row = row.map_err(|error| self.refused(&error))?;
             for (column, described) in columns.iter().enumerate() {
-                let text: Option<&str> = row.try_get(column).map_err(|error| self.failed("reading", &error))?;
+                let text: Option<&str> = row.try_get(column).map_err(|error| self.refused(&error))?;
                 match text {
                     Some(hex) if described.kind == Some(DataType::Binary) => {
                         cells.push(column, Some(&bytes_of(hex)))?
@@ -149,7 +200,7 @@ impl Server for Postgres {
         let none: [&(dyn ToSql + Sync); 0] = [];
         let rows =
             connection.client.query_raw(statement, none).await.map_err(|error| self.failed("reading", &error))?;
-        self.pour(rows, columns, cells).await?;
+        self.pour(rows, columns, cells).await.map_err(Refused::said)?;
         Ok(vec![None; columns.len()])
     }
 
@@ -160,23 +211,70 @@ impl Server for Postgres {
         keys: &Keys<'_>,
         cells: &mut Cells,
     ) -> Result<u64, LookupError> {
-        let values = keys.columns.iter().map(texts).collect::<Result<Vec<_>, _>>()?;
-        let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
-        let array = |index: usize| format!("${}::text[]::{}[]", index + 1, keys.described[index].native);
-        let condition = match &names[..] {
-            [name] => format!("{name} = ANY({})", array(0)),
-            names => {
-                let arrays: Vec<_> = (0..names.len()).map(array).collect();
-                format!("({}) IN (SELECT * FROM unnest({}))", names.join(", "), arrays.join(", "))
-            }
-        };
-        let held = self.connected().await?;
-        let Some(connection) = held.as_ref() else { return Ok(0) };
-        let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
-        let statement = format!("{statement} WHERE {condition}");
-        let rows = connection.client.query_raw(&statement, values).await;
-        self.pour(rows.map_err(|error| self.failed("asking", &error))?, columns, cells).await?;
-        Ok(1)
+        let values = values(keys.columns)?;
+        if values.first().is_none_or(Vec::is_empty) {
+            return Ok(0);
+        }
+        let native = keys.described.iter().map(|key| (self.quoted(&key.name), key.native.clone()));
+        match self.rows(statement, columns, (condition(native), &values), cells).await {
+            Ok(()) => return Ok(1),
+            Err(Refused::Other(error)) => return Err(error),
+            Err(Refused::Value(_)) => {}
+        }
+        // One of the keys is none of the column's type. It is equal to nothing, but the others may be there: once more, by
+        // texts, which every value has. That is slow, as no index helps.
+        drop(cells.take());
+        let as_texts = keys
+            .described
+            .iter()
+            .zip(keys.columns)
+            .map(|(key, column)| in_texts(&self.quoted(&key.name), &key.native, column));
+        self.rows(statement, columns, (condition(as_texts), &values), cells).await.map_err(Refused::said)?;
+        Ok(2)
+    }
+}
+
+/// The keys as texts, without those that PostgreSQL cannot have: it has no text with a zero in it.
+fn values(columns: &[ArrayRef]) -> Result<Vec<Vec<String>>, LookupError> {
+    let mut values = Vec::new();
+    for column in columns {
+        let texts = texts(column)?.into_iter().map(Option::unwrap_or_default);
+        values.push(match column.data_type() {
+            DataType::Binary => texts.map(|hex| format!("\\x{hex}")).collect(),
+            _ => texts.collect::<Vec<_>>(),
+        });
+    }
+    let rows = 0..values.first().map_or(0, Vec::len);
+    let fit: Vec<bool> = rows.map(|row| values.iter().all(|column| !column[row].contains('\0'))).collect();
+    for column in &mut values {
+        let mut fit = fit.iter();
+        column.retain(|_| fit.next().is_some_and(|fit| *fit));
+    }
+    Ok(values)
+}
+
+/// That columns, each in a type, have one of the keys.
+fn condition(columns: impl Iterator<Item = (String, String)>) -> String {
+    let (names, kinds): (Vec<_>, Vec<_>) = columns.unzip();
+    let arrays: Vec<_> =
+        kinds.iter().enumerate().map(|(index, kind)| format!("${}::text[]::{kind}[]", index + 1)).collect();
+    match (&names[..], &arrays[..]) {
+        ([name], [array]) => format!("{name} = ANY({array})"),
+        (names, arrays) => format!("({}) IN (SELECT * FROM unnest({}))", names.join(", "), arrays.join(", ")),
+    }
+}
+
+/// A column, and the type to compare it in, so that no key of that type is too much for it.
+fn in_texts(name: &str, native: &str, keys: &ArrayRef) -> (String, String) {
+    let text = |kind: &str| (format!("{name}::text::{kind}"), kind.to_owned());
+    match keys.data_type() {
+        _ if native == "text" => (name.to_owned(), native.to_owned()),
+        DataType::Int32 | DataType::Int64 | DataType::Decimal128(..) => text("numeric"),
+        DataType::Float64 => text("float8"),
+        DataType::Binary => (name.to_owned(), native.to_owned()),
+        // As `texts` writes them.
+        DataType::Timestamp(..) => (format!("to_char({name}, 'YYYY-MM-DD HH24:MI:SS.US')"), "text".to_owned()),
+        _ => text("text"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Redis: a key for each row, made of its columns; what is under it is a hash, the text of a JSON object, or a text.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Duration};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, UInt32Array},
@@ -8,7 +8,7 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use async_trait::async_trait;
-use redis::{Client, TlsCertificates, Value, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, RedisError, TlsCertificates, Value, aio::MultiplexedConnection};
 use tidemill_config::{Codec, Database, DatabaseAddress, Lookup, RedisValue};
 use tokio::sync::Mutex;
 
@@ -19,6 +19,8 @@ use crate::codec::{codec, to_arrow};
 const PIPELINE: usize = 1_000;
 /// The column of a value that is a text.
 const VALUE: &str = "value";
+/// What Redis says of a key that has another kind of value than a command wants.
+const WRONG_TYPE: &str = "WRONGTYPE";
 
 pub(super) struct RedisTable {
     client: Client,
@@ -30,6 +32,7 @@ pub(super) struct RedisTable {
     /// The columns that are taken, with their types.
     taken: SchemaRef,
     what: String,
+    limit: Duration,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
@@ -85,11 +88,12 @@ impl RedisTable {
             value,
             taken: Arc::new(Schema::new(taken)),
             what: lookup.shown(),
+            limit: lookup.timeout,
             connection: Mutex::default(),
         })
     }
 
-    fn failed(&self, what: &str, error: &redis::RedisError) -> LookupError {
+    fn failed(&self, what: &str, error: &RedisError) -> LookupError {
         LookupError(format!("{}: {what} ({}): {error}", self.what, self.shown))
     }
 
@@ -98,7 +102,11 @@ impl RedisTable {
         if let Some(connection) = held.as_ref() {
             return Ok(connection.clone());
         }
-        let connected = self.client.get_multiplexed_async_connection().await;
+        // The driver's own limits are shorter than what a lookup may wait.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.limit))
+            .set_response_timeout(Some(self.limit));
+        let connected = self.client.get_multiplexed_async_connection_with_config(&config).await;
         let connection = connected.map_err(|error| self.failed("connecting", &error))?;
         *held = Some(connection.clone());
         Ok(connection)
@@ -126,8 +134,13 @@ impl RedisTable {
         } else {
             pipe.cmd("MGET").arg(keys);
         }
-        let answer: Result<Vec<Value>, _> = pipe.query_async(&mut connection).await;
-        match answer {
+        // Each command has an answer of its own: one key with another kind of value is not the fault of the others.
+        let answers: Result<Vec<Result<Value, RedisError>>, _> =
+            pipe.ignore_errors().query_async(&mut connection).await;
+        let answers: Result<Vec<Value>, _> = answers.and_then(|answers| {
+            answers.into_iter().zip(keys).map(|(answer, key)| self.or_missing(answer, key)).collect()
+        });
+        match answers {
             Ok(mut values) if self.value != RedisValue::Hash => match values.pop() {
                 Some(Value::Array(values)) => Ok(values),
                 _ => Err(LookupError::of(&self.what, "Redis gave no list of values")),
@@ -137,6 +150,17 @@ impl RedisTable {
                 *self.connection.lock().await = None;
                 Err(self.failed("asking", &error))
             }
+        }
+    }
+
+    /// A key under which is no hash counts as missing: it is one row's fault.
+    fn or_missing(&self, answer: Result<Value, RedisError>, key: &str) -> Result<Value, RedisError> {
+        match answer {
+            Err(error) if error.code() == Some(WRONG_TYPE) => {
+                tracing::warn!(key, "{}: there is no hash under a key, which counts as missing", self.what);
+                Ok(Value::Nil)
+            }
+            answer => answer,
         }
     }
 

@@ -1,10 +1,13 @@
 //! What all databases have in common that speak SQL: which columns there are, the whole table, the rows of some keys.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, RecordBatch},
+    array::{ArrayRef, BooleanArray, RecordBatch},
+    compute::{concat_batches, filter_record_batch},
     datatypes::{DataType, Field, Schema, SchemaRef},
+    error::ArrowError,
+    row::{RowConverter, SortField},
 };
 use async_trait::async_trait;
 use tidemill_config::{Lookup, SqlRows};
@@ -58,7 +61,13 @@ pub(super) trait Server: Send + Sync {
         cells: &mut Cells,
     ) -> Result<Vec<Option<DataType>>, LookupError>;
 
-    /// The rows of a statement without a condition that have these keys. Gives the number of queries.
+    /// How many values one statement can have.
+    fn at_once(&self) -> usize {
+        usize::MAX
+    }
+
+    /// The rows of a statement without a condition that have these keys, which are no more than [`Server::at_once`] allows.
+    /// Gives the number of queries.
     async fn some(
         &self,
         statement: &str,
@@ -173,13 +182,53 @@ impl LookupTable for SqlTable {
         let columns = self.needed().await?;
         let schema = Self::schema_of(&columns, self.kinds(&columns)?);
         let described = self.keys.iter().filter_map(|key| columns.iter().find(|column| column.name == *key)).cloned();
-        let keys = Keys { columns: keys.columns(), described: described.collect() };
-        let mut cells = Cells::new(&self.what, columns.len(), self.max_bytes);
-        if keys.count() == 0 {
-            return Ok(Asked { rows: cells.finish(&schema)?, queries: 0 });
+        let described: Vec<_> = described.collect();
+        let at_once = (self.server.at_once() / described.len().max(1)).max(1);
+        let (statement, mut parts, mut queries) = (self.select(&columns), Vec::new(), 0);
+        for first in (0..keys.num_rows()).step_by(at_once) {
+            let some = keys.slice(first, at_once.min(keys.num_rows() - first));
+            let wanted = Keys { columns: some.columns(), described: described.clone() };
+            let mut cells = Cells::new(&self.what, columns.len(), self.max_bytes);
+            let asked = self.server.some(&statement, &columns, &wanted, &mut cells).await;
+            queries += asked.map_err(|error| LookupError::of(&self.what, error))?;
+            let rows = with_keys(cells.finish(&schema)?, &self.keys, some.columns());
+            parts.push(rows.map_err(|error| LookupError::of(&self.what, error))?);
         }
-        let asked = self.server.some(&self.select(&columns), &columns, &keys, &mut cells).await;
-        let queries = asked.map_err(|error| LookupError::of(&self.what, error))?;
-        Ok(Asked { rows: cells.finish(&schema)?, queries })
+        let rows = concat_batches(&schema, &parts).map_err(|error| LookupError::of(&self.what, error))?;
+        Ok(Asked { rows, queries })
+    }
+}
+
+/// The rows that have one of these very keys. To a database `a` may be equal to `A`: a row that comes for both, in two
+/// statements, would be there twice.
+fn with_keys(rows: RecordBatch, names: &[String], keys: &[ArrayRef]) -> Result<RecordBatch, ArrowError> {
+    let columns: Vec<ArrayRef> = names.iter().filter_map(|name| rows.column_by_name(name).cloned()).collect();
+    let kinds = keys.iter().map(|column| SortField::new(column.data_type().clone()));
+    let converter = RowConverter::new(kinds.collect())?;
+    let (keys, found) = (converter.convert_columns(keys)?, converter.convert_columns(&columns)?);
+    let keys: HashSet<&[u8]> = keys.iter().map(|key| key.data()).collect();
+    let wanted: BooleanArray = found.iter().map(|key| Some(keys.contains(key.data()))).collect();
+    filter_record_batch(&rows, &wanted)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use arrow::array::{Int64Array, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn only_rows_with_the_very_keys_stay() {
+        let texts = |values: &[&str]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+        let numbers = |values: &[i64]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
+        let rows = RecordBatch::try_from_iter([
+            ("v", numbers(&[1, 2, 3, 4])),
+            ("k", texts(&["a", "A", "a", "b"])),
+            ("n", numbers(&[7, 7, 8, 7])),
+        ]);
+        let names = ["k".to_owned(), "n".to_owned()];
+        let left = with_keys(rows.unwrap(), &names, &[texts(&["a", "b"]), numbers(&[7, 7])]).unwrap();
+        assert_eq!(left.column(0), &numbers(&[1, 4]));
     }
 }

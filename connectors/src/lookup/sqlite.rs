@@ -140,6 +140,10 @@ impl Server for Sqlite {
         format!("\"{}\"", name.replace('"', "\"\""))
     }
 
+    fn at_once(&self) -> usize {
+        MAX_VARIABLES
+    }
+
     async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {
         let statement = statement.to_owned();
         self.with(move |connection| {
@@ -181,26 +185,18 @@ impl Server for Sqlite {
         let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
         let columns = keys.columns.iter().map(values).collect::<Result<Vec<_>, _>>()?;
         let (count, width) = (keys.count(), names.len());
-        let at_once = MAX_VARIABLES / width.max(1);
-        let (statement, mut filled) = (statement.to_owned(), cells.take());
-        let filled = self
+        let row = format!("({})", vec!["?"; width].join(", "));
+        let sql = format!("{statement} WHERE ({}) IN (VALUES {})", names.join(", "), vec![row; count].join(", "));
+        let values: Vec<Value> =
+            (0..count).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
+        let mut filled = cells.take();
+        *cells = self
             .with(move |connection| {
-                for first in (0..count).step_by(at_once) {
-                    let rows = first..(first + at_once).min(count);
-                    let row = format!("({})", vec!["?"; width].join(", "));
-                    let sql = format!(
-                        "{statement} WHERE ({}) IN (VALUES {})",
-                        names.join(", "),
-                        vec![row; rows.len()].join(", ")
-                    );
-                    let values = rows.flat_map(|row| columns.iter().map(move |column| column[row].clone()));
-                    pour(&mut prepared(connection, &sql)?, values.collect(), &mut filled)?;
-                }
+                pour(&mut prepared(connection, &sql)?, values, &mut filled)?;
                 Ok(filled)
             })
             .await?;
-        *cells = filled;
-        Ok(count.div_ceil(at_once) as u64)
+        Ok(1)
     }
 }
 

@@ -157,7 +157,7 @@ impl Lookups {
             let table = lookup::open(config)?;
             let rows = table.read(None).await?;
             let (config, store) = (config.clone(), self.shelf.store.clone());
-            let kept = tokio::task::spawn_blocking(move || keep(rows, &config, &store)).await;
+            let kept = tokio::task::spawn_blocking(move || keep(rows, &config, None, &store)).await;
             kept.map_err(|error| LookupError(error.to_string()))?
         };
         let ready = now.await.map_err(|error| self.failed(&step.name, &error))?;

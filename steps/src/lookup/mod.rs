@@ -100,6 +100,18 @@ impl Snapshot {
         self.rows.columns().iter().map(|column| column.get_buffer_memory_size()).sum()
     }
 
+    /// Indexes all that `before` has an index of: what would fail with the next batch fails now.
+    pub fn index_as(&self, before: &Self) -> Result<(), String> {
+        let kinds: Vec<_> = before
+            .indexes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(kinds, _)| kinds.clone())
+            .collect();
+        kinds.iter().try_for_each(|kinds| self.index(kinds).map(drop))
+    }
+
     /// Where each key is, for keys of these types.
     fn index(&self, kinds: &[DataType]) -> Result<Arc<Index>, String> {
         let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -146,11 +146,11 @@ impl Slot {
             LookupMode::Snapshot { .. } => {
                 // What the first table was like is what all are like, as far as this process goes: steps and sinks are set
                 // up for it.
-                let known = self.current().map(|ready| ready.schema());
-                let rows = self.table.read(known.as_ref()).await?;
+                let before = self.current();
+                let rows = self.table.read(before.as_ref().map(Ready::schema).as_ref()).await?;
                 let (config, store) = (self.config.clone(), self.shelf.store.clone());
                 moving = Some(self.shelf.moving.lock().await);
-                let kept = tokio::task::spawn_blocking(move || keep(rows, &config, &store)).await;
+                let kept = tokio::task::spawn_blocking(move || keep(rows, &config, before.as_ref(), &store)).await;
                 kept.map_err(|error| LookupError(format!("{}: {error}", self.config.shown())))??
             }
         };
@@ -206,11 +206,19 @@ impl Slot {
     }
 }
 
-/// Indexes a table and keeps it under its digest, synced.
-pub(super) fn keep(rows: RecordBatch, config: &config::Lookup, store: &Store) -> Result<Ready, LookupError> {
+/// Indexes a table, for the same types of keys as the one before, and keeps it under its digest, synced.
+pub(super) fn keep(
+    rows: RecordBatch,
+    config: &config::Lookup,
+    before: Option<&Ready>,
+    store: &Store,
+) -> Result<Ready, LookupError> {
     let wrong = |why: String| LookupError(format!("{}: {why}", config.shown()));
     let rows = in_order(rows, config).map_err(|error| wrong(error.to_string()))?;
     let snapshot = Snapshot::new(rows, config).map_err(wrong)?;
+    if let Some(Ready::Snapshot { snapshot: before, .. }) = before {
+        snapshot.index_as(before).map_err(wrong)?;
+    }
     let digest = store.save(snapshot.rows())?;
     Ok(Ready::Snapshot { snapshot: Arc::new(snapshot), digest })
 }
