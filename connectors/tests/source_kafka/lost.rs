@@ -132,6 +132,34 @@ fn a_topic_that_was_made_again_is_another_one() {
     });
 }
 
+#[test]
+fn a_topic_that_was_made_again_stops_its_own_lane_alone() {
+    let (Some(one), Some(other)) = (Topic::new(1, &[]), Topic::new(1, &[])) else { return };
+    run(async {
+        let topics = [&one, &other].map(|topic| topic.config().topics.remove(0)).to_vec();
+        let source = open_with(KafkaSource { topics, ..one.config() }, &[], true).unwrap();
+        let mut lanes = Vec::new();
+        for topic in [&one, &other] {
+            let lane = Lane::new(&format!("in/{}/0", topic.name));
+            let at = source.origin(&lane).await.unwrap().positions;
+            let life = Life { source: source.clone(), lane, at };
+            life.adopt().await.unwrap();
+            lanes.push(life);
+        }
+        one.delete();
+        make_again(&one).await;
+        one.send_values(0, &numbers(0..3));
+        let begun = Instant::now();
+        while !matches!(lanes[0].plan().await, Err(SourceError::Lost { .. })) {
+            assert!(begun.elapsed() < SOON, "it was not found out");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        other.send_values(0, &numbers(0..3));
+        let batch = tokio::time::timeout(SOON, lanes[1].batch()).await.expect("the other lane goes on");
+        assert_eq!(texts(&batch).first(), Some(&"0".to_owned()));
+    });
+}
+
 /// A topic's name is free a moment after it was deleted.
 async fn make_again(topic: &Topic) {
     let begun = Instant::now();

@@ -158,19 +158,18 @@ impl Core {
         Ok(topology)
     }
 
-    /// Asks for the ids of the topics that are read: `false` where one is another now, and its cursors are stopped.
-    pub fn confirm(&self) -> Result<bool, SourceError> {
+    /// Asks for the ids of the topics that are read, and stops the cursors of those that are others now. Whether up to here
+    /// these partitions are what they were: what became of others is for their lanes.
+    pub fn confirm(&self, wanted: &[(Partition, u64)]) -> Result<bool, SourceError> {
         let read = self.reader().as_mut().map(Reader::offsets_to_confirm).unwrap_or_default();
         let names: BTreeSet<_> = read.iter().map(|(partition, ..)| partition.topic.clone()).collect();
         let names: Vec<&str> = names.iter().map(|name| &**name).collect();
         let topology = Topology::describe(&*self.query()?, &names, &self.voice)?;
         let mut guard = self.reader();
         let Some(reader) = guard.as_mut() else { return Ok(false) };
-        if reader.stop_made_again(|partition| topology.shard(&self.name, partition)) {
-            return Ok(false);
-        }
-        reader.confirm(&read);
-        Ok(true)
+        reader.stop_made_again(|partition| topology.shard(&self.name, partition));
+        reader.confirm(&read, |partition, shard| topology.shard(&self.name, partition).as_ref() == Some(shard));
+        Ok(!reader.is_unconfirmed(wanted.iter().map(|(partition, to)| (partition, *to))))
     }
 
     /// First offset and last stable one.

@@ -180,13 +180,14 @@ impl KafkaSource {
         }
         let shard_of: BTreeMap<&Partition, &ShardId> =
             at.iter().map(|(partition, _, shard)| (partition, shard)).collect();
-        let is_sure = !reader.is_unconfirmed(&taken);
+        let to: Vec<_> = taken.iter().map(|(partition, taken)| (partition.clone(), taken.to)).collect();
+        let is_sure = !reader.is_unconfirmed(to.iter().map(|(partition, to)| (partition, *to)));
         let ahead = taken.into_iter().filter_map(|(partition, taken)| {
             let shard = (*shard_of.get(&partition)?).clone();
             Some((shard, taken))
         });
         let ahead = Ahead(ahead.collect());
-        Ok(if is_sure { Tried::Done(ahead) } else { Tried::Unsure(ahead) })
+        Ok(if is_sure { Tried::Done(ahead) } else { Tried::Unsure(ahead, to) })
     }
 
     /// Notes for monitors how far partitions are done.
@@ -209,8 +210,8 @@ impl KafkaSource {
 /// What a try of a plan came to.
 enum Tried {
     Done(Ahead),
-    /// The same, once the topics' ids are known to be what they were.
-    Unsure(Ahead),
+    /// The same, once the topics' ids are known to be what they were: of these partitions, up to these offsets.
+    Unsure(Ahead, Vec<(Partition, u64)>),
     /// A partition that was put back has records that have not come yet.
     Silent,
     Stuck(Partition, ShardId, u64, Stuck),
@@ -280,10 +281,18 @@ impl Source for KafkaSource {
             }
             match self.try_plan(lane, from, budget)? {
                 Tried::Done(ahead) => return Ok(ahead.proposal()),
-                Tried::Unsure(ahead) => {
-                    if self.blocking(Core::confirm).await? {
+                Tried::Unsure(ahead, to) => {
+                    if self.blocking(move |core| core.confirm(&to)).await? {
                         return Ok(ahead.proposal());
                     }
+                    // Stopped, as the next try tells; or the topic is not there at the moment.
+                    if Instant::now() > deadline {
+                        return Err(self.core.transient(
+                            format!("reading lane {lane}"),
+                            format!("the brokers do not tell of its topics for {FIRST_WORD:?}"),
+                        ));
+                    }
+                    tokio::time::sleep(LOOK).await;
                 }
                 Tried::Stuck(partition, shard, at, stuck) => {
                     self.blocking(move |core| lost::resolve(core, &partition, &shard, at, stuck)).await?;

@@ -204,14 +204,14 @@ impl Reader {
         }
     }
 
-    /// Stops the cursors of topics that are others now. Whether there are any.
+    /// Stops the cursors of topics that are others now. Whether there are any that had not been stopped before.
     pub fn stop_made_again(&mut self, shard_of: impl Fn(&Partition) -> Option<ShardId>) -> bool {
         let mut found = false;
         for (partition, cursor) in &mut self.cursors {
             if shard_of(partition).is_some_and(|now| now != cursor.shard) {
                 self.heard.remove(&partition.topic);
-                cursor.stuck = Some(Stuck::OutOfRange);
-                found = true;
+                found |= cursor.stuck.is_none();
+                cursor.stuck.get_or_insert(Stuck::OutOfRange);
             }
         }
         found
@@ -267,11 +267,8 @@ impl Reader {
     }
 
     /// Whether something of a plan came since the topics' ids were asked for.
-    pub fn is_unconfirmed(&self, taken: &BTreeMap<Partition, Taken>) -> bool {
-        let beyond = |(partition, part): (&Partition, &Taken)| {
-            self.cursors.get(partition).is_none_or(|cursor| part.to > cursor.confirmed)
-        };
-        taken.iter().any(beyond)
+    pub fn is_unconfirmed<'t>(&self, mut taken: impl Iterator<Item = (&'t Partition, u64)>) -> bool {
+        taken.any(|(partition, to)| self.cursors.get(partition).is_none_or(|cursor| to > cursor.confirmed))
     }
 
     /// What a question for the ids will confirm. What waits in the queues is taken first, so that one question serves many
@@ -287,9 +284,9 @@ impl Reader {
         self.cursors.iter().map(|(partition, cursor)| (partition.clone(), cursor.shard.clone(), cursor.at)).collect()
     }
 
-    /// The ids are as they were, after these offsets had been read.
-    pub fn confirm(&mut self, offsets: &[(Partition, ShardId, u64)]) {
-        for (partition, shard, at) in offsets {
+    /// Partitions are what they were, after these offsets had been read.
+    pub fn confirm(&mut self, offsets: &[(Partition, ShardId, u64)], is_same: impl Fn(&Partition, &ShardId) -> bool) {
+        for (partition, shard, at) in offsets.iter().filter(|(partition, shard, _)| is_same(partition, shard)) {
             if let Some(cursor) = self.cursors.get_mut(partition).filter(|cursor| cursor.shard == *shard) {
                 cursor.confirmed = cursor.confirmed.max(*at).min(cursor.at);
             }
