@@ -181,9 +181,11 @@ impl Inner {
         let first = |log: &LogName| permit.mark().plan.logs.get(log).map_or(0, |range| range.first);
         let entries = permit.entries().iter().filter(|entry| entry.number >= first(&entry.log));
         records.extend(entries.map(|entry| place.entry(entry)));
-        let read = permit.mark().positions.get(&rejects_shard(&self.id)).and_then(Position::as_number).unwrap_or(0);
-        records.extend(kept.done_rejects(&place, read));
-        let rejects = rows.rejects(permit, kept.next_reject().max(read));
+        let shard = rejects_shard(&self.id);
+        let read = |mark: &Mark| mark.positions.get(&shard).and_then(Position::as_number).unwrap_or(0);
+        // What this plan reads may have to be read again, by a replay of it: it goes with the next plan.
+        records.extend(kept.done_rejects(&place, owned.mark.as_ref().map_or(0, read)));
+        let rejects = rows.rejects(permit, kept.next_reject().max(read(permit.mark())));
         records.extend(rejects.iter().flat_map(|reject| place.reject(reject)));
         records.push(place.mark(&next));
         let partitions = self.reader.partitions().map_err(Failure::Undone)?;
