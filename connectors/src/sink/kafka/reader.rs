@@ -298,6 +298,11 @@ fn is_unknown(code: Option<Code>) -> bool {
 
 /// Takes in what the connections have to say, so that an error can tell it.
 fn drain(client: &BaseConsumer<Context>) {
+/// Where the client goes on reading, once it has read something.
+fn position(client: &BaseConsumer<Context>, topic: &str, partition: i32) -> Option<i64> {
+    client.position().ok()?.find_partition(topic, partition)?.offset().to_raw().filter(|offset| *offset >= 0)
+}
+
     while client.poll(Duration::ZERO).is_some() {}
 }
 
