@@ -192,6 +192,8 @@ impl Inner {
         let partition = place.partition(partitions);
         writer.transact(|writer| {
             passed("kafka.before-rows")?;
+            // A mark that is under way hides every later one of its partition: it waits until the rows are there.
+            writer.settle()?;
             rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
             for record in &records {
                 writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;
