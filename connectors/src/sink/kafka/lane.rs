@@ -50,8 +50,7 @@ impl Slot {
 impl Inner {
     /// The lane's records up to the true end.
     pub(super) fn kept(&self, place: &Place, end: End) -> Result<Kept, SinkError> {
-        self.reader.read(std::slice::from_ref(place), end)?;
-        Ok(self.reader.look(|book| book.lane(place).cloned().unwrap_or_default()))
+        self.reader.read(std::slice::from_ref(place), end, |book| book.lane(place).cloned().unwrap_or_default())
     }
 
     /// Takes the lane's transactional id for generation `mine`, where `may` allows it before and after.
@@ -192,9 +191,9 @@ impl Inner {
         let partition = place.partition(partitions);
         writer.transact(|writer| {
             passed("kafka.before-rows")?;
+            rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
             // A mark that is under way hides every later one of its partition: it waits until the rows are there.
             writer.settle()?;
-            rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
             for record in &records {
                 writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;
             }
