@@ -50,8 +50,7 @@ impl Slot {
 impl Inner {
     /// The lane's records up to the true end.
     pub(super) fn kept(&self, place: &Place, end: End) -> Result<Kept, SinkError> {
-        self.reader.read(std::slice::from_ref(place), end)?;
-        Ok(self.reader.look(|book| book.lane(place).cloned().unwrap_or_default()))
+        self.reader.read(std::slice::from_ref(place), end, |book| book.lane(place).cloned().unwrap_or_default())
     }
 
     /// Takes the lane's transactional id for generation `mine`, where `may` allows it before and after.
@@ -181,9 +180,11 @@ impl Inner {
         let first = |log: &LogName| permit.mark().plan.logs.get(log).map_or(0, |range| range.first);
         let entries = permit.entries().iter().filter(|entry| entry.number >= first(&entry.log));
         records.extend(entries.map(|entry| place.entry(entry)));
-        let read = permit.mark().positions.get(&rejects_shard(&self.id)).and_then(Position::as_number).unwrap_or(0);
-        records.extend(kept.done_rejects(&place, read));
-        let rejects = rows.rejects(permit, kept.next_reject().max(read));
+        let shard = rejects_shard(&self.id);
+        let read = |mark: &Mark| mark.positions.get(&shard).and_then(Position::as_number).unwrap_or(0);
+        // What this plan reads may have to be read again, by a replay of it: it goes with the next plan.
+        records.extend(kept.done_rejects(&place, owned.mark.as_ref().map_or(0, read)));
+        let rejects = rows.rejects(permit, kept.next_reject().max(read(permit.mark())));
         records.extend(rejects.iter().flat_map(|reject| place.reject(reject)));
         records.push(place.mark(&next));
         let partitions = self.reader.partitions().map_err(Failure::Undone)?;
@@ -191,6 +192,8 @@ impl Inner {
         writer.transact(|writer| {
             passed("kafka.before-rows")?;
             rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
+            // A mark that is under way hides every later one of its partition: it waits until the rows are there.
+            writer.settle()?;
             for record in &records {
                 writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;
             }

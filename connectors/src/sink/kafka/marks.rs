@@ -117,6 +117,12 @@ impl Owned {
     pub(super) fn is_of(&self, key: &LaneKey) -> bool {
         self.claim.generation == key.generation && self.claim.owner.instance == key.owner.instance
     }
+
+    /// Whether `later`, which its owner has written, is what comes after this.
+    pub(super) fn is_before(&self, later: &Self) -> bool {
+        self.claim == later.claim || self.claim.generation < later.claim.generation
+    }
+
     pub(super) fn digest(&self) -> Option<Digest> {
         self.mark.as_ref().map(|mark| mark.digest)
     }
@@ -354,6 +360,21 @@ mod tests {
             book.apply(&record.key, record.value.as_deref()).unwrap();
         }
         assert_eq!(book.lane(&place).unwrap().next_reject(), 0);
+    }
+
+    #[test]
+    fn what_the_owner_has_written_comes_after_older_claims_and_not_after_newer_ones() {
+        let owner = tidemill_checkpoint::Owner { name: "a".into(), data_dir: Uuid::nil(), instance: Uuid::nil() };
+        let owned = |generation| Owned {
+            claim: Claim { generation: Generation(generation), owner: owner.clone(), released: false },
+            number: Uuid::nil(),
+            mark: None,
+        };
+        assert!(owned(1).is_before(&owned(2)) && owned(2).is_before(&owned(2)));
+        assert!(!owned(3).is_before(&owned(2)));
+        let mut released = owned(2);
+        released.claim.released = true;
+        assert!(!released.is_before(&owned(2)), "it was let go of");
     }
 
     #[test]

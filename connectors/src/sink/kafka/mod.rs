@@ -47,7 +47,7 @@ use self::{
     cluster::{ANSWER, Cluster, Context},
     encode::{Format, Rows},
     lane::Slot,
-    marks::Place,
+    marks::{Book, Kept, Place},
     reader::{End, Reader},
 };
 use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking};
@@ -135,20 +135,22 @@ impl Inner {
 
     fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError> {
         let places: Vec<Place> = lanes.iter().map(|lane| self.place(lane)).collect();
-        self.reader.read(&places, End::Soon(LOOKING))?;
-        let held = |place: &Place| {
-            let mut held = self.reader.look(|book| book.lane(place).map(marks::Kept::held).unwrap_or_default());
-            // What this process has committed may lie behind a transaction that is still open.
+        let kept = |place: &Place, book: &Book| book.lane(place).cloned().unwrap_or_default().slim();
+        let found: Vec<Kept> = self
+            .reader
+            .read(&places, End::Soon(LOOKING), |book| places.iter().map(|place| kept(place, book)).collect())?;
+        let held = |(place, mut kept): (Place, Kept)| {
+            // What this process has claimed and committed may lie behind a transaction that is still open.
             let slot = self.slot(&place.lane);
             if let Ok(slot) = slot.try_lock()
                 && let Some(owned) = slot.owned()
-                && held.claim.as_ref() == Some(&owned.claim)
+                && kept.owned.as_ref().is_none_or(|seen| seen.is_before(owned))
             {
-                held.mark = owned.mark.clone();
+                kept.owned = Some(owned.clone());
             }
-            (place.lane.clone(), held)
+            (place.lane, kept.held())
         };
-        Ok(places.iter().map(held).collect())
+        Ok(places.into_iter().zip(found).map(held).collect())
     }
 
     fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {
@@ -182,8 +184,7 @@ impl Inner {
     }
 
     fn reset(&self) -> Result<(), SinkError> {
-        self.reader.read_whole(End::All(READING))?;
-        for place in self.reader.look(|book| book.lanes_of(&self.job, &self.id)) {
+        for place in self.reader.read_whole(End::All(READING), |book| book.lanes_of(&self.job, &self.id))? {
             self.on(&place.lane, |slot| self.forget(slot, &place))?;
         }
         Ok(())
@@ -221,22 +222,12 @@ impl Sink for Kafka {
 
     async fn history(&self, lane: &Lane, log: &LogName, from: u64) -> Result<Vec<Entry>, SinkError> {
         let (lane, log) = (lane.clone(), log.clone());
-        self.run(move |inner| {
-            let place = inner.place(&lane);
-            inner.reader.read(std::slice::from_ref(&place), End::All(READING))?;
-            Ok(inner.reader.look(|book| book.lane(&place).map(|kept| kept.entries(&log, from)).unwrap_or_default()))
-        })
-        .await
+        self.run(move |inner| Ok(inner.kept(&inner.place(&lane), End::All(READING))?.entries(&log, from))).await
     }
 
     async fn rejects(&self, lane: &Lane, from: u64) -> Result<Vec<SinkReject>, SinkError> {
         let lane = lane.clone();
-        self.run(move |inner| {
-            let place = inner.place(&lane);
-            inner.reader.read(std::slice::from_ref(&place), End::All(READING))?;
-            Ok(inner.reader.look(|book| book.lane(&place).map(|kept| kept.rejects(from)).unwrap_or_default()))
-        })
-        .await
+        self.run(move |inner| Ok(inner.kept(&inner.place(&lane), End::All(READING))?.rejects(from))).await
     }
 
     async fn check(&self, schema: Option<&SchemaRef>) -> Result<(), SinkError> {

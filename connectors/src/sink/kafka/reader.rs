@@ -87,11 +87,6 @@ impl Reader {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the book says after the last read.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Book) -> T) -> T {
-        look(&self.state().book)
-    }
-
     /// Partitions of the topic, 0 where it is not there. Does not make it.
     pub(super) fn partitions(&self) -> Result<i32, SinkError> {
         self.state().find(&self.cluster, &self.topic)
@@ -102,22 +97,28 @@ impl Reader {
         Ok(partitions(&self.state().clients(&self.cluster)?.committed, &self.cluster, topic)?.is_some())
     }
 
-    /// Reads on, for these lanes and the beats. `false`: there is no such topic.
-    pub(super) fn read(&self, places: &[Place], end: End) -> Result<bool, SinkError> {
-        self.read_where(|partitions| places.iter().map(|place| place.partition(partitions)).collect(), end)
+    /// Reads on, for these lanes and the beats, and says what `look` sees then: before anybody else can read, who may
+    /// have to begin anew. Where there is no such topic, nothing is read.
+    pub(super) fn read<T>(&self, places: &[Place], end: End, look: impl FnOnce(&Book) -> T) -> Result<T, SinkError> {
+        self.read_where(|partitions| places.iter().map(|place| place.partition(partitions)).collect(), end, look)
     }
 
     /// Reads on, for all lanes.
-    pub(super) fn read_whole(&self, end: End) -> Result<bool, SinkError> {
-        self.read_where(|partitions| (0..partitions).collect(), end)
+    pub(super) fn read_whole<T>(&self, end: End, look: impl FnOnce(&Book) -> T) -> Result<T, SinkError> {
+        self.read_where(|partitions| (0..partitions).collect(), end, look)
     }
 
-    fn read_where(&self, wanted: impl FnOnce(i32) -> BTreeSet<i32>, end: End) -> Result<bool, SinkError> {
+    fn read_where<T>(
+        &self,
+        wanted: impl FnOnce(i32) -> BTreeSet<i32>,
+        end: End,
+        look: impl FnOnce(&Book) -> T,
+    ) -> Result<T, SinkError> {
         let begun = Instant::now();
         let mut state = self.state();
         let partitions = state.find(&self.cluster, &self.topic)?;
         if partitions == 0 {
-            return Ok(false);
+            return Ok(look(&state.book));
         }
         let mut wanted = wanted(partitions);
         wanted.insert(BEATS);
@@ -153,7 +154,7 @@ impl Reader {
             state = self.state();
         }
         state.read_to(&self.cluster, &self.topic, &ends, partitions)?;
-        Ok(true)
+        Ok(look(&state.book))
     }
 }
 
@@ -257,12 +258,13 @@ impl State {
                         open.remove(&partition);
                     }
                 }
-                // Everything before the end was read; what is there and was not seen are markers and undone records.
+                // The end as the broker sees it that answered, which may lag behind the one that told the end. Its
+                // position is also behind what it does not show: markers, and undone records.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    quiet_since = Instant::now();
-                    if let Some(end) = open.remove(&partition) {
-                        let at = at.entry(partition).or_insert(0);
-                        *at = end.max(*at);
+                    let next = position(client, topic, partition);
+                    if let Some(next) = next.filter(|next| open.get(&partition).is_some_and(|end| next >= end)) {
+                        open.remove(&partition);
+                        at.insert(partition, next);
                     }
                 }
                 Some(Err(error))
@@ -294,6 +296,11 @@ fn moves(code: Option<Code>) -> bool {
 
 fn is_unknown(code: Option<Code>) -> bool {
     matches!(code, Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition))
+}
+
+/// Where the client goes on reading, once it has read something.
+fn position(client: &BaseConsumer<Context>, topic: &str, partition: i32) -> Option<i64> {
+    client.position().ok()?.find_partition(topic, partition)?.offset().to_raw().filter(|offset| *offset >= 0)
 }
 
 /// Takes in what the connections have to say, so that an error can tell it.

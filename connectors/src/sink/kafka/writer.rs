@@ -82,18 +82,8 @@ impl Writer {
         if let Err(error) = self.producer.begin_transaction() {
             return Err(Failure::Unknown(self.explain("beginning a transaction", &error)));
         }
-        if let Err(error) = send(self).and_then(|()| passed("kafka.after-rows")) {
-            return Err(self.undo(error));
-        }
-        if !flush(&self.producer, self.timeout) {
-            let error = KafkaError::Flush(Code::OperationTimedOut);
-            let explained = self.explain("sending records", &error);
-            return Err(self.undo(explained));
-        }
-        if let Some(error) = self.undelivered() {
-            return Err(self.undo(error));
-        }
-        if let Err(error) = passed("kafka.before-commit") {
+        let sent = send(self).and_then(|()| passed("kafka.after-rows")).and_then(|()| self.settle());
+        if let Err(error) = sent.and_then(|()| passed("kafka.before-commit")) {
             return Err(self.undo(error));
         }
         loop {
@@ -109,6 +99,14 @@ impl Writer {
             }
         }
         passed("kafka.after-commit").map_err(Failure::Unknown)
+    }
+
+    /// Waits until the brokers have every record that was handed over.
+    pub(super) fn settle(&self) -> Result<(), SinkError> {
+        if !flush(&self.producer, self.timeout) {
+            return Err(self.explain("sending records", &KafkaError::Flush(Code::OperationTimedOut)));
+        }
+        self.undelivered().map_or(Ok(()), Err)
     }
 
     /// Whether another producer took the id. Who, the marks tell, once it has written its claim.
