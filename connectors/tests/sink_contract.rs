@@ -480,7 +480,6 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
                     mode: tidemill_config::Mode::Append,
                 },
                 Kind::Mysql => mysql::config(&mysql::url(dir.path()), "rows", &[], None),
-                Kind::Kafka => tidemill_config::SinkKind::Kafka(kafka::config(dir.path())),
                 Kind::Postgres => {
                     tidemill_config::SinkKind::Postgres(postgres::config(&postgres::url(dir.path()), "rows", &[], None))
                 }

@@ -231,6 +231,36 @@ async fn a_table_that_does_not_fit_is_told_with_its_column_both_types_and_the_wa
     assert!(there.is_empty(), "a table was made for rows that do not fit it");
 }
 
+/// What a crash of the server empties, or what lies elsewhere, does not share the fate of the marks.
+#[tokio::test]
+async fn tables_that_do_not_share_the_fate_of_the_marks_are_refused() {
+    let Some(place) = Place::new() else { return };
+    place.sql(
+        "CREATE UNLOGGED TABLE fleeting (n int8);
+        CREATE TABLE parts (n int8) PARTITION BY RANGE (n); CREATE TABLE low PARTITION OF parts FOR VALUES FROM (0) TO (9);
+        CREATE UNLOGGED TABLE high PARTITION OF parts FOR VALUES FROM (9) TO (99)",
+    );
+    let n = table(vec![numbers("n", &[Some(1)])]);
+    for (name, at) in [("fleeting", "fleeting"), ("parts", "high")] {
+        let sink = place.open(name, &[], None);
+        let checked = sink.check(Some(&n.schema())).await.unwrap_err().to_string();
+        let why = refused(&sink, &n).await;
+        let (told, help) = (format!("{at} is UNLOGGED"), format!("ALTER TABLE {at} SET LOGGED"));
+        assert!(why.contains(&told) && why.contains(&help) && checked.contains(&help), "{why}\n{checked}");
+        place.sql(&help);
+        write(&sink, std::slice::from_ref(&n)).await.unwrap();
+    }
+    // A wrapper belongs to the whole database, not to a schema.
+    let wrapper = place.sql("SELECT 'w_' || md5(current_schema())").remove(0);
+    place.sql(&format!(
+        "CREATE FOREIGN DATA WRAPPER {wrapper}; CREATE SERVER {wrapper} FOREIGN DATA WRAPPER {wrapper};
+        CREATE FOREIGN TABLE afar (n int8) SERVER {wrapper}"
+    ));
+    let why = refused(&place.open("afar", &[], None), &n).await;
+    place.sql(&format!("SET client_min_messages = error; DROP FOREIGN DATA WRAPPER {wrapper} CASCADE"));
+    assert!(why.contains("afar is a foreign table"), "{why}");
+}
+
 #[tokio::test]
 async fn of_rows_with_one_key_the_last_one_stays_and_one_that_is_flagged_deletes() {
     let Some(place) = Place::new() else { return };

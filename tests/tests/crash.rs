@@ -139,7 +139,8 @@ struct Life {
 
 impl Drop for Life {
     fn drop(&mut self) {
-        if self.sinks.contains(&Sink::Postgres) {
+        // Nothing is made anew for a life that has failed early: a second panic would hide the first.
+        if self.folder.join("postgres-url").exists() {
             let (server, url) = postgres(&self.folder);
             let schema = url.rsplit("%3D").next().unwrap_or_default();
             server.psql(&format!("SET client_min_messages = error; DROP SCHEMA IF EXISTS {schema} CASCADE"));

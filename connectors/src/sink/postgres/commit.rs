@@ -3,7 +3,14 @@
 //! A lane that is fenced costs the others nothing: its mark is not swapped, and its rows are left out. A transaction that
 //! stood in another one's way is tried again in place. Where the answer to COMMIT is lost, the marks say what became of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use arrow::{
     array::RecordBatch,
@@ -25,7 +32,8 @@ use crate::sink::{SinkError, SinkReject};
 const TRIES: u32 = 5;
 /// The pause before the first of these; it doubles.
 const PAUSE: Duration = Duration::from_millis(20);
-/// A commit that takes longer is given up: the batch loop's own limit is 300 s.
+/// A commit in which no statement that writes rows has ended for so long is given up. As a whole it may take longer, since
+/// each refused row costs statements of its own: where the batch loop waits no more, its next claim waits for the writer.
 const LIMIT: Duration = Duration::from_secs(270);
 /// How often the marks are asked for after an answer was lost, and the pause before the first time; it doubles.
 const QUESTIONS: u32 = 6;
@@ -56,9 +64,10 @@ impl Postgres {
         for tries in 1.. {
             let mut slot = self.writer.lock().await;
             let mut session = self.take(&mut slot).await?;
-            let transaction = match timeout(LIMIT, self.transact(&mut session, group)).await {
-                Ok(transaction) => transaction,
-                Err(_) => return Err(self.server.transient(COMMITTING, format!("no end in {LIMIT:?}"))),
+            let moved = AtomicU64::new(0);
+            let Some(transaction) = while_it_moves(self.transact(&mut session, group, &moved), &moved, LIMIT).await
+            else {
+                return Err(self.server.transient(COMMITTING, format!("no progress in {LIMIT:?}")));
             };
             let failure = match transaction {
                 Ok(receipts) => return self.settle(&mut slot, session, Ok(receipts)).await,
@@ -82,7 +91,8 @@ impl Postgres {
         unreachable!("the last try returns")
     }
 
-    async fn transact(&self, session: &mut Session, group: &Group) -> Result<Receipts, Halt> {
+    /// Counts in `moved` the statements that wrote rows, or were refused.
+    async fn transact(&self, session: &mut Session, group: &Group, moved: &AtomicU64) -> Result<Receipts, Halt> {
         // Looking at the table is no part of the transaction.
         let mut targets: Vec<(SchemaRef, Arc<Ready>)> = Vec::new();
         for batch in group.iter().flat_map(|(_, batches)| batches).filter(|batch| batch.num_rows() > 0) {
@@ -102,7 +112,7 @@ impl Postgres {
         for (_, ready) in &targets {
             let rows = Rows::new(&ready.target, written(group, &swapped, &ready.target.schema))?;
             if rows.count > 0 {
-                rejected.extend(rows::write(connection, &ready.target, &ready.writer, &rows).await?);
+                rejected.extend(rows::write(connection, &ready.target, &ready.writer, &rows, moved).await?);
                 guards.push_str(&ready.target.guard);
                 guards.push(';');
             }
@@ -176,6 +186,19 @@ impl Postgres {
     }
 }
 
+/// The result of the work; `None` where `moved` stood still for longer than the limit.
+async fn while_it_moves<T>(work: impl Future<Output = T>, moved: &AtomicU64, limit: Duration) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        let before = moved.load(Ordering::Relaxed);
+        match timeout(limit, &mut work).await {
+            Ok(done) => return Some(done),
+            Err(_) if moved.load(Ordering::Relaxed) == before => return None,
+            Err(_) => {}
+        }
+    }
+}
+
 /// The rows of the lanes whose mark was swapped, if they are of this schema.
 fn written<'a>(
     group: &'a Group,
@@ -189,4 +212,25 @@ fn written<'a>(
     lanes
         .map(|(lane, ((permit, batches), _))| (lane, permit, batches.as_slice()))
         .filter(move |(_, _, batches)| of_schema(batches))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten statements of 100 ms under a limit of a third of them all.
+    async fn ten(moved: &AtomicU64, by: u64) -> &'static str {
+        for _ in 0..10 {
+            sleep(Duration::from_millis(100)).await;
+            moved.fetch_add(by, Ordering::Relaxed);
+        }
+        "done"
+    }
+
+    #[tokio::test]
+    async fn a_commit_may_take_as_long_as_it_gets_on() {
+        let (limit, moved) = (Duration::from_millis(333), AtomicU64::new(0));
+        assert_eq!(while_it_moves(ten(&moved, 1), &moved, limit).await, Some("done"));
+        assert_eq!(while_it_moves(ten(&moved, 0), &moved, limit).await, None);
+    }
 }

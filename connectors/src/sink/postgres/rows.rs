@@ -5,7 +5,11 @@
 //! each of its 17 halvings. Halves are written from left to right, so that of two rows with one key the same one is refused
 //! as if they came one by one.
 
-use std::{ops::Range, pin::pin};
+use std::{
+    ops::Range,
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
@@ -212,13 +216,14 @@ struct Part {
     right: Option<usize>,
 }
 
-/// Writes all rows in order, in the transaction that is open; returns those that were refused. Fails only where the batch
-/// as a whole cannot go on.
+/// Writes all rows in order, in the transaction that is open; returns those that were refused, and counts in `moved` how
+/// often it got on. Fails only where the batch as a whole cannot go on.
 pub(super) async fn write(
     connection: &mut Connection,
     target: &Target,
     writer: &Writer,
     rows: &Rows<'_>,
+    moved: &AtomicU64,
 ) -> Result<Vec<Rejected>, Failure> {
     let mut rejected = Vec::new();
     let mut refused = 0;
@@ -228,7 +233,9 @@ pub(super) async fn write(
         let alone = range.len() <= 1;
         let known_bad = right == Some(refused);
         if alone || !known_bad {
-            match attempt(connection, target, writer, rows, range.clone(), savepoint).await {
+            let attempted = attempt(connection, target, writer, rows, range.clone(), savepoint).await;
+            moved.fetch_add(1, Ordering::Relaxed);
+            match attempted {
                 Ok(mut unsent) => {
                     rejected.append(&mut unsent);
                     savepoint = "RELEASE SAVEPOINT rows; SAVEPOINT rows";

@@ -152,6 +152,13 @@ const KEYS: &str = "SELECT array_agg(a.attname::text ORDER BY a.attname::text) F
         AND i.indexprs IS NULL AND k.at <= i.indnkeyatts
     GROUP BY i.indexrelid";
 
+/// Which of a table and its partitions does not share the marks' fate: a foreign table's rows are in another transaction, and
+/// an unlogged one is empty after a crash of the server.
+const APART: &str = "SELECT c.oid::regclass::text, c.relkind = 'f' FROM pg_class c
+    WHERE (c.relkind = 'f' OR c.relkind = 'r' AND c.relpersistence = 'u')
+        AND (c.oid = $1 OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid::regclass)))
+    ORDER BY 1 LIMIT 1";
+
 impl Column {
     fn read(row: &Row) -> Self {
         let modifier: i32 = row.get(9);
@@ -233,6 +240,9 @@ impl Table {
             return Ok(None);
         };
         let oid: u32 = row.get(0);
+        if let Some(row) = connection.client.query_opt(APART, &[&oid]).await.doing(doing)? {
+            return Err(self.apart(row.get(0), row.get(1)).into());
+        }
         let rows = connection.client.query(COLUMNS, &[&oid]).await.doing(doing)?;
         let found = Found { oid, columns: rows.iter().map(Column::read).collect() };
         let fields = self.fields(&found, schema)?;
@@ -285,6 +295,17 @@ impl Table {
                 .fatal(&format!("PostgreSQL takes names of at most {LONGEST_NAME} bytes: rename `{name}` in the job"))),
             None => Ok(()),
         }
+    }
+
+    fn apart(&self, table: &str, foreign: bool) -> SinkError {
+        if foreign {
+            return self.fatal(&format!(
+                "{table} is a foreign table, and rows and marks would not be one transaction: write to the server that holds it"
+            ));
+        }
+        self.fatal(&format!(
+            "{table} is UNLOGGED, and a crash of the server would empty it but leave the marks: ALTER TABLE {table} SET LOGGED"
+        ))
     }
 
     fn fields(&self, found: &Found, schema: &Schema) -> Result<Vec<Field>, SinkError> {
