@@ -143,7 +143,10 @@ fn keys_of_every_kind_are_found_again() {
     each(async |kind, table| {
         let mut orders = vec![
             ("BIGINT", vec!["0", "9", "10", "9223372036854775807"]),
-            ("VARCHAR(20)", vec!["''", "'10'", "'9'", "'A'", "'a'", "'a\"b'", "'a:b'", "'b c'", "'é'", "'🌊'"]),
+            (
+                "VARCHAR(20)",
+                vec!["''", "'10'", "'9'", "'A'", "'a'", "'a\t'", "'a '", "'a\"b'", "'a:b'", "'b c'", "'é'", "'🌊'"],
+            ),
         ];
         match kind {
             Kind::Sqlite => {}
@@ -249,6 +252,11 @@ fn what_cannot_be_read_is_named_with_the_way_out() {
         table.run("INSERT INTO odd (n) VALUES (-1)");
         let negative = error(table.source(of("odd"), &["n"])).await.to_string();
         assert!(negative.contains("`n`") && negative.contains("0"), "{negative}");
+        if kind == Kind::Sqlite {
+            table.run("DELETE FROM odd; INSERT INTO odd (t) VALUES (CAST(x'61ff' AS TEXT))");
+            let bytes = error(table.source(of("odd"), &["t"])).await.to_string();
+            assert!(bytes.contains("`t`") && bytes.contains("UTF-8"), "{bytes}");
+        }
     });
 }
 
