@@ -134,10 +134,12 @@ impl Select {
             let name = format!("r.{}", self.dialect.name(name));
             match (self.dialect, kind) {
                 (Dialect::Sqlite, _) | (Dialect::Mysql, Kind::Text) => name,
-                (Dialect::Postgres, Kind::Date) => format!("to_char({name}, 'YYYYMMDD')"),
-                (Dialect::Postgres, Kind::Instant { zone: false }) => format!("to_char({name}, 'YYYYMMDDHH24MISSUS')"),
+                (Dialect::Postgres, Kind::Date) => common(&name, &format!("to_char({name}, 'YYYYMMDD')")),
+                (Dialect::Postgres, Kind::Instant { zone: false }) => {
+                    common(&name, &format!("to_char({name}, 'YYYYMMDDHH24MISSUS')"))
+                }
                 (Dialect::Postgres, Kind::Instant { zone: true }) => {
-                    format!("to_char({name} AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')")
+                    common(&name, &format!("to_char({name} AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"))
                 }
                 (Dialect::Postgres, _) => format!("{name}::text"),
                 (Dialect::Mysql, Kind::Date) => format!("DATE_FORMAT({name}, '%Y%m%d')"),
@@ -222,6 +224,12 @@ impl Select {
         });
         parts.collect()
     }
+}
+
+/// A time of PostgreSQL as `written`; infinity, of which `to_char` makes nothing, and years before the first, which it
+/// writes without their BC, as the server shows them.
+pub(super) fn common(name: &str, written: &str) -> String {
+    format!("CASE WHEN isfinite({name}) AND {name} >= '0001-01-01' THEN {written} ELSE {name}::text END")
 }
 
 fn part(kind: Kind, text: &str) -> Option<KeyPart> {
