@@ -341,6 +341,16 @@ async fn a_table_that_does_not_fit_is_named_with_column_and_types() {
     ];
     let batch = table(vec![numbers("n", &[Some(1)]), texts("s", &[Some("a")])]);
     let clean = "DROP TABLE IF EXISTS t, u; DROP VIEW IF EXISTS t";
+    let at: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![1]).with_timezone("UTC"));
+    let times = table(vec![("at", at)]);
+    for (digits, fits) in [("(3)", false), ("", false), ("(6)", true)] {
+        place.sql(&format!("{clean}; CREATE TABLE t (at DATETIME{digits} PRIMARY KEY)"));
+        let looked = place.open("t", &["at"]).check(Some(&times.schema())).await;
+        assert_eq!(looked.is_ok(), fits, "{digits}: {looked:?}");
+        let said = looked.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(fits || said.contains("`at`") && said.contains("MODIFY `at` DATETIME(6) NOT NULL"), "{said}");
+        place.open("t", &[]).check(Some(&times.schema())).await.unwrap();
+    }
     for (sql, key, words) in cases {
         place.sql(&format!("{clean}; {sql}"));
         for error in [
