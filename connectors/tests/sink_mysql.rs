@@ -271,6 +271,23 @@ async fn a_refused_row_costs_one_reject_in_the_same_commit() {
     assert_eq!((later.len(), later[0].number, later[0].seq), (1, 7, 2));
 }
 
+/// Its record is about as long as the row, and must not be what the server refuses next.
+#[tokio::test]
+async fn a_row_that_no_statement_can_hold_becomes_a_reject_with_its_beginning() {
+    let Some(place) = Place::new() else { return };
+    let limit: usize = place.sql("SELECT @@max_allowed_packet")[0].parse().unwrap();
+    let sink = place.open("t", &[]);
+    let long = "é".repeat(limit / 2);
+    let batch = table(vec![numbers("n", &[Some(1), Some(2)]), texts("s", &[Some(&long), Some("short")])]);
+    assert_eq!(write(&sink, &[batch]).await.unwrap().rejected(), 1);
+    assert_eq!(place.sql("SELECT n, s FROM t"), ["2\tshort"]);
+    let rejects = sink.rejects(&Lane::single(), 0).await.unwrap();
+    assert_eq!((rejects.len(), rejects[0].row, &*rejects[0].reason), (1, 0, "too_big"));
+    let record: serde_json::Value = serde_json::from_str(&rejects[0].record).unwrap();
+    assert!(record["too_big"]["bytes"].as_u64().unwrap() > long.len() as u64);
+    assert!(record["too_big"]["begins"].as_str().unwrap().starts_with(r#"{"n":1,"s":"éé"#), "{}", rejects[0].record);
+}
+
 /// A row among many, over several statements, in the middle of other lanes' rows.
 #[tokio::test]
 async fn one_bad_row_of_a_hundred_thousand_is_found_by_halves() {
@@ -324,6 +341,16 @@ async fn a_table_that_does_not_fit_is_named_with_column_and_types() {
     ];
     let batch = table(vec![numbers("n", &[Some(1)]), texts("s", &[Some("a")])]);
     let clean = "DROP TABLE IF EXISTS t, u; DROP VIEW IF EXISTS t";
+    let at: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![1]).with_timezone("UTC"));
+    let times = table(vec![("at", at)]);
+    for (digits, fits) in [("(3)", false), ("", false), ("(6)", true)] {
+        place.sql(&format!("{clean}; CREATE TABLE t (at DATETIME{digits} PRIMARY KEY)"));
+        let looked = place.open("t", &["at"]).check(Some(&times.schema())).await;
+        assert_eq!(looked.is_ok(), fits, "{digits}: {looked:?}");
+        let said = looked.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(fits || said.contains("`at`") && said.contains("MODIFY `at` DATETIME(6) NOT NULL"), "{said}");
+        place.open("t", &[]).check(Some(&times.schema())).await.unwrap();
+    }
     for (sql, key, words) in cases {
         place.sql(&format!("{clean}; {sql}"));
         for error in [

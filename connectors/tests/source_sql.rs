@@ -137,13 +137,47 @@ fn every_type_arrives_without_a_loss() {
     });
 }
 
+/// What the servers write in short, or not at all, where they are not asked for all of it.
+#[test]
+fn times_and_floats_at_the_edge_arrive_as_they_are() {
+    each(async |kind, table| {
+        let (columns, values, expected) = match kind {
+            Kind::Postgres => (
+                "id int, t timestamptz, plain timestamp, old timestamp, day date, span interval",
+                "1, 'infinity', '-infinity', '0044-03-15 10:00:00 BC', '0044-03-15 BC', '1 day 02:00'",
+                r#"{"id":1,"t":"infinity","plain":"-infinity","old":"0044-03-15 10:00:00 BC","day":"0044-03-15 BC","span":"1 day 02:00:00"}"#,
+            ),
+            Kind::Mysql => (
+                "id int, f float, g float, h float",
+                "1, 16777215, 0.1, 1.17549435e-38",
+                r#"{"id":1,"f":16777215.0,"g":0.1,"h":1.1754944e-38}"#,
+            ),
+            _ => return,
+        };
+        table.run(&format!("CREATE TABLE edges ({columns}); INSERT INTO edges VALUES ({values})"));
+        let source = open(table.source(of("edges"), &["id"]));
+        let mut at = begin(&source).await;
+        let rows = batches(&source, &mut at, ALL).await.concat();
+        assert_eq!(rows, [serde_json::from_str::<serde_json::Value>(expected).unwrap()]);
+        if kind == Kind::Postgres {
+            for order in ["t", "plain", "old", "day"] {
+                let refused = open(table.source(of("edges"), &[order])).check().await.err().unwrap().to_string();
+                assert!(refused.contains(&format!("column `{order}`")), "{refused}");
+            }
+        }
+    });
+}
+
 /// Each kind of value that can be in the order, asked for again from the position that it gave.
 #[test]
 fn keys_of_every_kind_are_found_again() {
     each(async |kind, table| {
         let mut orders = vec![
             ("BIGINT", vec!["0", "9", "10", "9223372036854775807"]),
-            ("VARCHAR(20)", vec!["''", "'10'", "'9'", "'A'", "'a'", "'a\"b'", "'a:b'", "'b c'", "'é'", "'🌊'"]),
+            (
+                "VARCHAR(20)",
+                vec!["''", "'10'", "'9'", "'A'", "'a'", "'a\t'", "'a '", "'a\"b'", "'a:b'", "'b c'", "'é'", "'🌊'"],
+            ),
         ];
         match kind {
             Kind::Sqlite => {}
@@ -249,6 +283,11 @@ fn what_cannot_be_read_is_named_with_the_way_out() {
         table.run("INSERT INTO odd (n) VALUES (-1)");
         let negative = error(table.source(of("odd"), &["n"])).await.to_string();
         assert!(negative.contains("`n`") && negative.contains("0"), "{negative}");
+        if kind == Kind::Sqlite {
+            table.run("DELETE FROM odd; INSERT INTO odd (t) VALUES (CAST(x'61ff' AS TEXT))");
+            let bytes = error(table.source(of("odd"), &["t"])).await.to_string();
+            assert!(bytes.contains("`t`") && bytes.contains("UTF-8"), "{bytes}");
+        }
     });
 }
 

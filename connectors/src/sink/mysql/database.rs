@@ -34,6 +34,9 @@ const SESSION: &str = "SET SESSION
     wait_timeout = 20, net_read_timeout = 20, net_write_timeout = 60, innodb_lock_wait_timeout = 10, lock_wait_timeout = 20";
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
+/// A server may give sessions another character set than the one that the client asked for.
+const NAMES: &str = "SET NAMES utf8mb4";
+
 /// How a server and a database in it are reached.
 #[derive(Clone)]
 pub(crate) struct Address {
@@ -95,6 +98,7 @@ impl Address {
         let mut session = Session { conn: self.open().await?, used: Instant::now(), max_statement: 0 };
         session.run("setting up a session in", SESSION).await?;
         session.run("setting up a session in", ISOLATION).await?;
+        session.run("setting up a session in", NAMES).await?;
         let limit: Option<u64> = session.first("setting up a session in", "SELECT @@max_allowed_packet", ()).await?;
         session.max_statement = usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(usize::MAX) - MARGIN;
         Ok(session)

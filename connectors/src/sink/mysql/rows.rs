@@ -25,6 +25,10 @@ use crate::sink::{SinkReject, cell};
 
 /// Text of rows in one statement.
 const STATEMENT_BYTES: usize = 1 << 20;
+/// What a reject has besides its record, at most: keys, a sentence of the server.
+const REJECT_BYTES: usize = 16 << 10;
+/// Characters that are kept of a record that is too long.
+const BEGINNING: usize = 1_000;
 /// Keys in one delete: the server plans each as a range of its own.
 const STATEMENT_KEYS: usize = 500;
 
@@ -215,6 +219,7 @@ impl Rows {
             }
         }
         refused.sort_by_key(|(at, _)| *at);
+        let room = session.max_statement.saturating_sub(REJECT_BYTES);
         let plan = &permit.mark().plan;
         let input = plan.input();
         let firsts: Vec<u64> = self
@@ -229,7 +234,7 @@ impl Rows {
             row: firsts[batch] + row as u64,
             reason: reason.into(),
             detail,
-            record: Json::Object(cell::record(&self.batches[batch], row)).to_string(),
+            record: kept(Json::Object(cell::record(&self.batches[batch], row)).to_string(), room),
         };
         Ok(refused.into_iter().map(reject).collect())
     }
@@ -320,6 +325,16 @@ impl<'a> Text<'a> {
         out.push(b')');
         true
     }
+}
+
+/// The record as it is kept with its reject: as a row that is too long for a statement it would be too long for one again,
+/// and the batch never end.
+fn kept(record: String, room: usize) -> String {
+    if record.len() <= room {
+        return record;
+    }
+    let begins: String = record.chars().take(BEGINNING).collect();
+    serde_json::json!({ "too_big": { "bytes": record.len(), "begins": begins } }).to_string()
 }
 
 /// Which rows are sent next, so that one refused row of many is found in about twice their logarithm of statements.

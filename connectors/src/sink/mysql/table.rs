@@ -1,6 +1,6 @@
 //! The user's table: made where it is absent, checked column by column where it is there.
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 
 use super::database::{Failure, Session};
 use crate::{codec::type_name, sink::SinkError};
@@ -28,13 +28,15 @@ struct Column {
     declared: String,
     /// Digits in all, and after the point.
     digits: Option<(u64, u64)>,
+    /// Digits behind the second.
+    fraction: Option<u64>,
     /// It must be given, and is not made by the server.
     required: bool,
     /// The server makes it.
     generated: bool,
 }
 
-type ColumnRow = (String, String, String, Option<u64>, Option<u64>, String, Option<String>, String);
+type ColumnRow = (String, String, String, Option<u64>, Option<u64>, Option<u64>, String, Option<String>, String);
 
 pub(super) fn quoted(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
@@ -100,6 +102,16 @@ fn integer_bytes(kind: &str) -> Option<u64> {
         .position(|of| *of == kind)
         .map(|n| n as u64 + 1)
         .or_else(|| (kind == "bigint").then_some(8))
+}
+
+/// Digits behind the second that a time has.
+fn fraction_digits(kind: &DataType) -> Option<u64> {
+    match kind {
+        DataType::Timestamp(TimeUnit::Second, _) => Some(0),
+        DataType::Timestamp(TimeUnit::Millisecond, _) => Some(3),
+        DataType::Timestamp(..) => Some(6),
+        _ => None,
+    }
 }
 
 /// Whether values of a job's type stay what they are in the column. A text may be too long for one, or a number negative:
@@ -254,6 +266,16 @@ impl Table {
                     quoted(name)
                 )));
             }
+            // The server would round or cut: keys that differ would be one.
+            let digits = fraction_digits(field.data_type());
+            if self.key.contains(name) && column.fraction.zip(digits).is_some_and(|(there, wanted)| there < wanted) {
+                return Err(self.fatal(&format!(
+                    "the key column `{name}` is {} there, which keeps too few digits of a second to tell its keys apart: ALTER TABLE {} MODIFY {} DATETIME(6) NOT NULL",
+                    column.declared,
+                    self.path(),
+                    quoted(name)
+                )));
+            }
         }
         let given = |column: &Column| self.stored(schema).any(|field| field.name().eq_ignore_ascii_case(&column.name));
         match columns.iter().find(|column| column.required && !given(column)) {
@@ -333,16 +355,17 @@ impl Table {
                 ))
                 .into());
         }
-        let sql = "SELECT column_name, data_type, column_type, numeric_precision, numeric_scale, is_nullable, column_default, extra
+        let sql = "SELECT column_name, data_type, column_type, numeric_precision, numeric_scale,
+                datetime_precision, is_nullable, column_default, extra
             FROM information_schema.columns WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?
             ORDER BY ordinal_position";
         let rows: Vec<ColumnRow> = session.rows(what, sql, self.parts()).await?;
-        let column = |(name, kind, declared, all, after, nullable, default, extra): ColumnRow| {
+        let column = |(name, kind, declared, all, after, fraction, nullable, default, extra): ColumnRow| {
             let extra = extra.to_lowercase();
             let generated = extra.contains("generated") && !extra.contains("default_generated");
             let made = generated || extra.contains("auto_increment") || default.is_some();
             let (kind, digits) = (kind.to_lowercase(), all.map(|all| (all, after.unwrap_or_default())));
-            Column { name, kind, declared, digits, required: nullable == "NO" && !made, generated }
+            Column { name, kind, declared, digits, fraction, required: nullable == "NO" && !made, generated }
         };
         Ok(rows.into_iter().map(column).collect())
     }

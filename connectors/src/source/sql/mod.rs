@@ -9,6 +9,7 @@
 //! What a table does not tell cannot be seen: deleted rows, changes that leave the key alone, and rows that are committed
 //! late with a key that was passed already. `settle` waits for those.
 
+mod asked;
 mod mysql;
 mod page;
 mod postgres;
@@ -27,6 +28,7 @@ use tidemill_config::{SqlDatabase, SqlFrom, SqlSource as Config, Start};
 use tokio::{sync::Notify, time::Instant};
 
 use self::{
+    asked::{Asked, Question},
     page::{Cut, Row, cut},
     select::{Dialect, Edge, Key, Kind, Range, Select, beginning},
 };
@@ -44,8 +46,10 @@ pub struct SqlSource {
     formerly: Option<String>,
     config: Config,
     order: String,
-    database: Box<dyn Database>,
+    database: Arc<dyn Database>,
     state: Mutex<State>,
+    /// What `event` has asked.
+    asked: Asked,
     finishing: AtomicBool,
     woken: Notify,
 }
@@ -120,6 +124,7 @@ impl SqlSource {
             order,
             database: open_database(&name, sql)?,
             state: Mutex::new(state),
+            asked: Asked::default(),
             finishing: AtomicBool::new(false),
             woken: Notify::new(),
             name,
@@ -223,7 +228,8 @@ impl SqlSource {
             Some(Some(key)) => Some(Edge::behind(key)),
             None => None,
         };
-        Ok(!self.database.rows(&Range { from: seen, to, limit: Some(1) }).await?.is_empty())
+        let next = Question::First(Range { from: seen, to, limit: Some(1) });
+        Ok(self.asked.answer(&self.database, next).await?.is_some())
     }
 
     fn is_mine(&self, shard: &ShardId) -> bool {
@@ -235,7 +241,7 @@ fn edge_position(edge: &Edge) -> Position {
     if edge.behind { Position::behind_key(&edge.key) } else { Position::key(&edge.key) }
 }
 
-fn open_database(name: &str, sql: &Config) -> Result<Box<dyn Database>, SourceError> {
+fn open_database(name: &str, sql: &Config) -> Result<Arc<dyn Database>, SourceError> {
     use crate::sink::{mysql::database as my, postgres::database as pg};
     let fatal = |why: &dyn std::fmt::Display| SourceError::Fatal(format!("source {name}: {why}"));
     let dialect = match &sql.database {
@@ -253,14 +259,14 @@ fn open_database(name: &str, sql: &Config) -> Result<Box<dyn Database>, SourceEr
         SqlDatabase::Sqlite(_) if !sql.settle.is_zero() => {
             return Err(fatal(&"`settle` is for servers: SQLite has one writer at a time"));
         }
-        SqlDatabase::Sqlite(path) => Box::new(sqlite::Sqlite { path: path.clone(), select }),
+        SqlDatabase::Sqlite(path) => Arc::new(sqlite::Sqlite { path: path.clone(), select }),
         SqlDatabase::Postgres(url) => {
             let server = pg::Server::new(url, sql.ca.as_deref(), "tidemill").map_err(|error| fatal(&error))?;
-            Box::new(postgres::Postgres { server, connection: tokio::sync::Mutex::default(), select })
+            Arc::new(postgres::Postgres { server, connection: tokio::sync::Mutex::default(), select })
         }
         SqlDatabase::Mysql(url) => {
             let address = my::Address::new(url, sql.ca.as_deref()).map_err(|why| fatal(&why))?;
-            Box::new(mysql::Mysql { server: my::Database::new(address), select })
+            Arc::new(mysql::Mysql { server: my::Database::new(address), select })
         }
     })
 }
@@ -288,7 +294,7 @@ impl Source for SqlSource {
             let woken = self.woken.notified();
             let finishing = self.finishing.load(Ordering::Acquire);
             if finishing && self.state().end.is_none() {
-                let last = self.database.last().await?;
+                let last = self.asked.answer(&self.database, Question::Last).await?;
                 self.state().end = Some(last);
             }
             let (more, look) = {

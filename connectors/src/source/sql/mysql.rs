@@ -1,5 +1,7 @@
 //! Rows of a MySQL or MariaDB database.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use mysql_async::{
     Column, Value,
@@ -9,7 +11,7 @@ use mysql_async::{
 use super::{
     Database,
     page::{Cell, Names, Row},
-    select::{Key, Kind, Range, Select},
+    select::{Dialect, Key, Kind, Range, Select},
     stopped,
 };
 use crate::{
@@ -50,6 +52,15 @@ fn kind(column: &Column) -> Option<Kind> {
     })
 }
 
+/// The columns of a row. The server writes a FLOAT with six digits only: as a DOUBLE all of it is written.
+fn expressions(columns: &[Column]) -> String {
+    let expression = |column: &Column| {
+        let name = format!("r.{}", Dialect::Mysql.name(&column.name_str()));
+        if column.column_type() == ColumnType::MYSQL_TYPE_FLOAT { format!("{name} + 0e0") } else { name }
+    };
+    columns.iter().map(expression).collect::<Vec<_>>().join(", ")
+}
+
 /// A value that came as text, as it stands in JSON: as it is, or between quotes.
 fn shown(column: &Column, bytes: &[u8]) -> (bool, String) {
     use ColumnType as T;
@@ -64,8 +75,11 @@ fn shown(column: &Column, bytes: &[u8]) -> (bool, String) {
         | T::MYSQL_TYPE_LONG
         | T::MYSQL_TYPE_LONGLONG
         | T::MYSQL_TYPE_YEAR
-        | T::MYSQL_TYPE_FLOAT
         | T::MYSQL_TYPE_DOUBLE => (!column.flags().contains(ColumnFlags::ZEROFILL_FLAG), text.into_owned()),
+        // The shortest text of the float itself; what came are the digits of the same number as a double.
+        T::MYSQL_TYPE_FLOAT => {
+            (true, text.parse::<f32>().map_or_else(|_| text.into_owned(), |float| format!("{float:?}")))
+        }
         T::MYSQL_TYPE_DATETIME | T::MYSQL_TYPE_TIMESTAMP => (false, format!("{}Z", text.replacen(' ', "T", 1))),
         T::MYSQL_TYPE_JSON => (true, text.into_owned()),
         T::MYSQL_TYPE_BIT => {
@@ -100,8 +114,8 @@ fn key<'v>(select: &Select, values: impl Iterator<Item = &'v Value>) -> Result<K
 }
 
 impl Mysql {
-    /// The query's shape, with the kinds of its order.
-    async fn described(&self, session: &mut Session) -> Result<Select, Failure> {
+    /// The query's shape, with the kinds of its order, and its columns.
+    async fn described(&self, session: &mut Session) -> Result<(Select, Arc<[Column]>), Failure> {
         let mut select = self.select.clone();
         let (columns, _) = session.text(WHAT, &format!("SELECT * FROM {} AS r LIMIT 0", select.from)).await?;
         for (name, is) in &mut select.order {
@@ -109,20 +123,21 @@ impl Mysql {
             *is = column.and_then(kind).ok_or_else(|| SinkError::Fatal(super::no_order(name, column.is_some())))?;
         }
         super::can_settle(&select).map_err(SinkError::Fatal)?;
-        Ok(select)
+        Ok((select, columns))
     }
 
     async fn read(&self, session: &mut Session, range: &Range) -> Result<Vec<Row>, Failure> {
-        let select = self.described(session).await?;
-        let sql = select.rows(&format!("r.*, {}", select.keys()), range).map_err(SinkError::Fatal)?;
-        let (columns, rows) = session.text(WHAT, &sql).await?;
-        let count = columns.len().saturating_sub(select.order.len());
-        let names: Vec<_> = columns.iter().take(count).map(|column| column.name_str().into_owned()).collect();
+        let (select, columns) = self.described(session).await?;
+        let texts = format!("{}, {}", expressions(&columns), select.keys());
+        let sql = select.rows(&texts, range).map_err(SinkError::Fatal)?;
+        let (_, rows) = session.text(WHAT, &sql).await?;
+        let count = columns.len();
+        let names: Vec<_> = columns.iter().map(|column| column.name_str().into_owned()).collect();
         let names = Names::new(names.iter().map(String::as_str));
         let row = |row: mysql_async::Row| {
             let values = row.unwrap();
             let texts: Vec<_> =
-                columns.iter().zip(&values).take(count).map(|(column, v)| bytes(v).map(|v| shown(column, v))).collect();
+                columns.iter().zip(&values).map(|(column, v)| bytes(v).map(|v| shown(column, v))).collect();
             let cells = texts.iter().map(|text| match text {
                 None => Cell::Null,
                 Some((true, raw)) => Cell::Raw(raw.as_bytes()),
@@ -134,7 +149,7 @@ impl Mysql {
     }
 
     async fn read_last(&self, session: &mut Session) -> Result<Option<Key>, Failure> {
-        let select = self.described(session).await?;
+        let (select, _) = self.described(session).await?;
         let (_, rows) = session.text(WHAT, &select.last().map_err(SinkError::Fatal)?).await?;
         rows.into_iter().next().map(|row| key(&select, row.unwrap().iter())).transpose()
     }

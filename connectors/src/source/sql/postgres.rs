@@ -7,7 +7,7 @@ use tokio_postgres::types::{Kind as TypeKind, Type};
 use super::{
     Database,
     page::{Cell, Names, Row},
-    select::{Dialect, Key, Kind, Range, Select},
+    select::{Dialect, Key, Kind, Range, Select, common},
     stopped,
 };
 use crate::{
@@ -22,6 +22,9 @@ use crate::{
 };
 
 const WHAT: &str = "reading rows of";
+/// How values are written and read must not hang on what a server or a role was given.
+const SESSION: &str = "SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
+    SET standard_conforming_strings = on; SET extra_float_digits = 1";
 
 pub(super) struct Postgres {
     pub(super) server: Server,
@@ -53,8 +56,8 @@ fn expression(name: &str, of: &Type) -> (String, bool) {
         }
         // NaN and infinities become texts.
         Type::FLOAT4 | Type::FLOAT8 => (format!("to_json({column})::text"), true),
-        Type::TIMESTAMP => (format!("to_char({column}, {ISO})"), false),
-        Type::TIMESTAMPTZ => (format!("to_char({column} AT TIME ZONE 'UTC', {ISO})"), false),
+        Type::TIMESTAMP => (common(&column, &format!("to_char({column}, {ISO})")), false),
+        Type::TIMESTAMPTZ => (common(&column, &format!("to_char({column} AT TIME ZONE 'UTC', {ISO})")), false),
         Type::BYTEA => (format!("translate(encode({column}, 'base64'), E'\\n', '')"), false),
         _ if matches!(of.kind(), TypeKind::Array(_) | TypeKind::Composite(_)) => {
             (format!("to_json({column})::text"), true)
@@ -118,7 +121,12 @@ impl Postgres {
     async fn take(&self) -> Result<Connection, SinkError> {
         match self.connection.lock().await.take() {
             Some(connection) if !connection.is_closed() => Ok(connection),
-            _ => self.server.connect().await,
+            _ => {
+                let connection = self.server.connect().await?;
+                let session = connection.client.batch_execute(SESSION).await.doing("setting up a session in");
+                session.map_err(|failure: Failure| failure.explain(&self.server))?;
+                Ok(connection)
+            }
         }
     }
 

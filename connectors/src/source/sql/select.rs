@@ -78,9 +78,9 @@ impl Dialect {
     }
 
     fn text(self, text: &str) -> String {
-        if self == Self::Mysql && text.contains('\\') {
+        if self == Self::Mysql {
             let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
-            return format!("_utf8mb4 x'{hex}'");
+            return format!("x'{hex}'");
         }
         format!("'{}'", text.replace('\'', "''"))
     }
@@ -122,7 +122,8 @@ impl Select {
         match (self.dialect, column.1) {
             (Dialect::Sqlite, _) => format!("{name} COLLATE BINARY"),
             (Dialect::Postgres, Kind::Text) => format!("{name} COLLATE \"C\""),
-            (Dialect::Mysql, Kind::Text) => format!("{name} COLLATE utf8mb4_bin"),
+            // Its collations, utf8mb4_bin too, fill up with spaces: 'a ' would be 'a', and a tab come before nothing.
+            (Dialect::Mysql, Kind::Text) => format!("CAST(CONVERT({name} USING utf8mb4) AS BINARY)"),
             _ => name,
         }
     }
@@ -133,10 +134,12 @@ impl Select {
             let name = format!("r.{}", self.dialect.name(name));
             match (self.dialect, kind) {
                 (Dialect::Sqlite, _) | (Dialect::Mysql, Kind::Text) => name,
-                (Dialect::Postgres, Kind::Date) => format!("to_char({name}, 'YYYYMMDD')"),
-                (Dialect::Postgres, Kind::Instant { zone: false }) => format!("to_char({name}, 'YYYYMMDDHH24MISSUS')"),
+                (Dialect::Postgres, Kind::Date) => common(&name, &format!("to_char({name}, 'YYYYMMDD')")),
+                (Dialect::Postgres, Kind::Instant { zone: false }) => {
+                    common(&name, &format!("to_char({name}, 'YYYYMMDDHH24MISSUS')"))
+                }
                 (Dialect::Postgres, Kind::Instant { zone: true }) => {
-                    format!("to_char({name} AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')")
+                    common(&name, &format!("to_char({name} AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"))
                 }
                 (Dialect::Postgres, _) => format!("{name}::text"),
                 (Dialect::Mysql, Kind::Date) => format!("DATE_FORMAT({name}, '%Y%m%d')"),
@@ -223,6 +226,12 @@ impl Select {
     }
 }
 
+/// A time of PostgreSQL as `written`; infinity, of which `to_char` makes nothing, and years before the first, which it
+/// writes without their BC, as the server shows them.
+pub(super) fn common(name: &str, written: &str) -> String {
+    format!("CASE WHEN isfinite({name}) AND {name} >= '0001-01-01' THEN {written} ELSE {name}::text END")
+}
+
 fn part(kind: Kind, text: &str) -> Option<KeyPart> {
     let digits = |length: usize| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
     match kind {
@@ -278,7 +287,7 @@ mod tests {
         for (dialect, wanted) in [
             (Dialect::Sqlite, "r.\"a\" COLLATE BINARY > 'it''s \\'"),
             (Dialect::Postgres, "r.\"a\" COLLATE \"C\" > 'it''s \\'"),
-            (Dialect::Mysql, "r.`a` COLLATE utf8mb4_bin > _utf8mb4 x'69742773205c'"),
+            (Dialect::Mysql, "CAST(CONVERT(r.`a` USING utf8mb4) AS BINARY) > x'69742773205c'"),
         ] {
             let sql = select(dialect, &[("a", Kind::Text)]).rows("*", &range).unwrap();
             assert!(sql.contains(wanted), "{sql}");

@@ -90,7 +90,13 @@ fn sqlite_error(what: String, error: &rusqlite::Error) -> SourceError {
 fn key(select: &Select, row: &rusqlite::Row<'_>, begin: usize) -> Result<Key, Stop> {
     let part = |(index, (name, _)): (usize, &(String, Kind))| match row.get_ref(begin + index)? {
         ValueRef::Integer(number) if number >= 0 => Ok(KeyPart::Number(number.unsigned_abs().into())),
-        ValueRef::Text(text) => Ok(KeyPart::Text(String::from_utf8_lossy(text).into_owned())),
+        // With a replacement in it the position would be another one than the row's.
+        ValueRef::Text(text) => match str::from_utf8(text) {
+            Ok(text) => Ok(KeyPart::Text(text.to_owned())),
+            Err(_) => Err(Stop::Value(format!(
+                "column `{name}` of `order_by` has a text that is not UTF-8: correct it, or leave it out by a `query`"
+            ))),
+        },
         other => Err(Stop::Value(format!(
             "column `{name}` of `order_by` has a value that is {}: it holds whole numbers from 0, or texts",
             match other {
