@@ -6,7 +6,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -49,9 +49,11 @@ impl Store {
         Ok(digest)
     }
 
-    fn write(&self, path: &PathBuf, bytes: &[u8]) -> io::Result<()> {
-        if path.metadata().is_ok_and(|found| found.len() == bytes.len() as u64) {
-            return Ok(());
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        if fs::read(path).is_ok_and(|found| found == bytes) {
+            // Who wrote it may have died before it was durable.
+            touch(path)?;
+            return File::open(&self.folder)?.sync_all();
         }
         if !self.folder.is_dir() {
             fs::create_dir_all(&self.folder)?;
@@ -82,7 +84,15 @@ impl Store {
         decode(bytes).map(Some).map_err(|error| wrong(error.to_string()))
     }
 
-    /// Removes what is not in `needed` and was made longer than `grace` ago. Blocks.
+    /// Says that a snapshot is or was needed until now: [`Store::prune`] counts from here. Blocks.
+    pub fn touch(&self, digest: Digest) -> io::Result<()> {
+        match touch(&self.path(digest)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Removes what is not in `needed` and was kept or needed longer than `grace` ago. Blocks.
     pub fn prune(&self, needed: &BTreeSet<Digest>, grace: Duration) -> io::Result<usize> {
         let mut removed = 0;
         let entries = match fs::read_dir(&self.folder) {
@@ -92,14 +102,21 @@ impl Store {
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Some(digest) = name.strip_suffix(ENDING).and_then(Digest::parse) else { continue };
-            let made = entry.metadata().and_then(|found| found.modified()).unwrap_or_else(|_| SystemTime::now());
-            if !needed.contains(&digest) && made.elapsed().is_ok_and(|age| age >= grace) {
+            let last = entry.metadata().and_then(|found| found.modified()).unwrap_or_else(|_| SystemTime::now());
+            if !needed.contains(&digest) && last.elapsed().is_ok_and(|age| age >= grace) {
                 fs::remove_file(entry.path())?;
                 removed += 1;
             }
         }
         Ok(removed)
     }
+}
+
+/// A new time of modification, which is durable, as the bytes are.
+fn touch(path: &Path) -> io::Result<()> {
+    let file = File::options().append(true).open(path)?;
+    file.set_modified(SystemTime::now())?;
+    file.sync_all()
 }
 
 fn encode(rows: &RecordBatch) -> parquet::errors::Result<Vec<u8>> {
@@ -173,6 +190,26 @@ mod tests {
         bytes[20] ^= 1;
         fs::write(store.path(digest), bytes).unwrap();
         assert!(store.load(digest).unwrap_err().0.contains("damaged"));
+        // The same table once more: what is there has its length, and is not it.
+        assert_eq!(store.save(&rows(10)).unwrap(), digest);
+        assert_eq!(store.load(digest).unwrap(), Some(rows(10)));
+    }
+
+    #[test]
+    fn what_was_needed_lately_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().into());
+        let digests: Vec<_> = (1..4).map(|n| store.save(&rows(n)).unwrap()).collect();
+        for digest in &digests {
+            let file = File::options().append(true).open(store.path(*digest)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(7200)).unwrap();
+        }
+        store.save(&rows(1)).unwrap();
+        store.touch(digests[1]).unwrap();
+        store.touch(Digest::of(b"nothing")).unwrap();
+        assert_eq!(store.prune(&BTreeSet::new(), Duration::from_secs(3600)).unwrap(), 1);
+        let there: Vec<bool> = digests.iter().map(|digest| store.path(*digest).exists()).collect();
+        assert_eq!(there, [true, true, false]);
     }
 
     #[test]

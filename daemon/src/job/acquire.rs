@@ -157,11 +157,13 @@ impl Runner {
                     }));
                 }
                 Decision::Replay { head, sinks } => {
+                    self.job.lookups.uses(&head.plan);
                     let pinned = self.pinned(self.adopted(lane, head, &mut adopted).await?);
                     self.job.replay(&owned, head, &pinned, &sinks, &self.schemas).await?;
                     self.refresh(lane, &mut owned).await?;
                 }
                 Decision::CatchUp { head, sink, from, .. } => {
+                    self.job.lookups.uses(&head.plan);
                     let pinned = self.pinned(self.adopted(lane, head, &mut adopted).await?);
                     let own = marks.get(&sink).and_then(Option::as_ref);
                     let head = Head { mark: head.clone(), joined: joined_after(head), pinned };

@@ -193,8 +193,11 @@ impl Lookups {
             plans.retain(|seq, _| *seq >= plan.seq);
         }
         let tables = self.slots.iter().filter(|slot| matches!(slot.config.mode, LookupMode::Snapshot { .. })).count();
+        let grace = if self.scheme == LaneScheme::Partition { GRACE } else { Duration::ZERO };
+        if !grace.is_zero() {
+            self.shelf.let_go().await;
+        }
         if self.shelf.replaced.load(Ordering::Relaxed) {
-            let grace = if self.scheme == LaneScheme::Partition { GRACE } else { Duration::ZERO };
             self.shelf.clear(grace, tables).await;
         }
     }
