@@ -185,6 +185,11 @@ impl Core {
         !self.partitioned || Partition::of_lane(&self.name, lane).as_ref() == Some(partition)
     }
 
+    /// A lane of another source of the job, of which this one has nothing.
+    pub fn is_foreign(&self, lane: &Lane) -> bool {
+        self.partitioned && Partition::of_lane(&self.name, lane).is_none()
+    }
+
     /// Every partition of a lane. An error where the job names a topic that is not there: which positions are its own,
     /// nobody could say.
     fn partitions_of(&self, lane: &Lane, topology: &Topology) -> Result<Vec<Partition>, SourceError> {
