@@ -111,10 +111,12 @@ impl Core {
         }
     }
 
-    /// A client of its own.
+    /// A client of its own. It asks leaders alone: a follower that is near may not know the end of a span yet.
     pub fn client(&self) -> Result<BaseConsumer<Context>, SourceError> {
         let context = Context { voice: self.voice.clone() };
-        client::config(&self.config, &self.group).create_with_context(context).map_err(|error| refused(&error))
+        let mut config = client::config(&self.config, &self.group);
+        config.set("client.rack", "");
+        config.create_with_context(context).map_err(|error| refused(&error))
     }
 
     /// The client that asks.
