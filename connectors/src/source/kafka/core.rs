@@ -230,7 +230,7 @@ impl Core {
         for (shard, position) in at {
             self.offset(shard, position)?;
         }
-        for partition in partitions {
+        for partition in partitions.iter().cloned() {
             let Some(shard) = topology.shard(&self.name, &partition) else { continue };
             let (low, high) = self.watermarks(&partition)?;
             let Some(position) = at.get(&shard) else {
@@ -265,6 +265,11 @@ impl Core {
         }
         let mut guard = self.reader_or_new()?;
         if let Some(reader) = guard.as_mut() {
+            // A pattern's topic that was deleted is read no more.
+            let is_gone = |one: &&Partition| self.is_of(lane, one) && !partitions.contains(one);
+            for partition in reader.cursors.keys().filter(is_gone).cloned().collect::<Vec<_>>() {
+                reader.drop_cursor(&partition);
+            }
             for (partition, shard, start, at) in places {
                 reader.place(&partition, shard, start, at)?;
             }
