@@ -79,6 +79,8 @@ pub(crate) fn job(root: &Node, value: &Value, file: &Path, text: &str) -> Built<
     let section = |key: &str| root.get(key).map_or(&[][..], |entry| entry.value.entries());
     let sources =
         section("sources").iter().map(|entry| source(entry, at_key(at_key(value, "sources"), &entry.key), folder));
+    let mut sources = sources.collect::<Built<Vec<_>>>()?;
+    kafka_source::name_groups(&own.job, &mut sources);
     let databases = lookup::databases(section("databases"), folder)?;
     let around = lookup::Around { folder, databases: &databases };
     let steps = root.get("steps").map_or(&[][..], |entry| entry.value.items()).iter().enumerate();
@@ -96,7 +98,7 @@ pub(crate) fn job(root: &Node, value: &Value, file: &Path, text: &str) -> Built<
         lanes: own.lanes,
         trigger: own.trigger,
         batch: Batch { max_records: own.batch.max_records, max_bytes: bytes(own.batch.max_bytes) },
-        sources: sources.collect::<Built<_>>()?,
+        sources,
         steps: steps.map(|(index, node)| step(node, index, &around)).collect::<Built<_>>()?,
         sinks: sinks.collect::<Built<_>>()?,
         dead_letters: dead_letters.transpose()?,

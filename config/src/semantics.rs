@@ -70,7 +70,9 @@ impl<'a> Semantics<'a> {
             return;
         };
         for source in self.section("sources") {
-            if let Some(kind) = source.value.text_of("type").filter(|kind| matches!(*kind, "socket" | "directory")) {
+            if let Some(kind) =
+                source.value.text_of("type").filter(|kind| matches!(*kind, "socket" | "directory" | "sql"))
+            {
                 let what = format!(
                     "`partition` needs sources with partitions (kafka), and the source `{}` is a {kind}",
                     source.key

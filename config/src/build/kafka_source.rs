@@ -5,7 +5,7 @@ use serde_yaml::Value;
 
 use super::{Built, options, texts};
 use crate::{
-    KafkaSource, OnLostOffsets, Start, Tombstones,
+    KafkaSource, OnLostOffsets, Source, SourceKind, Start, Tombstones,
     tree::{Node, below},
 };
 
@@ -34,4 +34,16 @@ pub(super) fn kafka(node: &Node, value: &Value, path: &str) -> Built<KafkaSource
         tombstones: given.tombstones,
         properties: properties.iter().map(property).collect::<Built<_>>()?,
     })
+}
+
+/// Several sources of a job are not one group: it would give each the partitions of the others.
+pub(super) fn name_groups(job: &str, sources: &mut [Source]) {
+    if sources.iter().filter(|source| matches!(source.kind, SourceKind::Kafka(_))).count() < 2 {
+        return;
+    }
+    for source in sources {
+        if let SourceKind::Kafka(kafka) = &mut source.kind {
+            kafka.group.get_or_insert_with(|| format!("tidemill-{job}-{}", source.name.value));
+        }
+    }
 }

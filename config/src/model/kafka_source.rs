@@ -13,7 +13,7 @@ pub struct KafkaSource {
     pub brokers: String,
     /// Names of topics, and patterns that begin with `^`.
     pub topics: Vec<Located<String>>,
-    /// The consumer group; `None` is the default, `tidemill-<job>`.
+    /// The consumer group; `None` is the default, `tidemill-<job>`, for a job's only one.
     pub group: Option<String>,
     /// Where the job starts (default earliest).
     pub start: Start,

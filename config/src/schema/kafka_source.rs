@@ -29,7 +29,7 @@ static KEYS: &[Key] = &[
     optional(
         "group",
         TEXT,
-        "The consumer group that gets partitions and shows how far they are read. Left out: `tidemill-<job>`.",
+        "The consumer group that gets partitions and shows how far they are read. Left out: `tidemill-<job>`, and `tidemill-<job>-<source>` where a job has several.",
     ),
     default(
         "start",

@@ -157,3 +157,16 @@ fn a_lane_that_is_not_let_go_goes_when_the_limit_is_over() {
         assert_eq!(second.lanes.len(), 1);
     });
 }
+
+#[test]
+fn a_lane_of_another_source_is_none_of_its_own() {
+    let Some(topic) = Topic::new(1, &[]) else { return };
+    run(async {
+        let source = open_with(topic.config(), &[], true).unwrap();
+        let lane = Lane::new("other/topic/0");
+        assert!(source.origin(&lane).await.unwrap().positions.is_empty());
+        let adopted = source.adopt(&lane, &Positions::new(), &History::default()).await.unwrap();
+        assert!(adopted.new_shards.is_empty() && adopted.warnings.is_empty());
+        assert!(source.plan(&lane, &Positions::new(), ALL).await.unwrap().is_none());
+    });
+}

@@ -375,6 +375,16 @@ fn topics_of_a_pattern_are_read_also_those_that_come_later() {
         later.send_values(0, &numbers(2..4));
         assert_eq!(life.read_until(2, 2).await, numbers(2..4));
         assert_eq!(life.at.len(), 2, "{:?}", life.at);
+        // And not those that are gone: what the mark says of them is kept.
+        later.delete();
+        let begun = Instant::now();
+        while life.plan().await.is_ok() {
+            assert!(begun.elapsed() < SOON, "the topic is still there");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        life.adopt().await.unwrap();
+        first.send_values(0, &numbers(4..6));
+        assert_eq!(texts(&life.batch().await).first(), Some(&"4".to_owned()));
     });
 }
 

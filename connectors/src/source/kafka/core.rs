@@ -111,10 +111,12 @@ impl Core {
         }
     }
 
-    /// A client of its own.
+    /// A client of its own. It asks leaders alone: a follower that is near may not know the end of a span yet.
     pub fn client(&self) -> Result<BaseConsumer<Context>, SourceError> {
         let context = Context { voice: self.voice.clone() };
-        client::config(&self.config, &self.group).create_with_context(context).map_err(|error| refused(&error))
+        let mut config = client::config(&self.config, &self.group);
+        config.set("client.rack", "");
+        config.create_with_context(context).map_err(|error| refused(&error))
     }
 
     /// The client that asks.
@@ -185,6 +187,11 @@ impl Core {
         !self.partitioned || Partition::of_lane(&self.name, lane).as_ref() == Some(partition)
     }
 
+    /// A lane of another source of the job, of which this one has nothing.
+    pub fn is_foreign(&self, lane: &Lane) -> bool {
+        self.partitioned && Partition::of_lane(&self.name, lane).is_none()
+    }
+
     /// Every partition of a lane. An error where the job names a topic that is not there: which positions are its own,
     /// nobody could say.
     fn partitions_of(&self, lane: &Lane, topology: &Topology) -> Result<Vec<Partition>, SourceError> {
@@ -223,7 +230,7 @@ impl Core {
         for (shard, position) in at {
             self.offset(shard, position)?;
         }
-        for partition in partitions {
+        for partition in partitions.iter().cloned() {
             let Some(shard) = topology.shard(&self.name, &partition) else { continue };
             let (low, high) = self.watermarks(&partition)?;
             let Some(position) = at.get(&shard) else {
@@ -258,6 +265,11 @@ impl Core {
         }
         let mut guard = self.reader_or_new()?;
         if let Some(reader) = guard.as_mut() {
+            // A pattern's topic that was deleted is read no more.
+            let is_gone = |one: &&Partition| self.is_of(lane, one) && !partitions.contains(one);
+            for partition in reader.cursors.keys().filter(is_gone).cloned().collect::<Vec<_>>() {
+                reader.drop_cursor(&partition);
+            }
             for (partition, shard, start, at) in places {
                 reader.place(&partition, shard, start, at)?;
             }

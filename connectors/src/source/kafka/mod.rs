@@ -261,12 +261,18 @@ impl Source for KafkaSource {
     }
 
     async fn origin(&self, lane: &Lane) -> Result<Origin, SourceError> {
+        if self.core.is_foreign(lane) {
+            return Ok(Origin::default());
+        }
         let lane = lane.clone();
         let positions = self.blocking(move |core| core.origin(&lane)).await?;
         Ok(Origin { positions, ..Origin::default() })
     }
 
     async fn adopt(&self, lane: &Lane, at: &Positions, _history: &History) -> Result<Adopted, SourceError> {
+        if self.core.is_foreign(lane) {
+            return Ok(Adopted::default());
+        }
         let (lane, positions) = (lane.clone(), at.clone());
         let adopted = self.blocking(move |core| core.adopt(&lane, &positions)).await?;
         self.note_done(at);
@@ -274,6 +280,9 @@ impl Source for KafkaSource {
     }
 
     async fn plan(&self, lane: &Lane, from: &Positions, budget: Budget) -> Result<Option<Proposal>, SourceError> {
+        if self.core.is_foreign(lane) {
+            return Ok(None);
+        }
         let deadline = Instant::now() + FIRST_WORD;
         loop {
             if let Some(group) = self.group() {

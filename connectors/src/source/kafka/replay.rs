@@ -11,6 +11,7 @@ use rdkafka::{
 use super::{
     chunk::{Builder, Chunk, Form},
     client::{ANSWER_LIMIT, Context, Voice, transient},
+    native,
     topics::Partition,
 };
 use crate::source::SourceError;
@@ -47,12 +48,11 @@ pub(super) fn replay(
     if begin >= end {
         return Ok(Replayed::All(builder.finish()));
     }
-    let mut list = TopicPartitionList::with_capacity(1);
-    let offset = Offset::Offset(i64::try_from(begin).unwrap_or(i64::MAX));
-    list.add_partition_offset(&partition.topic, partition.number, offset).map_err(failed)?;
-    consumer.assign(&list).map_err(failed)?;
+    assign(consumer, partition, begin).map_err(failed)?;
     let mut heard = Instant::now();
     let mut at = begin;
+    // From here it was read once more.
+    let mut again_from = None;
     loop {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) if message.topic() == &*partition.topic && message.partition() == partition.number => {
@@ -72,9 +72,20 @@ pub(super) fn replay(
             }
             // Of the partition that was read before.
             Some(Ok(_)) => {}
-            // Ends of an older assignment are dropped by the client: all up to the last stable offset is read, and that was
-            // behind the span's end before. What is left of the span are markers.
-            Some(Err(KafkaError::PartitionEOF(number))) if number == partition.number => break,
+            // Ends of an older assignment are dropped by the client. An end before the span's is that of a leader that did not
+            // know all yet, or nothing but the gaps of compaction lies behind it: the leader is asked where it ends now, and
+            // read once more.
+            Some(Err(KafkaError::PartitionEOF(number))) if number == partition.number => {
+                at =
+                    native::position(consumer.client(), &partition.topic, partition.number).map_or(at, |to| at.max(to));
+                if at >= end || again_from == Some(at) {
+                    break;
+                }
+                if watermarks(consumer, partition).map_err(failed)?.1 >= end {
+                    again_from = Some(at);
+                    assign(consumer, partition, at).map_err(failed)?;
+                }
+            }
             Some(Err(KafkaError::PartitionEOF(_))) => {}
             Some(Err(error)) => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
@@ -91,6 +102,13 @@ pub(super) fn replay(
     }
     let _ = consumer.unassign();
     Ok(Replayed::All(builder.finish()))
+}
+
+fn assign(consumer: &BaseConsumer<Context>, partition: &Partition, at: u64) -> Result<(), KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(1);
+    let offset = Offset::Offset(i64::try_from(at).unwrap_or(i64::MAX));
+    list.add_partition_offset(&partition.topic, partition.number, offset)?;
+    consumer.assign(&list)
 }
 
 /// The first offset that is there, and the last stable one.

@@ -65,7 +65,7 @@ impl Drop for Watch {
 }
 
 fn watch(core: &Core, ending: &AtomicBool) {
-    let mut asked: Option<Instant> = None;
+    let (mut asked, mut silent): (Option<Instant>, Vec<Partition>) = (None, Vec::new());
     let mut answered = Instant::now();
     while !ending.load(Ordering::Acquire) {
         let Some(query) = core.existing_query() else {
@@ -83,7 +83,7 @@ fn watch(core: &Core, ending: &AtomicBool) {
             continue;
         }
         asked = Some(Instant::now());
-        match refresh(core) {
+        match refresh(core, &mut silent) {
             Ok(()) => answered = Instant::now(),
             Err(error) => {
                 tracing::debug!(source = core.name, %error, "kafka: asking for the topics");
@@ -128,19 +128,16 @@ fn commit(core: &Core, mode: CommitMode) {
 }
 
 /// Asks for topics and ends.
-fn refresh(core: &Core) -> Result<(), SourceError> {
+fn refresh(core: &Core, silent: &mut Vec<Partition>) -> Result<(), SourceError> {
     let topology = core.refresh()?;
-    let mut ends = BTreeMap::new();
-    for partition in wanted(core, &topology) {
-        let (_, high) = core.watermarks(&partition)?;
-        ends.insert(partition, high);
-    }
     let made_again = |reader: &mut Reader| reader.stop_made_again(|partition| topology.shard(&core.name, partition));
     let mut news = core.reader().as_mut().is_some_and(made_again);
+    let wanted = wanted(core, &topology);
+    let ends = ask_ends(core, &wanted, silent)?;
     {
         let mut view = core.view();
         view.watermarks.retain(|partition, _| topology.topics.contains_key(&partition.topic));
-        if view.finishing && view.ends.is_none() {
+        if view.finishing && view.ends.is_none() && ends.len() == wanted.len() {
             view.ends = Some(ends);
             news = true;
         }
@@ -149,6 +146,35 @@ fn refresh(core: &Core) -> Result<(), SourceError> {
         core.wake.notify_one();
     }
     Ok(())
+}
+
+/// The ends that are known. A partition without a leader is none of the other lanes' business: it is asked last the next
+/// time, one such each time, since each is waited for. An error where none answers.
+fn ask_ends(
+    core: &Core,
+    wanted: &[Partition],
+    silent: &mut Vec<Partition>,
+) -> Result<BTreeMap<Partition, u64>, SourceError> {
+    let (mut ends, mut order) = (BTreeMap::new(), wanted.to_vec());
+    order.sort_by_key(|one| silent.iter().position(|other| other == one).map_or(0, |at| at + 1));
+    for partition in order {
+        let found = core.watermarks(&partition);
+        let was_silent = silent.iter().position(|one| *one == partition).map(|at| silent.remove(at)).is_some();
+        match found {
+            Ok((_, high)) => drop(ends.insert(partition, high)),
+            Err(error) => {
+                if !was_silent {
+                    tracing::warn!(source = core.name, %partition, %error, "kafka: a partition does not answer");
+                }
+                silent.push(partition);
+                if wanted.iter().all(|one| silent.contains(one)) {
+                    return Err(error);
+                }
+                break;
+            }
+        }
+    }
+    Ok(ends)
 }
 
 /// The partitions whose ends are asked for: those that are read, and all of them where the lane has all.
