@@ -258,6 +258,22 @@ fn a_row_that_is_too_long_is_a_reject() {
     assert_eq!(numbers.iter().filter(|n| **n < 10).collect::<Vec<_>>(), [&1, &3]);
 }
 
+/// Where the client takes short records only, a row that was rejected for that comes in parts that are as short.
+#[test]
+fn a_reject_is_kept_in_parts_that_the_client_takes() {
+    let Some(_) = services::kafka() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let long = "\"".repeat(20_000);
+    let rows = batch_of([("text", texts(&[Some("a"), Some(&long)]))]);
+    let properties = vec![("message.max.bytes".to_owned(), "5000".to_owned())];
+    runtime().block_on(async {
+        write(open(KafkaSink { properties, ..kafka::config(dir.path()) }), &rows).await;
+        let rejects = open(kafka::config(dir.path())).rejects(&Lane::single(), 0).await.unwrap();
+        let record: serde_json::Value = serde_json::from_str(&rejects[0].record).unwrap();
+        assert_eq!(record, serde_json::json!({ "text": long }));
+    });
+}
+
 #[test]
 fn dead_letters_are_what_kafka_connects_tools_read() {
     let Some(kafka) = services::kafka() else { return };
