@@ -274,6 +274,32 @@ fn a_reject_is_kept_in_parts_that_the_client_takes() {
     });
 }
 
+/// Marks that a topic does not keep, or keeps where nobody looks, would be missed in silence.
+#[test]
+fn a_marks_topic_that_would_lose_marks_is_refused() {
+    let Some(kafka) = services::kafka() else { return };
+    let (dir, grown) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let claim = async |dir: &Path| open(kafka::config(dir)).claim(&Lane::single(), generation(5), &owner(1)).await;
+    runtime().block_on(async {
+        let marks = format!("{}-marks", kafka::topic(dir.path()));
+        kafka::make_topic(&kafka.brokers, &marks, 9);
+        let checked = open(kafka::config(dir.path())).check(None).await.unwrap_err();
+        for error in [checked, claim(dir.path()).await.map(drop).unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("cleanup.policy=delete") && text.contains("kafka-configs.sh"), "{text}");
+            assert!(!error.is_transient(), "{text}");
+        }
+
+        let mut runner = Runner::claim(make(Kind::Kafka, grown.path()), &Lane::single(), 1).await.unwrap();
+        runner.run(1).await.unwrap();
+        drop(runner);
+        let marks = format!("{}-marks", kafka::topic(grown.path()));
+        kafka.tool(services::Kafka::TOPICS, &["--alter", "--topic", &marks, "--partitions", "57"]);
+        let error = claim(grown.path()).await.map(drop).unwrap_err().to_string();
+        assert!(error.contains("was given other partitions than it had"), "{error}");
+    });
+}
+
 #[test]
 fn dead_letters_are_what_kafka_connects_tools_read() {
     let Some(kafka) = services::kafka() else { return };
