@@ -258,6 +258,48 @@ fn a_row_that_is_too_long_is_a_reject() {
     assert_eq!(numbers.iter().filter(|n| **n < 10).collect::<Vec<_>>(), [&1, &3]);
 }
 
+/// Where the client takes short records only, a row that was rejected for that comes in parts that are as short.
+#[test]
+fn a_reject_is_kept_in_parts_that_the_client_takes() {
+    let Some(_) = services::kafka() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let long = "\"".repeat(20_000);
+    let rows = batch_of([("text", texts(&[Some("a"), Some(&long)]))]);
+    let properties = vec![("message.max.bytes".to_owned(), "5000".to_owned())];
+    runtime().block_on(async {
+        write(open(KafkaSink { properties, ..kafka::config(dir.path()) }), &rows).await;
+        let rejects = open(kafka::config(dir.path())).rejects(&Lane::single(), 0).await.unwrap();
+        let record: serde_json::Value = serde_json::from_str(&rejects[0].record).unwrap();
+        assert_eq!(record, serde_json::json!({ "text": long }));
+    });
+}
+
+/// Marks that a topic does not keep, or keeps where nobody looks, would be missed in silence.
+#[test]
+fn a_marks_topic_that_would_lose_marks_is_refused() {
+    let Some(kafka) = services::kafka() else { return };
+    let (dir, grown) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let claim = async |dir: &Path| open(kafka::config(dir)).claim(&Lane::single(), generation(5), &owner(1)).await;
+    runtime().block_on(async {
+        let marks = format!("{}-marks", kafka::topic(dir.path()));
+        kafka::make_topic(&kafka.brokers, &marks, 9);
+        let checked = open(kafka::config(dir.path())).check(None).await.unwrap_err();
+        for error in [checked, claim(dir.path()).await.map(drop).unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("cleanup.policy=delete") && text.contains("kafka-configs.sh"), "{text}");
+            assert!(!error.is_transient(), "{text}");
+        }
+
+        let mut runner = Runner::claim(make(Kind::Kafka, grown.path()), &Lane::single(), 1).await.unwrap();
+        runner.run(1).await.unwrap();
+        drop(runner);
+        let marks = format!("{}-marks", kafka::topic(grown.path()));
+        kafka.tool(services::Kafka::TOPICS, &["--alter", "--topic", &marks, "--partitions", "57"]);
+        let error = claim(grown.path()).await.map(drop).unwrap_err().to_string();
+        assert!(error.contains("was given other partitions than it had"), "{error}");
+    });
+}
+
 #[test]
 fn dead_letters_are_what_kafka_connects_tools_read() {
     let Some(kafka) = services::kafka() else { return };

@@ -145,10 +145,13 @@ impl Cluster {
             SinkError::Fatal(format!("{what} at {brokers}: not allowed: give this user the right to {right}"))
         };
         let login = |said: &str| {
-            SinkError::Fatal(format!(
-                "{what} at {brokers}: the login was refused ({said}): look at `security.protocol` and the `sasl.` \
-                 properties"
-            ))
+            // A broker may refuse one that is right while it starts, or while a password is changed.
+            SinkError::Transient {
+                what: format!("{what} at {brokers}"),
+                cause: format!(
+                    "the login was refused ({said}): look at `security.protocol` and the `sasl.` properties"
+                ),
+            }
         };
         match code {
             Some(Code::TopicAuthorizationFailed) => denied("Describe, Read and Write the topic (ACLs)"),
@@ -230,5 +233,25 @@ impl ProducerContext for Context {
             let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
             *first = Some((code, format!("topic {}: {error}", message.topic())));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_that_is_refused_while_a_job_runs_stops_no_lane() {
+        let cluster = Cluster { brokers: "a:9092".into(), properties: Vec::new() };
+        let explain = |code, context: &Context| cluster.explain_code("sending records", code, "refused", context);
+        let said = Context::default();
+        said.said("SASL authentication error: bad password");
+        for error in [
+            explain(Some(Code::SaslAuthenticationFailed), &Context::default()),
+            explain(Some(Code::OperationTimedOut), &said),
+        ] {
+            assert!(error.is_transient() && error.to_string().contains("the login was refused"), "{error}");
+        }
+        assert!(!explain(Some(Code::TopicAuthorizationFailed), &said).is_transient());
     }
 }

@@ -86,6 +86,11 @@ impl Format {
         })
     }
 
+    /// Of a key and a value together.
+    pub(super) fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
     /// Whether rows of this schema can be written.
     pub(super) fn check(&self, schema: &SchemaRef) -> Result<(), SinkError> {
         if self.dead_letters {

@@ -185,7 +185,7 @@ impl Inner {
         // What this plan reads may have to be read again, by a replay of it: it goes with the next plan.
         records.extend(kept.done_rejects(&place, owned.mark.as_ref().map_or(0, read)));
         let rejects = rows.rejects(permit, kept.next_reject().max(read(permit.mark())));
-        records.extend(rejects.iter().flat_map(|reject| place.reject(reject)));
+        records.extend(rejects.iter().flat_map(|reject| place.reject(reject, self.format.max_bytes())));
         records.push(place.mark(&next));
         let partitions = self.reader.partitions().map_err(Failure::Undone)?;
         let partition = place.partition(partitions);

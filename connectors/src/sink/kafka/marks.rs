@@ -20,8 +20,10 @@ use uuid::Uuid;
 
 use crate::sink::{SinkError, SinkReject};
 
-/// Bytes of a rejected row in one record: far below what any topic takes.
+/// Bytes of a rejected row in one record: far below what a topic takes, unless it is told to take less.
 const PART_BYTES: usize = 256 * 1024;
+/// What a part has beside them: its key, and why the row was rejected.
+const PART_HEAD_BYTES: usize = 768;
 
 /// A lane of one sink of one job.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,12 +70,14 @@ impl Place {
         Record { key: self.entry_key(&entry.log, entry.number), value: Some(json(&entry.text)) }
     }
 
-    /// A rejected row, in as many records as it needs.
-    pub(super) fn reject(&self, reject: &SinkReject) -> Vec<Record> {
+    /// A rejected row, in as many records of at most `max_bytes` as it needs.
+    pub(super) fn reject(&self, reject: &SinkReject, max_bytes: usize) -> Vec<Record> {
+        // A row is JSON: as a text in JSON, each of its quotes takes two bytes.
+        let part_bytes = (max_bytes.saturating_sub(PART_HEAD_BYTES) / 2).clamp(64, PART_BYTES);
         let mut pieces = Vec::new();
         let mut rest = reject.record.as_str();
-        while rest.len() > PART_BYTES {
-            let (piece, after) = rest.split_at(rest.floor_char_boundary(PART_BYTES));
+        while rest.len() > part_bytes {
+            let (piece, after) = rest.split_at(rest.floor_char_boundary(part_bytes));
             pieces.push(piece);
             rest = after;
         }
@@ -343,7 +347,7 @@ mod tests {
             record: text,
         };
         let place = place("all");
-        let records = place.reject(&reject);
+        let records = place.reject(&reject, usize::MAX);
         assert_eq!(records.len(), 3);
         let mut book = Book::default();
         for record in &records[..2] {

@@ -29,7 +29,7 @@ mod writer;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -77,6 +77,8 @@ struct Inner {
     lanes: Mutex<BTreeMap<Lane, Arc<Mutex<Slot>>>>,
     beats: Mutex<Option<BaseProducer<Context>>>,
     last_beat: AtomicU64,
+    /// Set once the marks' topic is known to keep them.
+    keeps_marks: OnceLock<()>,
 }
 
 impl Kafka {
@@ -102,6 +104,7 @@ impl Kafka {
             lanes: Mutex::default(),
             beats: Mutex::default(),
             last_beat: AtomicU64::default(),
+            keeps_marks: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use rdkafka::{
-    admin::{AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     error::RDKafkaErrorCode as Code,
 };
 
@@ -45,6 +45,7 @@ impl Inner {
     pub(super) fn make_marks_topic(&self) -> Result<i32, SinkError> {
         let found = self.reader.partitions()?;
         if found > 0 {
+            self.keeps_marks()?;
             return Ok(found);
         }
         let topic = &self.marks_topic;
@@ -77,9 +78,44 @@ impl Inner {
         }
     }
 
+    /// Whether the marks' topic, which is there, keeps the last record of every key. Asked once.
+    fn keeps_marks(&self) -> Result<(), SinkError> {
+        if self.keeps_marks.get().is_some() {
+            return Ok(());
+        }
+        let (topic, brokers) = (&self.marks_topic, &self.cluster.brokers);
+        let what = format!("looking how the marks' topic {topic} is cleaned");
+        let admin = self.cluster.admin()?;
+        let options = AdminOptions::new().request_timeout(Some(ANSWER));
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let answer = tokio::runtime::Handle::current().block_on(admin.describe_configs(&asked, &options));
+        let context = admin.inner().context();
+        let answer = answer.map_err(|error| self.cluster.explain(&what, &error, context))?;
+        let policy = match answer.into_iter().next() {
+            Some(Ok(found)) => found.get("cleanup.policy").and_then(|entry| entry.value.clone()),
+            // Whoever may write there need not be allowed to see this.
+            Some(Err(Code::TopicAuthorizationFailed)) => {
+                tracing::warn!(topic, "not allowed to see whether the marks' topic has cleanup.policy=compact");
+                None
+            }
+            Some(Err(code)) => return Err(self.cluster.explain_code(&what, Some(code), &code.to_string(), context)),
+            None => None,
+        };
+        if let Some(policy) = policy.filter(|policy| policy != "compact") {
+            return Err(SinkError::Fatal(format!(
+                "the marks' topic {topic} has cleanup.policy={policy}: its marks would be deleted, and rows written                  twice: kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic}                  --add-config cleanup.policy=compact"
+            )));
+        }
+        let _ = self.keeps_marks.set(());
+        Ok(())
+    }
+
     /// Whether the sink could work: nothing is claimed, and no record written.
     pub(super) fn check(&self) -> Result<(), SinkError> {
         self.find_topic()?;
+        if self.reader.partitions()? > 0 {
+            self.keeps_marks()?;
+        }
         // An id of its own, which shuts nobody out: whether transactions work here, and this user may use such ids.
         let id = format!("{}/check", self.marks_topic);
         Writer::open(&self.cluster, &self.topic, &id, self.transaction_timeout, self.compression).map(drop)
