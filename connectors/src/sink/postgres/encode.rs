@@ -457,10 +457,11 @@ mod tests {
             (i64::MIN, TimeUnit::Microsecond),
             (i64::MIN + EPOCH_MICROS, TimeUnit::Microsecond),
             (i64::MAX, TimeUnit::Second),
-            (i64::MAX, TimeUnit::Microsecond),
         ] {
             assert!(timestamp(value, unit).is_err(), "{value}");
         }
+        // The last microsecond that 64 bits since 1970 can count lies in the year 294247: the server has it.
+        assert!(timestamp(i64::MAX, TimeUnit::Microsecond).is_ok());
         assert_eq!(date(10_957), Ok(0));
         assert!(date(i32::MIN).is_err() && date(i32::MAX).is_err());
     }
