@@ -303,7 +303,7 @@ fn kafka_brings_avro_and_protobuf_by_a_registry() {
             source(writer, &codec)
         );
         Run::new(&folder)
-            .job_file(folder.write(&format!("{name}.yaml"), yaml))
+            .job_file(folder.write(format!("{name}.yaml"), yaml))
             .data_dir(format!("data-{name}"))
             .once()
             .expect_success();
