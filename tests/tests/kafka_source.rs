@@ -237,6 +237,31 @@ fn records_without_a_value_are_rows_with_their_key_where_the_job_keeps_them() {
     assert_eq!(rows, ["1 a 0 0", "- a 1 1", "2 b 0 2", "- - 1 3"]);
 }
 
+/// Each has its own lanes and its own group, also where the job names none.
+#[test]
+fn two_sources_with_a_lane_for_each_partition_are_read_to_their_ends() {
+    let (Some(one), Some(other)) = (Topic::new(2, &[]), Topic::new(1, &[])) else { return };
+    let folder = Folder::new();
+    for (topic, partition, shard) in [(&one, 0, 0), (&one, 1, 1), (&other, 0, 2)] {
+        topic.send_values(partition, &(0..20).map(|n| record(shard, n)).collect::<Vec<_>>());
+    }
+    let source = |name: &str, topic: &Topic| {
+        format!(
+            "  {name}:\n    type: kafka\n    brokers: {}\n    topics: {}\n    schema: {{ shard: int64, n: int64 }}\n{SHORT}",
+            topic.brokers, topic.name
+        )
+    };
+    let text = format!(
+        "job: {}\nlanes: partition\ntrigger: asap\ntakeover_after: 2s\nsources:\n{}{}sinks:\n  \
+         db: {{ type: sqlite, path: rows.db, table: rows }}\n  files: {{ type: files, path: files, codec: json }}\n",
+        one.name,
+        source("a", &one),
+        source("b", &other)
+    );
+    Run::new(&folder).job(&text).once().expect_success();
+    count(&folder, &[20, 20, 20]).unwrap();
+}
+
 /// A password from a file is used and never shown.
 #[test]
 fn a_login_by_a_password_from_a_file_works_and_a_wrong_one_is_told_without_it() {

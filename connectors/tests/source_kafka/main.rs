@@ -414,6 +414,32 @@ fn every_partition_has_its_share_of_a_batch_and_what_one_leaves_is_for_the_other
 }
 
 #[test]
+fn keys_and_headers_that_are_kept_count_for_the_size_of_a_batch() {
+    let Some(topic) = Topic::new(1, &[]) else { return };
+    run(async {
+        let (key, header) = (vec![b'k'; 500], "h".repeat(500));
+        // An old one would be past the retention.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        for n in 0..20 {
+            let headers = OwnedHeaders::new().insert(Header { key: "h", value: Some(header.as_str()) });
+            topic.send_with_headers(0, &key, &n.to_string(), headers, i64::try_from(now.as_millis()).unwrap());
+        }
+        let life = Life::begin_with(topic.config(), &["key", "headers"]).await;
+        let begun = Instant::now();
+        while life
+            .plan()
+            .await
+            .unwrap()
+            .is_none_or(|plan| plan.spans.values().any(|span| span.to != Position::number(20)))
+        {
+            assert!(begun.elapsed() < SOON);
+        }
+        let plan = life.source.plan(&life.lane, &life.at, Budget { bytes: 5_500, ..ALL }).await.unwrap().unwrap();
+        assert_eq!(plan.spans.values().next().unwrap().to, Position::number(5));
+    });
+}
+
+#[test]
 fn what_is_wrong_with_the_configuration_is_told_before_anything_is_read() {
     let Some(topic) = Topic::new(1, &[]) else { return };
     let kafka = services::kafka().unwrap();

@@ -72,6 +72,16 @@ impl Form {
     fn has(&self, name: &str) -> bool {
         self.metadata.contains(&name)
     }
+
+    /// The bytes that are kept of a record: its value, and what its columns hold of it.
+    fn bytes_of(&self, message: &BorrowedMessage<'_>) -> usize {
+        let keys = ["key", "key_bytes"].into_iter().filter(|name| self.has(name)).count();
+        let headers = message.headers().filter(|_| self.has("headers"));
+        let of_headers = |headers: &BorrowedHeaders| -> usize {
+            headers.iter().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len)).sum()
+        };
+        message.payload_len() + keys * message.key_len() + headers.map_or(0, of_headers)
+    }
 }
 
 /// Records in the making.
@@ -80,6 +90,7 @@ pub(super) struct Builder {
     partition: Partition,
     bytes: Vec<u8>,
     ends: Vec<u32>,
+    kept: Vec<usize>,
     offsets: Vec<u64>,
     rejects: Vec<u64>,
     keys: StringBuilder,
@@ -96,6 +107,7 @@ impl Builder {
             partition: partition.clone(),
             bytes: Vec::new(),
             ends: Vec::new(),
+            kept: Vec::new(),
             offsets: Vec::new(),
             rejects: Vec::new(),
             keys: StringBuilder::new(),
@@ -114,6 +126,7 @@ impl Builder {
             (payload, _) => self.bytes.extend_from_slice(payload.unwrap_or_default()),
         }
         self.ends.push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
+        self.kept.push(self.kept.last().unwrap_or(&0) + self.form.bytes_of(message));
         self.offsets.push(offset);
         if self.form.has("key") {
             self.keys.append_option(message.key().and_then(|key| std::str::from_utf8(key).ok()));
@@ -135,7 +148,12 @@ impl Builder {
     /// How much is in it.
     pub fn size(&self) -> Size {
         let records = self.offsets.len() + self.rejects.len();
-        Size { records, bytes: self.bytes.len() + records * RECORD_BYTES }
+        Size { records, bytes: self.kept.last().unwrap_or(&0) + records * RECORD_BYTES }
+    }
+
+    /// How much a record would add.
+    pub fn size_of(&self, message: &BorrowedMessage<'_>) -> Size {
+        Size { records: 1, bytes: self.form.bytes_of(message) + RECORD_BYTES }
     }
 
     pub fn finish(mut self) -> Chunk {
@@ -157,7 +175,8 @@ impl Builder {
             Some((name, array))
         };
         let columns = self.form.metadata.clone().into_iter().filter_map(column).collect();
-        Chunk { bytes: self.bytes.into(), ends: self.ends, offsets: self.offsets, rejects: self.rejects, columns }
+        let (ends, kept, offsets, rejects) = (self.ends, self.kept, self.offsets, self.rejects);
+        Chunk { bytes: self.bytes.into(), ends, kept, offsets, rejects, columns }
     }
 }
 
@@ -203,6 +222,8 @@ pub(super) struct Chunk {
     bytes: Bytes,
     /// Where each record ends; it begins where the one before it ends.
     ends: Vec<u32>,
+    /// How much is kept of all records up to and with each, for budgets.
+    kept: Vec<usize>,
     offsets: Vec<u64>,
     /// Offsets of records without a value that are rejected.
     rejects: Vec<u64>,
@@ -214,11 +235,16 @@ impl Chunk {
         if index == 0 { 0 } else { self.ends[index - 1] }
     }
 
+    /// How much is kept of the records before this one.
+    fn kept_before(&self, index: usize) -> usize {
+        if index == 0 { 0 } else { self.kept[index - 1] }
+    }
+
     /// How much lies at `from` and behind it.
     pub fn size_from(&self, from: u64) -> Size {
         let index = self.offsets.partition_point(|at| *at < from);
         let records = self.offsets.len() - index + self.rejects.len() - self.rejects.partition_point(|at| *at < from);
-        Size { records, bytes: self.bytes.len() - self.start(index) as usize + records * RECORD_BYTES }
+        Size { records, bytes: self.kept_before(self.kept.len()) - self.kept_before(index) + records * RECORD_BYTES }
     }
 
     /// The offset at which a budget is used up, for records from `from` on: `None` where all fit. The first record is
@@ -233,7 +259,7 @@ impl Chunk {
                 (None, None) => return None,
                 (Some(at), other) if other.is_none_or(|other| at < other) => {
                     index += 1;
-                    (*at, (self.ends[index - 1] - self.start(index - 1)) as usize + RECORD_BYTES)
+                    (*at, self.kept[index - 1] - self.kept_before(index - 1) + RECORD_BYTES)
                 }
                 (_, Some(at)) => {
                     reject += 1;

@@ -117,9 +117,11 @@ impl Cursor {
             if *end <= from {
                 continue;
             }
-            let is_very_first = is_first && left == cap;
+            let (is_very_first, before) = (is_first && left == cap, left);
             let cut = chunk.cut(from, &mut left, is_very_first);
-            chunks.push(chunk.clone());
+            if left != before {
+                chunks.push(chunk.clone());
+            }
             if let Some(cut) = cut {
                 to = cut;
                 break;
@@ -310,7 +312,7 @@ fn drain(
     from: u64,
     wanted: Size,
 ) {
-    let held =
+    let mut held =
         cursor.chunks.iter().map(|(_, chunk)| chunk.size_from(from)).fold(Size::default(), |sum, size| sum + size);
     let mut builder = Builder::new(form, partition);
     let mut at = cursor.at;
@@ -328,6 +330,13 @@ fn drain(
                 cursor.fresh = true;
                 match u64::try_from(message.offset()) {
                     Ok(offset) if offset >= at => {
+                        // What goes beyond begins a chunk of its own: the one before is given back with its batch.
+                        let is_full = (size + builder.size_of(&message)).bytes > wanted.bytes;
+                        if is_full && builder.size().records > 0 {
+                            let full = std::mem::replace(&mut builder, Builder::new(form, partition));
+                            cursor.chunks.push_back((at, Arc::new(full.finish())));
+                            held = size;
+                        }
                         builder.push(&message);
                         at = offset + 1;
                     }
