@@ -486,11 +486,14 @@ async fn a_deadlock_costs_a_second_try() {
     other.query_drop("START TRANSACTION").await.unwrap();
     other.query_drop(format!("INSERT INTO heavy VALUES {}", vec!["(1)"; 500].join(","))).await.unwrap();
     other.query_drop("UPDATE t SET v = 1 WHERE n = 2").await.unwrap();
-    let committed = tokio::spawn(async move { commit(&runner, &[batch([1, 2])]).await.map(|_| runner) });
+    let committed = tokio::spawn(async move { commit(&runner, &[batch([1, 2])]).await });
     // Until the sink waits for row 2, which means that it holds row 1.
     let waits = "SELECT count(*) FROM information_schema.innodb_lock_waits";
+    let begun = std::time::Instant::now();
     while place.sql(waits)[0] == "0" {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(begun.elapsed() < Duration::from_secs(60), "the sink waits for no row");
+        // The server looks anew only where nobody has asked for a tenth of a second.
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
     let locked = other.query_drop("UPDATE t SET v = 1 WHERE n = 1").await;
     assert!(locked.is_ok(), "{locked:?}");
