@@ -5,10 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow::{
-    array::{ArrayRef, AsArray},
-    datatypes::{DataType, Float64Type, Int32Type, Int64Type, TimeUnit},
-};
+use arrow::datatypes::{DataType, TimeUnit};
 use async_trait::async_trait;
 use mysql_async::{
     Column, Conn, Params, Row, Value,
@@ -21,7 +18,6 @@ use super::{
     LookupError,
     cells::Cells,
     sql::{Described, Keys, Server},
-    texts,
 };
 use crate::sink::mysql::database::{Address, Failure};
 
@@ -140,19 +136,6 @@ fn text_of(value: &Value) -> String {
     }
 }
 
-/// The values of a key column as MySQL takes them.
-fn values(column: &ArrayRef) -> Result<Vec<Value>, LookupError> {
-    let rows = 0..column.len();
-    Ok(match column.data_type() {
-        DataType::Int32 => rows.map(|row| column.as_primitive::<Int32Type>().value(row).into()).collect(),
-        DataType::Int64 => rows.map(|row| column.as_primitive::<Int64Type>().value(row).into()).collect(),
-        DataType::Float64 => rows.map(|row| column.as_primitive::<Float64Type>().value(row).into()).collect(),
-        DataType::Boolean => rows.map(|row| column.as_boolean().value(row).into()).collect(),
-        DataType::Binary => rows.map(|row| Value::Bytes(column.as_binary::<i32>().value(row).to_vec())).collect(),
-        _ => texts(column)?.into_iter().map(Value::from).collect(),
-    })
-}
-
 #[async_trait]
 impl Server for Mysql {
     fn quoted(&self, name: &str) -> String {
@@ -206,14 +189,12 @@ impl Server for Mysql {
     ) -> Result<u64, LookupError> {
         let failed = |error: mysql_async::Error| self.failed("asking", error);
         let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
-        let columns = keys.columns.iter().map(values).collect::<Result<Vec<_>, _>>()?;
         let (count, width) = (keys.count(), names.len());
         let mut connection = self.connected().await?;
         let row = if width == 1 { "?".to_owned() } else { format!("({})", vec!["?"; width].join(", ")) };
         let left = if width == 1 { names[0].clone() } else { format!("({})", names.join(", ")) };
         let sql = format!("{statement} WHERE {left} IN ({})", vec![row; count].join(", "));
-        let given: Vec<Value> =
-            (0..count).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
+        let given: Vec<Value> = keys.values()?;
         let mut result = connection.exec_iter(sql, Params::Positional(given)).await.map_err(failed)?;
         while let Some(row) = result.next().await.map_err(failed)? {
             pour(&row, cells)?;

@@ -3,9 +3,9 @@
 use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, BooleanArray, RecordBatch},
+    array::{ArrayRef, AsArray, BooleanArray, RecordBatch},
     compute::{concat_batches, filter_record_batch},
-    datatypes::{DataType, Field, Schema, SchemaRef},
+    datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type, Schema, SchemaRef},
     error::ArrowError,
     row::{RowConverter, SortField},
 };
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use tidemill_config::{Lookup, SqlRows};
 use tokio::sync::OnceCell;
 
-use super::{Asked, LookupError, LookupTable, cells::Cells, max_bytes, names};
+use super::{Asked, LookupError, LookupTable, cells::Cells, max_bytes, names, texts};
 use crate::codec::to_arrow;
 
 /// A column of a result as the database describes it.
@@ -37,6 +37,30 @@ impl Keys<'_> {
     pub fn count(&self) -> usize {
         self.columns.first().map_or(0, |column| column.len())
     }
+
+    /// The keys' values, key by key, as parameters of a statement.
+    pub fn values<V>(&self) -> Result<Vec<V>, LookupError>
+    where
+        V: Clone + From<i32> + From<i64> + From<f64> + From<bool> + From<Vec<u8>> + From<Option<String>>,
+    {
+        let columns = self.columns.iter().map(values_of).collect::<Result<Vec<Vec<V>>, _>>()?;
+        Ok((0..self.count()).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect())
+    }
+}
+
+fn values_of<V>(column: &ArrayRef) -> Result<Vec<V>, LookupError>
+where
+    V: From<i32> + From<i64> + From<f64> + From<bool> + From<Vec<u8>> + From<Option<String>>,
+{
+    let rows = 0..column.len();
+    Ok(match column.data_type() {
+        DataType::Int32 => rows.map(|row| column.as_primitive::<Int32Type>().value(row).into()).collect(),
+        DataType::Int64 => rows.map(|row| column.as_primitive::<Int64Type>().value(row).into()).collect(),
+        DataType::Float64 => rows.map(|row| column.as_primitive::<Float64Type>().value(row).into()).collect(),
+        DataType::Boolean => rows.map(|row| column.as_boolean().value(row).into()).collect(),
+        DataType::Binary => rows.map(|row| column.as_binary::<i32>().value(row).to_vec().into()).collect(),
+        _ => texts(column)?.into_iter().map(V::from).collect(),
+    })
 }
 
 /// A database that speaks SQL.

@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use arrow::{
-    array::{ArrayRef, AsArray},
-    datatypes::{DataType, Float64Type, Int32Type, Int64Type},
-};
+use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use rusqlite::{Connection, OpenFlags, Statement, params_from_iter, types::Value, types::ValueRef};
 
@@ -17,7 +14,6 @@ use super::{
     LookupError,
     cells::Cells,
     sql::{Described, Keys, Server},
-    texts,
 };
 
 /// Variables of one statement; SQLite takes 32,766.
@@ -121,19 +117,6 @@ fn prepared<'c>(connection: &'c Connection, statement: &str) -> Result<Statement
     connection.prepare(statement).map_err(|error| LookupError::of("its query", error))
 }
 
-/// The values of a key column as SQLite takes them.
-fn values(column: &ArrayRef) -> Result<Vec<Value>, LookupError> {
-    let rows = 0..column.len();
-    Ok(match column.data_type() {
-        DataType::Int32 => rows.map(|row| column.as_primitive::<Int32Type>().value(row).into()).collect(),
-        DataType::Int64 => rows.map(|row| column.as_primitive::<Int64Type>().value(row).into()).collect(),
-        DataType::Float64 => rows.map(|row| column.as_primitive::<Float64Type>().value(row).into()).collect(),
-        DataType::Boolean => rows.map(|row| column.as_boolean().value(row).into()).collect(),
-        DataType::Binary => rows.map(|row| column.as_binary::<i32>().value(row).to_vec().into()).collect(),
-        _ => texts(column)?.into_iter().map(Value::from).collect(),
-    })
-}
-
 #[async_trait]
 impl Server for Sqlite {
     fn quoted(&self, name: &str) -> String {
@@ -183,12 +166,10 @@ impl Server for Sqlite {
         cells: &mut Cells,
     ) -> Result<u64, LookupError> {
         let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
-        let columns = keys.columns.iter().map(values).collect::<Result<Vec<_>, _>>()?;
         let (count, width) = (keys.count(), names.len());
         let row = format!("({})", vec!["?"; width].join(", "));
         let sql = format!("{statement} WHERE ({}) IN (VALUES {})", names.join(", "), vec![row; count].join(", "));
-        let values: Vec<Value> =
-            (0..count).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
+        let values: Vec<Value> = keys.values()?;
         let mut filled = cells.take();
         *cells = self
             .with(move |connection| {

@@ -193,13 +193,13 @@ impl Sink for Console {
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
         let mut results = Vec::with_capacity(group.len());
         for (permit, staged) in group {
-            let printed = match staged.data.downcast::<String>() {
+            let printed = match staged.unpack::<String>() {
                 Ok(text) if text.is_empty() => Ok(()),
                 Ok(text) => {
                     let (id, out) = (self.id.clone(), self.out.clone());
                     blocking(move || print(&id, &out, &text)).await.and_then(|printed| printed)
                 }
-                Err(_) => Err(SinkError::Fatal("rows were staged by another sink".into())),
+                Err(error) => Err(error),
             };
             results.push(printed.map(|()| Receipt::written(&permit)));
         }

@@ -61,6 +61,31 @@ impl std::fmt::Debug for Staged {
     }
 }
 
+impl Staged {
+    /// What the sink made of the rows.
+    pub(crate) fn unpack<T: 'static>(self) -> Result<T, SinkError> {
+        let unpacked = self.data.downcast().map(|data| *data);
+        unpacked.map_err(|_| SinkError::Fatal("rows were staged by another sink".into()))
+    }
+}
+
+/// Commits a group that shares one transaction: what fails as a whole fails for each of its lanes.
+pub(crate) async fn commit_as_one<T: 'static, F>(
+    group: Vec<(Permit, Staged)>,
+    commit: impl FnOnce(Vec<(Permit, T)>) -> F,
+) -> Vec<Result<Receipt, SinkError>>
+where
+    F: Future<Output = Result<Vec<Result<Receipt, SinkError>>, SinkError>>,
+{
+    let count = group.len();
+    let unpacked = group.into_iter().map(|(permit, staged)| Ok((permit, staged.unpack()?)));
+    let result = match unpacked.collect::<Result<Vec<_>, SinkError>>() {
+        Ok(group) => commit(group).await,
+        Err(error) => Err(error),
+    };
+    result.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
+}
+
 /// What can go wrong in a sink.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SinkError {

@@ -159,8 +159,7 @@ impl Inner {
     }
 
     fn commit_one(&self, permit: &Permit, staged: Staged) -> Result<Receipt, SinkError> {
-        let batch =
-            staged.data.downcast::<Batch>().map_err(|_| SinkError::Fatal("rows were staged by another sink".into()))?;
+        let batch: Batch = staged.unpack()?;
         self.owned(permit.key())?.commit(permit, batch.ready)
     }
 

@@ -257,8 +257,7 @@ impl Sink for Kafka {
 
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
         let commits = group.into_iter().map(|(permit, staged)| async move {
-            let rows: Rows =
-                *staged.data.downcast().map_err(|_| SinkError::Fatal("rows were staged by another sink".into()))?;
+            let rows: Rows = staged.unpack()?;
             self.run(move |inner| inner.on(&permit.key().lane, |slot| inner.commit(slot, &permit, &rows))).await
         });
         stream::iter(commits).buffered(COMMITTING).collect().await

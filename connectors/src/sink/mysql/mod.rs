@@ -32,7 +32,7 @@ use self::{
     rows::Rows,
     table::Table,
 };
-use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking};
+use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking, commit_as_one};
 
 /// How often a transaction that lost to another one is begun again before the batch is.
 const TRIES: u32 = 5;
@@ -338,16 +338,7 @@ impl Sink for Mysql {
     }
 
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
-        let count = group.len();
-        let unpacked = group.into_iter().map(|(permit, staged)| match staged.data.downcast() {
-            Ok(rows) => Ok((permit, *rows)),
-            Err(_) => Err(SinkError::Fatal("rows were staged by another sink".into())),
-        });
-        let result = match unpacked.collect::<Result<Vec<(Permit, Rows)>, SinkError>>() {
-            Ok(group) => self.commit_group(&group).await,
-            Err(error) => Err(error),
-        };
-        result.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
+        commit_as_one(group, |group| async move { self.commit_group(&group).await }).await
     }
 
     async fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {

@@ -42,7 +42,7 @@ use self::{
     session::{Session, begin},
     table::Table,
 };
-use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged};
+use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, commit_as_one};
 
 /// How long a claim waits for the transaction of an older owner before it has a silent one ended.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -181,16 +181,7 @@ impl Sink for Postgres {
     }
 
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
-        let count = group.len();
-        let unpacked = group.into_iter().map(|(permit, staged)| match staged.data.downcast() {
-            Ok(rows) => Ok((permit, *rows)),
-            Err(_) => Err(SinkError::Fatal("rows were staged by another sink".into())),
-        });
-        let result = match unpacked.collect::<Result<Vec<(Permit, Vec<RecordBatch>)>, SinkError>>() {
-            Ok(group) => self.commit_group(&group).await,
-            Err(error) => Err(error),
-        };
-        result.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
+        commit_as_one(group, |group| async move { self.commit_group(&group).await }).await
     }
 
     async fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {

@@ -33,7 +33,7 @@ use self::{
     marks::Scope,
     table::Table,
 };
-use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking};
+use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking, commit_as_one};
 
 /// The sink `type: sqlite`.
 pub struct Sqlite {
@@ -224,16 +224,7 @@ impl Sink for Sqlite {
     }
 
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
-        let count = group.len();
-        let unpacked = group.into_iter().map(|(permit, staged)| match staged.data.downcast() {
-            Ok(rows) => Ok((permit, *rows)),
-            Err(_) => Err(SinkError::Fatal("rows were staged by another sink".into())),
-        });
-        let result = match unpacked.collect::<Result<Vec<(Permit, Vec<RecordBatch>)>, SinkError>>() {
-            Ok(group) => self.run(move |inner| inner.commit(&group)).await,
-            Err(error) => Err(error),
-        };
-        result.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
+        commit_as_one(group, |group: Vec<_>| self.run(move |inner| inner.commit(&group))).await
     }
 
     async fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {
