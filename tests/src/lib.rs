@@ -26,6 +26,7 @@ pub mod services;
 use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -51,6 +52,18 @@ pub fn free_port() -> u16 {
 /// A local address that nobody listens on.
 pub fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
+}
+
+/// A Kafka of this test program's own, for as long as it runs: for tests with fixed names of topics, or with a proxy in front
+/// of the broker.
+pub fn kafka_of_this_program() -> Option<&'static services::Kafka> {
+    static STARTED: OnceLock<Option<(Folder, services::Kafka)>> = OnceLock::new();
+    let started = STARTED.get_or_init(|| {
+        let folder = Folder::new();
+        let kafka = services::Kafka::private(folder.path())?;
+        Some((folder, kafka))
+    });
+    started.as_ref().map(|(_, kafka)| kafka)
 }
 
 /// Waits until `probe` gives something, asking every 20 ms.

@@ -3,23 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, sync::OnceLock};
+use std::fs;
 
 use tidemill_tests::{
-    Folder, Rows, Run, eventually, root,
+    Folder, Rows, Run, eventually, kafka_of_this_program, root,
     services::{self, Kafka},
 };
-
-/// A broker of these tests' own: the examples' topics have fixed names.
-fn broker() -> Option<&'static Kafka> {
-    static BROKER: OnceLock<Option<(Folder, Kafka)>> = OnceLock::new();
-    let started = BROKER.get_or_init(|| {
-        let folder = Folder::new();
-        let kafka = Kafka::private(folder.path())?;
-        Some((folder, kafka))
-    });
-    started.as_ref().map(|(_, kafka)| kafka)
-}
 
 /// An example in a folder of its own, ready to be run.
 fn example(folder: &Folder, name: &str, kafka: &Kafka, url: &str) -> Run {
@@ -35,7 +24,7 @@ fn produce(kafka: &Kafka, topic: &str, records: &[&str]) {
 
 #[test]
 fn kafka_to_postgres() {
-    let (Some(kafka), Some(postgres)) = (broker(), services::postgres()) else { return };
+    let (Some(kafka), Some(postgres)) = (kafka_of_this_program(), services::postgres()) else { return };
     let (folder, schema) = (Folder::new(), "example_kafka_to_postgres");
     let url = postgres.schema(schema);
     let sql = |sql: &str| postgres.psql_at(&url, sql).trim().to_owned();
@@ -72,7 +61,7 @@ fn kafka_to_postgres() {
 
 #[test]
 fn postgres_to_kafka() {
-    let (Some(kafka), Some(postgres)) = (broker(), services::postgres()) else { return };
+    let (Some(kafka), Some(postgres)) = (kafka_of_this_program(), services::postgres()) else { return };
     let (folder, schema) = (Folder::new(), "example_postgres_to_kafka");
     let url = postgres.schema(schema);
     postgres.psql_at(
@@ -104,7 +93,7 @@ fn postgres_to_kafka() {
 
 #[test]
 fn kafka_to_parquet() {
-    let Some(kafka) = broker() else { return };
+    let Some(kafka) = kafka_of_this_program() else { return };
     let folder = Folder::new();
     kafka.topic("views", 2);
     produce(

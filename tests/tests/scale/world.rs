@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -19,7 +19,7 @@ use rdkafka::{
     util::Timeout,
 };
 use tidemill_tests::{
-    Daemon, Folder, Rows, Run, eventually,
+    Daemon, Folder, Rows, Run, eventually, kafka_of_this_program,
     proxy::Proxy,
     services::{self, Kafka, Postgres},
 };
@@ -87,17 +87,6 @@ pub struct World {
 /// One world at a time: two cores are soon busy, and the broker has one address for a proxy.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A broker of these tests' own, for as long as they run.
-fn broker() -> Option<&'static Kafka> {
-    static BROKER: OnceLock<Option<(Folder, Kafka)>> = OnceLock::new();
-    let started = BROKER.get_or_init(|| {
-        let folder = Folder::new();
-        let kafka = Kafka::private(folder.path())?;
-        Some((folder, kafka))
-    });
-    started.as_ref().map(|(_, kafka)| kafka)
-}
-
 impl World {
     /// Daemons on a topic into which [`RATE`] records a second go. `None` where a server cannot be had.
     pub fn new(daemons: usize) -> Option<Self> {
@@ -107,7 +96,7 @@ impl World {
     /// Daemons on a topic of these records.
     pub fn of(daemons: usize, load: Load) -> Option<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kafka, postgres) = (broker()?, services::postgres()?);
+        let (kafka, postgres) = (kafka_of_this_program()?, services::postgres()?);
         let name = format!("scale_{}", Uuid::new_v4().simple());
         let (topic, out, group) = (format!("{name}-in"), format!("{name}-out"), name.clone());
         kafka.topic(&topic, PARTITIONS);
