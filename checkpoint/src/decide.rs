@@ -280,6 +280,11 @@ fn need(facts: &Facts<'_>, head: &Head<'_>, id: &SinkId, sink: &SinkFacts<'_>) -
         return Need::Nothing(holds);
     }
     match standing(&mark.positions, &head.mark.positions) {
+        // The head came later, under another data dir: there the lane was set back, or went on in a topic that was made
+        // again. What that means for this sink, whoever did it was told.
+        Standing::Beyond if id.is_local() && listed.is_none() && mark.plan.seq < head.mark.plan.seq => {
+            Need::Nothing(holds)
+        }
         Standing::Beyond => stop(Misfit::Beyond),
         _ if listed.is_some() => stop(Misfit::Digest),
         Standing::Equal => Need::Nothing(holds),

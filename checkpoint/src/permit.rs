@@ -5,6 +5,8 @@
 //! are written in one atomic step; where the stored digest already is the mark's, nothing is written and the receipt is
 //! the same; every other digest is a conflict; another generation is `Fenced`.
 
+use std::sync::OnceLock;
+
 use crate::{Digest, Entry, Generation, Lane, Mark, Owner, SinkId};
 
 /// The right to write one lane of one sink, as won by a claim.
@@ -27,6 +29,7 @@ pub struct Permit {
     expected: Option<Digest>,
     mark: Mark,
     entries: Vec<Entry>,
+    input: OnceLock<Digest>,
 }
 
 /// What a sink returns once rows and mark are durable.
@@ -39,33 +42,37 @@ pub struct Receipt {
 }
 
 impl Permit {
+    fn new(key: LaneKey, expected: Option<Digest>, mark: Mark, entries: Vec<Entry>) -> Self {
+        Self { key, expected, mark, entries, input: OnceLock::new() }
+    }
+
     /// The permit for the anchor, with the new entries of its logs.
     pub fn anchor(key: LaneKey, expected: Option<Digest>, mark: Mark, entries: Vec<Entry>) -> Self {
         debug_assert_eq!(mark.plan.anchor, key.sink);
-        Self { key, expected, mark, entries }
+        Self::new(key, expected, mark, entries)
     }
 
     /// The permit for another marked sink: only once the anchor has the same plan.
     pub fn follow(anchor: &Receipt, key: LaneKey, expected: Option<Digest>, mark: Mark) -> Self {
         assert_eq!((&anchor.lane, anchor.digest), (&key.lane, mark.digest), "the anchor commits a plan first");
-        Self { key, expected, mark, entries: Vec::new() }
+        Self::new(key, expected, mark, Vec::new())
     }
 
     /// The permit for a plan that the anchor is known to hold, because its mark was read after the claim: a replay of
     /// the head to a sink that lacks it.
     pub fn replay(anchor: &Mark, key: LaneKey, expected: Option<Digest>) -> Self {
         let mark = anchor.held_by(&key.sink, key.generation, &key.owner);
-        Self { key, expected, mark, entries: Vec::new() }
+        Self::new(key, expected, mark, Vec::new())
     }
 
     /// The permit for a catch-up plan, which belongs to one sink that is behind the head.
     pub fn catch_up(key: LaneKey, expected: Option<Digest>, mark: Mark) -> Self {
-        Self { key, expected, mark, entries: Vec::new() }
+        Self::new(key, expected, mark, Vec::new())
     }
 
     /// The permit for a sink without marks: nothing is compared, nothing is remembered.
     pub fn unmarked(key: LaneKey, mark: Mark) -> Self {
-        Self { key, expected: None, mark, entries: Vec::new() }
+        Self::new(key, None, mark, Vec::new())
     }
 
     /// The same permit with log entries: for the new anchor of a plan that moves the anchor, which gets all that the logs
@@ -85,6 +92,10 @@ impl Permit {
     /// The mark to write with the rows.
     pub fn mark(&self) -> &Mark {
         &self.mark
+    }
+    /// The plan's [`Plan::input`](crate::Plan::input), made once: every rejected row names it, and a plan may be long.
+    pub fn input(&self) -> Digest {
+        *self.input.get_or_init(|| self.mark.plan.input())
     }
     /// Entries to append with the rows (the anchor only).
     pub fn entries(&self) -> &[Entry] {

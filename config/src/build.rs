@@ -183,7 +183,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         name: Located { value: entry.key.clone(), at: entry.place.at(&path) },
         formerly: common.formerly,
         kind,
-        codec: common.codec.of_source(&Around { node: &entry.value, path: &path, folder })?,
+        codec: common.codec.of_records(&Around { node: &entry.value, path: &path, folder })?,
         schema: schema.transpose()?,
         metadata: texts(entry.value.get("metadata"), &path),
     })
@@ -242,6 +242,12 @@ fn column_type(entry: &Entry, path: &str) -> Built<Located<Type>> {
 fn texts(entry: Option<&Entry>, path: &str) -> Vec<Located<String>> {
     let Some(entry) = entry else { return Vec::new() };
     each(&entry.value, &below(path, &entry.key)).into_iter().filter_map(|(node, path)| located(node, &path)).collect()
+}
+
+/// `brokers:` of Kafka as librdkafka takes them: a list, or texts with commas, as one text.
+fn brokers(node: &Node, path: &str) -> String {
+    let texts = texts(node.get("brokers"), path);
+    texts.iter().flat_map(|text| text.value.split(',')).map(str::trim).collect::<Vec<_>>().join(",")
 }
 
 fn located(node: &Node, path: &str) -> Option<Located<String>> {
@@ -362,7 +368,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
         }
         "mysql" => SinkKind::Mysql(database::sink(entry, value, &path, folder)?),
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
-        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path)?),
+        "kafka" => SinkKind::Kafka(kafka_sink::sink(entry, value, &path, folder)?),
         _ => return Err(inconsistent(&path)),
     };
     Ok(Sink {

@@ -4,6 +4,7 @@
 //! `Debug` that shows no value.
 
 mod database;
+mod guarantee;
 mod kafka_sink;
 mod lookup;
 
@@ -14,6 +15,7 @@ use serde::Deserialize;
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 pub use self::{
     database::{DatabaseSink, Mode, redacted},
+    guarantee::Guarantee,
     lookup::{Database, DatabaseAddress, Duplicates, Lookup, LookupMode, LookupTable, OnMissing, RedisValue, SqlRows},
 };
 mod kafka_source;
@@ -121,6 +123,16 @@ pub enum Trigger {
     Every(Duration),
     /// As soon as there is data.
     Asap,
+}
+
+impl Trigger {
+    /// The time between two batches; zero for `asap`.
+    pub fn interval(self) -> Duration {
+        match self {
+            Self::Every(interval) => interval,
+            Self::Asap => Duration::ZERO,
+        }
+    }
 }
 
 /// `batch:`
@@ -315,11 +327,11 @@ pub enum Codec {
     Csv(Csv),
     /// One column, `text`.
     Text,
-    /// One column, `bytes`; sources only.
-    Bytes,
-    /// Avro, with a registry or a schema file; sources only.
+    /// One column, by its name; sources, and sinks of records.
+    Bytes(String),
+    /// Avro, with a registry or a schema; sources, and sinks of records.
     Avro(Avro),
-    /// A Protobuf message of a descriptor set; sources only.
+    /// A Protobuf message of a descriptor set; sources, and sinks of records.
     Protobuf(Protobuf),
     /// Columnar files; sinks only.
     Parquet,

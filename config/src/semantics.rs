@@ -15,7 +15,7 @@ use crate::{
     error::Problem,
     load::Problems,
     nearest::did_you_mean,
-    schema::{job, kafka_source, scalar::taken_as_it_stands, sql_source},
+    schema::{job, kafka_sink, kafka_source, scalar::taken_as_it_stands, sql_source},
     tree::{Data, Entry, Node, UNRESOLVED, below, item, shown},
 };
 
@@ -304,12 +304,23 @@ impl<'a> Semantics<'a> {
     }
 
     fn kafka_sink(&mut self, node: &Node, path: &str) {
+        kafka_sink::check(node, path, self.problems);
+        self.record_codec(node, path);
         if let Some(flag) = node.get("delete_when").filter(|_| node.get("key").is_none()) {
             let problem = Problem::new("`delete_when` makes tombstones, which need a `key`");
             self.problems.add(
                 flag.place.at(&below(path, "delete_when")),
                 problem.help("add `key: id`: the column whose last record counts"),
             );
+        }
+        let unmarked = node.text_of("guarantee") == Some("at_least_once");
+        for key in ["marks_topic", "transaction_timeout"].into_iter().filter(|_| unmarked) {
+            if let Some(entry) = node.get(key) {
+                let problem = Problem::new(format!("`{key}` has no meaning with `guarantee: at_least_once`"));
+                let help =
+                    format!("remove `{key}`, or write `guarantee: exactly_once`: only then are there transactions");
+                self.problems.add(entry.place.at(&below(path, key)), problem.help(help));
+            }
         }
         let of_rows = ["key", "headers", "delete_when", "codec"].into_iter().filter(|_| path == "dead_letters");
         for key in of_rows {

@@ -9,8 +9,8 @@ use std::{
 };
 
 use tidemill_config::{
-    Batch, Codec, Compression, Daemon, Framing, Job, Lanes, Mode, OnChanged, OnDone, OnError, OnLost, SinkKind,
-    SocketAddress, SourceKind, Start, Trigger, Type, Verb,
+    AvroFraming, Batch, Codec, Compression, Daemon, Framing, Guarantee, Job, Lanes, Mode, OnChanged, OnDone, OnError,
+    OnLost, SinkKind, SocketAddress, SourceKind, Start, Trigger, Type, Verb,
 };
 
 type Environment = BTreeMap<String, String>;
@@ -466,11 +466,24 @@ dead_letters: &dead { type: files, path: dead }
 
 #[test]
 fn options_of_a_kafka_sink() {
-    let job = with(DIRECTORY, "type: kafka, brokers: \"a:1,b:2\", topic: clean");
-    let SinkKind::Kafka(sink) = &job.sinks[0].kind else { panic!() };
+    let least = with(DIRECTORY, "type: kafka, brokers: \"a:1,b:2\", topic: clean");
+    let SinkKind::Kafka(sink) = &least.sinks[0].kind else { panic!() };
     assert_eq!((sink.brokers.as_str(), sink.topic.as_str(), &sink.codec), ("a:1,b:2", "clean", &Codec::Json));
     assert_eq!((sink.compression.name(), sink.transaction_timeout), ("none", Duration::from_secs(60)));
     assert!(sink.key.is_none() && sink.headers.is_empty() && sink.delete_when.is_none() && sink.marks_topic.is_none());
+    for list in ["[\"a:1\", \"b:2\"]", "\"a:1, b:2\"", "[\"a:1,b:2\"]"] {
+        let written = with(DIRECTORY, &format!("type: kafka, brokers: {list}, topic: clean"));
+        let SinkKind::Kafka(sink) = &written.sinks[0].kind else { panic!() };
+        assert_eq!(sink.brokers, "a:1,b:2", "{list}");
+        let source = &format!("type: kafka, brokers: {list}, topics: t");
+        let SourceKind::Kafka(source) = &with(source, "type: console").sources[0].kind else { panic!() };
+        assert_eq!(source.brokers, "a:1,b:2", "{list}");
+        let dead = format!("dead_letters: {{ type: kafka, brokers: {list}, topic: d }}");
+        let rejecting =
+            job(&format!("job: a\nsources: {{ s: {{ {DIRECTORY} }} }}\nsinks: {{ out: {{ {NOWHERE} }} }}\n{dead}\n"));
+        let SinkKind::Kafka(dead) = &rejecting.dead_letters.as_ref().unwrap().kind else { panic!() };
+        assert_eq!(dead.brokers, "a:1,b:2", "{list}");
+    }
     let job = with(
         DIRECTORY,
         "type: kafka, brokers: k, topic: t, key: \"a || b\", headers: { h: a, i: b }, delete_when: c, codec: text, \
@@ -553,4 +566,48 @@ fn globs_of_jobs() {
     let job = Job::load(&folder.join("jobs/a.yaml"), &Environment::new()).unwrap();
     let SourceKind::Directory(directory) = &job.sources[0].kind else { panic!() };
     assert_eq!(directory.path, folder.join("jobs/in"), "relative to the job's file");
+}
+
+#[test]
+fn records_of_a_topic_may_be_binary() {
+    let sink = |codec: &str| {
+        let job = with(DIRECTORY, &format!("type: kafka, brokers: k, topic: t, codec: {codec}"));
+        let SinkKind::Kafka(sink) = job.sinks[0].kind.clone() else { panic!() };
+        sink.codec
+    };
+    assert!(sink("bytes") == Codec::Bytes("bytes".into()));
+    assert!(sink("{ type: bytes, column: body }") == Codec::Bytes("body".into()));
+    let Codec::Avro(avro) = sink("{ type: avro, registry: \"http://h:1\" }") else { panic!() };
+    let registry = avro.registry.unwrap();
+    assert_eq!((registry.subject, registry.register, avro.framing), (None, true, AvroFraming::Confluent));
+    let Codec::Avro(avro) = sink("{ type: avro, schema: '\"long\"', framing: single_object }") else { panic!() };
+    let schema = avro.schema.unwrap();
+    assert_eq!((schema.shown(), schema.content.unwrap().as_ref()), ("the schema".to_owned(), &b"\"long\""[..]));
+    assert_eq!(avro.framing, AvroFraming::SingleObject);
+    let Codec::Avro(avro) =
+        sink("{ type: avro, registry: \"http://h:1\", subject: s, register: false, schema_file: absent.avsc }")
+    else {
+        panic!()
+    };
+    assert!(avro.schema.unwrap().content.unwrap_err().contains("no such file"));
+    let registry = avro.registry.unwrap();
+    assert_eq!((registry.subject.as_deref(), registry.register), (Some("s"), false));
+    assert!(
+        matches!(sink("{ type: protobuf, descriptors: d, message: m }"), Codec::Protobuf(given) if !given.confluent)
+    );
+}
+
+#[test]
+fn a_sink_keeps_marks_unless_it_is_told_not_to() {
+    for sink in [
+        "type: kafka, brokers: k, topic: t",
+        "type: postgres, url: \"postgres://h/db\", table: t",
+        "type: mysql, url: \"mysql://h/db\", table: t",
+    ] {
+        assert_eq!(with(DIRECTORY, sink).sinks[0].kind.guarantee(), Guarantee::ExactlyOnce, "{sink}");
+        let told = with(DIRECTORY, &format!("{sink}, guarantee: at_least_once"));
+        assert_eq!(told.sinks[0].kind.guarantee(), Guarantee::AtLeastOnce, "{sink}");
+    }
+    assert_eq!(with(DIRECTORY, "type: console").sinks[0].kind.guarantee(), Guarantee::AtLeastOnce);
+    assert_eq!(with(DIRECTORY, "type: files, path: out").sinks[0].kind.guarantee(), Guarantee::ExactlyOnce);
 }

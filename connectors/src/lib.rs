@@ -4,6 +4,7 @@
 //! each is a case of the conformance suite in `tests/`. Start with [`source`], then [`sink`].
 
 pub mod codec;
+mod kafka;
 pub mod lookup;
 pub mod sink;
 pub mod source;

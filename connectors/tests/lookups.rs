@@ -337,21 +337,31 @@ fn postgres() {
 #[test]
 fn mariadb() {
     let Some(server) = services::mariadb() else { return };
+    speaks_mysql(&server);
+}
+
+#[test]
+fn mysql() {
+    let Some(server) = services::mysql() else { return };
+    speaks_mysql(&server);
+}
+
+fn speaks_mysql(server: &services::Mysql) {
     let url = server.database("lookups");
     server.sql(&format!("USE lookups; SET sql_mode = ''; {}", people()));
     server.sql(
         "USE lookups;
          CREATE TABLE cases (k VARCHAR(20) COLLATE utf8mb4_general_ci, v INTEGER); INSERT INTO cases VALUES ('a', 1);
          CREATE TABLE kinds (t tinyint, i int, u int unsigned, b bigint, bu bigint unsigned, f double, n decimal(10,2), c char(2),
-           x text, y varbinary(10), dt datetime(3), ts timestamp, d date, e enum('good','bad'), j json);
+           x text, y varbinary(10), dt datetime(3), ts timestamp, d date, e enum('good','bad'), j json, r float, r0 float);
          SET time_zone = '+02:00';
          INSERT INTO kinds VALUES (1, 2, 4000000000, 3, 18446744073709551615, 1.5, 1.25, 'DE', 'a', x'00ff', '2024-02-03 04:05:06.5',
-           '2024-02-03 04:05:06', '2024-02-03', 'good', '{\"a\": 1}');",
+           '2024-02-03 04:05:06', '2024-02-03', 'good', '{\"a\": 1}', 1234567.75, 0.1);",
     );
     run(async {
         speaks_sql(&url).await;
         has_cases(&url).await;
-        let take = "take: [i, u, b, bu, f, n, c, x, y, dt, ts, d, e, j]";
+        let take = "take: [i, u, b, bu, f, n, c, x, y, dt, ts, d, e, j, r, r0]";
         let whole = open(&url, &format!("table: kinds, match: {{ n: t }}, {take}")).read(None).await.unwrap();
         let types = [
             "t int32",
@@ -369,9 +379,11 @@ fn mariadb() {
             "d date",
             "e string",
             "j string",
+            "r float64",
+            "r0 float64",
         ];
         assert_eq!(columns(&whole), types);
-        let expected = "1 2 4000000000 3 18446744073709551615 1.5 1.25 DE a 00ff 2024-02-03T04:05:06.500 2024-02-03T02:05:06 2024-02-03 good {\"a\": 1}";
+        let expected = "1 2 4000000000 3 18446744073709551615 1.5 1.25 DE a 00ff 2024-02-03T04:05:06.500 2024-02-03T02:05:06 2024-02-03 good {\"a\": 1} 1234567.8 0.1";
         assert_eq!(values(&whole), [expected]);
         // By the other protocol the values are the same.
         let asked = open(&url, &format!("table: kinds, match: {{ n: t }}, {take}, mode: query"));
@@ -391,6 +403,13 @@ fn mariadb() {
                 .unwrap_or_else(|error| panic!("{column}: {error}"));
             assert_eq!(found.rows.num_rows(), 1, "{column}");
         }
+        // Sessions are those of the sink, whatever the server would give them.
+        let settings = "sql: \"SELECT 1 AS id, concat(@@character_set_client, ' ', @@sql_mode) AS name\"";
+        let set = open(&url, &format!("{settings}, match: {{ n: id }}, take: [name]")).read(None).await.unwrap();
+        let of_sink =
+            "1 utf8mb4 STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION";
+        let sorted = |text: &str| text.split([' ', ',']).map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(sorted(&values(&set)[0]), sorted(of_sink));
         let slow =
             open(&url, "sql: \"SELECT 1 AS id, sleep(60) AS name\", match: { n: id }, take: [name], timeout: 500ms");
         assert!(slow.read(None).await.unwrap_err().to_string().contains("no answer in 500ms"));
@@ -479,7 +498,10 @@ fn without_secrets(error: &LookupError, secret: &str) {
 
 #[test]
 fn certificates() {
-    let (Some(postgres), Some(mariadb)) = (services::postgres(), services::mariadb()) else { return };
+    let (Some(postgres), Some(mariadb), Some(mysql)) = (services::postgres(), services::mariadb(), services::mysql())
+    else {
+        return;
+    };
     let with = |address: DatabaseAddress, ca: &Path| {
         let mut lookup = lookup("x.db", "sql: SELECT 1 AS id, match: { n: id }, take: { id: one }, timeout: 20s");
         let tidemill_config::LookupTable::Sql { database, .. } = &mut lookup.table else { panic!() };
@@ -493,5 +515,11 @@ fn certificates() {
         let url = format!("{}?require_ssl=true", mariadb.url);
         let rows = with(DatabaseAddress::Mysql(url), &mariadb.ca).read(None).await.unwrap();
         assert_eq!(rows.num_rows(), 1);
+        // The certificate that it made itself is for no host.
+        let url = format!("{}?verify_identity=false", mysql.url);
+        let rows = with(DatabaseAddress::Mysql(url.clone()), &mysql.ca).read(None).await.unwrap();
+        assert_eq!(rows.num_rows(), 1);
+        let error = with(DatabaseAddress::Mysql(url), &mariadb.ca).read(None).await.unwrap_err();
+        assert!(error.to_string().contains("certificate verify failed"), "{error}");
     });
 }

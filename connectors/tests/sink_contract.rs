@@ -479,7 +479,7 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
                     table: "rows".into(),
                     mode: tidemill_config::Mode::Append,
                 },
-                Kind::Mysql => mysql::config(&mysql::url(dir.path()), "rows", &[], None),
+                Kind::Mariadb | Kind::Mysql => mysql::config(&mysql::url(kind, dir.path()), "rows", &[], None),
                 Kind::Postgres => {
                     tidemill_config::SinkKind::Postgres(postgres::config(&postgres::url(dir.path()), "rows", &[], None))
                 }

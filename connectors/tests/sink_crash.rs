@@ -88,7 +88,7 @@ fn points(kind: Kind) -> Vec<&'static str> {
         Kind::Kafka => KAFKA.to_vec(),
         Kind::Files => FILES.to_vec(),
         Kind::Rolling => [&FILES[..], &SEALS[..]].concat(),
-        Kind::Mysql => MYSQL.to_vec(),
+        Kind::Mariadb | Kind::Mysql => MYSQL.to_vec(),
         Kind::Postgres => POSTGRES.to_vec(),
         _ => SQLITE.to_vec(),
     }
@@ -101,6 +101,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Sqlite => "sqlite",
         Kind::Postgres => "postgres",
         Kind::Ledger => "ledger",
+        Kind::Mariadb => "mariadb",
         Kind::Mysql => "mysql",
         Kind::Kafka => "kafka",
     }
@@ -139,6 +140,7 @@ fn child() {
     let kind = match std::env::var("SINK").unwrap().as_str() {
         "files" => Kind::Files,
         "rolling" => Kind::Rolling,
+        "mariadb" => Kind::Mariadb,
         "mysql" => Kind::Mysql,
         "postgres" => Kind::Postgres,
         "kafka" => Kind::Kafka,
@@ -214,7 +216,7 @@ fn refused(kind: Kind) {
     for point in points(kind) {
         for passing in 1..=passings(kind) {
             // A server's disk is its own matter: what comes from there is in a test of its own.
-            let has_no_disk = matches!(kind, Kind::Kafka | Kind::Postgres | Kind::Mysql);
+            let has_no_disk = matches!(kind, Kind::Kafka | Kind::Postgres | Kind::Mariadb | Kind::Mysql);
             for action in if has_no_disk { &["error"][..] } else { &["error", "full"] } {
                 let dir = tempfile::tempdir().unwrap();
                 let what = format!("{point}:{passing}:{action}");
@@ -355,50 +357,67 @@ fn a_paused_writer_of_sqlite_changes_nothing_when_it_goes_on() {
 }
 
 #[test]
-fn mysql_survives_a_kill_at_every_step() {
-    if mysql::server().is_some() {
-        killed(Kind::Mysql);
+fn mariadb_survives_a_kill_at_every_step() {
+    if is_there(Kind::Mariadb) {
+        killed(Kind::Mariadb);
     }
 }
 
 #[test]
+fn mysql_survives_a_kill_at_every_step() {
+    if is_there(Kind::Mysql) {
+        killed(Kind::Mysql);
+    }
+}
+
+/// Here the server has no part in it: one of the two is enough, as for the next one.
+#[test]
 fn mysql_tries_again_what_was_refused() {
-    if mysql::server().is_some() {
+    if is_there(Kind::Mysql) {
         refused(Kind::Mysql);
     }
 }
 
 #[test]
 fn a_paused_writer_of_mysql_changes_nothing_when_it_goes_on() {
-    if mysql::server().is_some() {
+    if is_there(Kind::Mysql) {
         paused(Kind::Mysql, &["mysql.before-begin", "mysql.after-commit"]);
     }
 }
 
 /// A writer that is paused in its transaction holds the mark's row, until the server ends its session.
-#[test]
-fn a_writer_of_mysql_paused_inside_its_transaction_holds_others_off_for_a_while_and_is_then_fenced() {
-    if mysql::server().is_none() {
+fn held_off_for_a_while(kind: Kind) {
+    if !is_there(kind) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut child = start(Kind::Mysql, dir.path(), "mysql.after-rows:3:stop");
+    let mut child = start(kind, dir.path(), "mysql.after-rows:3:stop");
     let began = Instant::now();
     while state(&child) != 'T' && began.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let claim = || runtime().block_on(Runner::claim(make(Kind::Mysql, dir.path()), &Lane::single(), 2));
+    let claim = || runtime().block_on(Runner::claim(make(kind, dir.path()), &Lane::single(), 2));
     let began = Instant::now();
     let first = claim().err().expect("the row is locked");
     assert!(first.is_transient() && first.to_string().contains("lock"), "{first}");
     while let Err(error) = claim() {
         assert!(error.is_transient() && began.elapsed() < Duration::from_secs(120), "{error}");
     }
-    finish(Kind::Mysql, dir.path(), "while the zombie is paused");
+    finish(kind, dir.path(), "while the zombie is paused");
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::CONT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(42), "the zombie was not fenced");
-    assert_eq!(rows(Kind::Mysql, dir.path()), expected(Kind::Mysql, LAST));
-    forget(Kind::Mysql, dir.path());
+    assert_eq!(rows(kind, dir.path()), expected(kind, LAST));
+    forget(kind, dir.path());
+}
+
+#[test]
+fn a_writer_of_mariadb_paused_inside_its_transaction_holds_others_off_for_a_while_and_is_then_fenced() {
+    held_off_for_a_while(Kind::Mariadb);
+}
+
+#[test]
+fn a_writer_of_mysql_paused_inside_its_transaction_holds_others_off_for_a_while_and_is_then_fenced() {
+    held_off_for_a_while(Kind::Mysql);
 }
 
 /// Inside of its transaction a stopped writer holds the lane's row. The claim has the server end it: also in mid-COPY, where

@@ -18,9 +18,9 @@ use rdkafka::{
     message::OwnedMessage,
     producer::{BaseProducer, BaseRecord, Producer},
 };
-use sinks::*;
+use sinks::{kafka::column, *};
 use tidemill_checkpoint::{Lane, Permit, Position, Span};
-use tidemill_config::{At, Codec, KafkaCompression, KafkaSink, Located, SinkKind};
+use tidemill_config::{Codec, KafkaCompression, KafkaSink, SinkKind};
 use tidemill_connectors::sink::{self, Sink, SinkError, rejects_shard};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -31,27 +31,8 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-fn column(name: &str) -> Located<String> {
-    Located { value: name.to_owned(), at: At::default() }
-}
-
 fn open(config: KafkaSink) -> Arc<dyn Sink> {
     sink::open(id(Kind::Kafka), "job", &SinkKind::Kafka(config)).unwrap()
-}
-
-/// Claims the lane and commits `rows` as the first batch.
-async fn write(sink: Arc<dyn Sink>, rows: &RecordBatch) -> Runner {
-    let (key, head) = sink.claim(&Lane::single(), generation(1), &owner(1)).await.unwrap();
-    let mut runner = Runner { sink, key, head };
-    runner.run(0).await.unwrap();
-    runner.sink.prepare(&rows.schema()).await.unwrap();
-    let head = runner.head.clone().unwrap();
-    let (mark, _) = next(&runner.key, &head, &[], 0);
-    let staged = runner.sink.stage(&context(&runner.key, &mark, false), std::slice::from_ref(rows)).await.unwrap();
-    let permit = Permit::anchor(runner.key.clone(), Some(head.digest), mark.clone(), Vec::new());
-    runner.sink.commit(vec![(permit, staged)]).await.pop().unwrap().unwrap();
-    runner.head = Some(mark);
-    runner
 }
 
 fn batch_of<const N: usize>(columns: [(&str, ArrayRef); N]) -> RecordBatch {
@@ -278,11 +259,11 @@ fn a_reject_is_kept_in_parts_that_the_client_takes() {
 #[test]
 fn a_marks_topic_that_would_lose_marks_is_refused() {
     let Some(kafka) = services::kafka() else { return };
-    let (dir, grown) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (dir, few, moved) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let claim = async |dir: &Path| open(kafka::config(dir)).claim(&Lane::single(), generation(5), &owner(1)).await;
+    let marks = |dir: &Path| format!("{}-marks", kafka::topic(dir));
     runtime().block_on(async {
-        let marks = format!("{}-marks", kafka::topic(dir.path()));
-        kafka::make_topic(&kafka.brokers, &marks, 9);
+        kafka::make_topic(&kafka.brokers, &marks(dir.path()), 9);
         let checked = open(kafka::config(dir.path())).check(None).await.unwrap_err();
         for error in [checked, claim(dir.path()).await.map(drop).unwrap_err()] {
             let text = error.to_string();
@@ -290,14 +271,65 @@ fn a_marks_topic_that_would_lose_marks_is_refused() {
             assert!(!error.is_transient(), "{text}");
         }
 
-        let mut runner = Runner::claim(make(Kind::Kafka, grown.path()), &Lane::single(), 1).await.unwrap();
-        runner.run(1).await.unwrap();
-        drop(runner);
-        let marks = format!("{}-marks", kafka::topic(grown.path()));
-        kafka.tool(services::Kafka::TOPICS, &["--alter", "--topic", &marks, "--partitions", "57"]);
-        let error = claim(grown.path()).await.map(drop).unwrap_err().to_string();
-        assert!(error.contains("was given other partitions than it had"), "{error}");
+        kafka::make_topic(&kafka.brokers, &marks(few.path()), 3);
+        let checked = open(kafka::config(few.path())).check(None).await.unwrap_err();
+        let peeked = open(kafka::config(few.path())).peek(&[Lane::single()]).await.map(drop).unwrap_err();
+        for error in [checked, peeked, claim(few.path()).await.map(drop).unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("has 3 partitions") && text.contains("kafka-topics.sh"), "{text}");
+            assert!(!error.is_transient(), "{text}");
+        }
+
+        make_compacted(&kafka, &marks(moved.path()));
+        let producer: BaseProducer = kafka::client(&kafka.brokers).create().unwrap();
+        let topic = marks(moved.path());
+        let record = BaseRecord::<str, str>::to(&topic).partition(1).key(r#"["mark","job","archive","all"]"#);
+        producer.send(record).map_err(|(error, _)| error).unwrap();
+        producer.flush(LIMIT).unwrap();
+        let error = claim(moved.path()).await.map(drop).unwrap_err().to_string();
+        assert!(error.contains("not where it belongs"), "{error}");
     });
+}
+
+fn make_compacted(kafka: &services::Kafka, topic: &str) {
+    let config = ["--config", "cleanup.policy=compact"];
+    let made = ["--create", "--topic", topic, "--partitions", "9", "--replication-factor", "1"];
+    kafka.tool(services::Kafka::TOPICS, &[&made[..], &config[..]].concat());
+}
+
+/// A daemon that knew the marks' topic before it was given more partitions, and one that has seen it only after: where
+/// they look for a lane's marks in different partitions, the first one begins the lane anew.
+#[test]
+fn two_daemons_find_each_others_marks_in_a_topic_that_grew_between_their_starts() {
+    let Some(kafka) = services::kafka() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    // Clients that differ in a setting share nothing, like those of two daemons.
+    let of_its_own = || KafkaSink {
+        properties: vec![("metadata.max.age.ms".to_owned(), "60000".to_owned())],
+        ..kafka::config(dir.path())
+    };
+    runtime().block_on(async {
+        let marks = format!("{}-marks", kafka::topic(dir.path()));
+        make_compacted(&kafka, &marks);
+        let old = make(Kind::Kafka, dir.path());
+        assert_eq!(old.peek(&[Lane::single()]).await.unwrap()[&Lane::single()].claim, None);
+        kafka.tool(services::Kafka::TOPICS, &["--alter", "--topic", &marks, "--partitions", "57"]);
+
+        let mut new = Runner::claim(open(of_its_own()), &Lane::single(), 1).await.unwrap();
+        new.run(3).await.unwrap();
+        let held = old.peek(&[Lane::single()]).await.unwrap();
+        assert_eq!(held[&Lane::single()].generation(), generation(1));
+        let late = old.claim(&Lane::single(), generation(1), &owner(2)).await;
+        assert!(matches!(late, Err(SinkError::Fenced { .. })), "{late:?}");
+        new.run(4).await.unwrap();
+        let mut old = Runner::claim(old, &Lane::single(), 2).await.unwrap();
+        assert_eq!(old.head.as_ref().unwrap().plan.seq, 4);
+        old.run(6).await.unwrap();
+        assert!(is_fenced(&new.step().await));
+        let mut third = Runner::claim(open(of_its_own()), &Lane::single(), 3).await.unwrap();
+        third.run(7).await.unwrap();
+    });
+    assert_eq!(rows(Kind::Kafka, dir.path()), expected(Kind::Kafka, 7));
 }
 
 #[test]
@@ -400,9 +432,6 @@ fn a_check_names_what_is_wrong_and_the_way_out_and_changes_nothing() {
             assert!(parts.iter().all(|part| error.contains(part)), "{error}\n{parts:?}");
             assert!(!error.contains("hunter2"), "{error}");
         }
-        let own = KafkaSink { properties: properties("acks", "0"), ..good.clone() };
-        let error = sink::open(id(Kind::Kafka), "job", &SinkKind::Kafka(own)).map(drop).unwrap_err().to_string();
-        assert!(error.contains("`acks` is set by the sink itself"), "{error}");
         let same = KafkaSink { marks_topic: Some(good.topic.clone()), ..good };
         let error = sink::open(id(Kind::Kafka), "job", &SinkKind::Kafka(same)).map(drop).unwrap_err().to_string();
         assert!(error.contains("a topic of their own"), "{error}");

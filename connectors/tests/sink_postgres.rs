@@ -214,6 +214,9 @@ async fn a_table_that_does_not_fit_is_told_with_its_column_both_types_and_the_wa
     told("wants", &n, &["its column `must` must not be null and has no default"]).await;
     told("made", &n, &["column `n` is GENERATED"]).await;
     told("odd", &n, &["column `n` is interval there and int64 in the job"]).await;
+    let schema = postgres::schema(place.dir.path());
+    let added = format!("ALTER TABLE \"{schema}\".\"lacks\" ADD COLUMN \"n\" bigint");
+    told(&format!("{schema}.lacks"), &n, &[&added]).await;
     let long = "x".repeat(64);
     let long = table(vec![(long.as_str(), Arc::new(Int64Array::from(vec![1])) as ArrayRef)]);
     told("lacks", &long, &["names of at most 63 bytes"]).await;
@@ -345,6 +348,49 @@ async fn one_refused_row_among_many_costs_its_halvings_and_every_other_row_is_wr
     assert_eq!((reject.number, reject.row, reject.reason.as_str()), (0, BAD as u64, "value"));
     assert_eq!(reject.detail, "value too long for type character varying(8)");
     assert_eq!(reject.record, format!(r#"{{"n":{BAD},"code":"much too long"}}"#));
+}
+
+/// Where every second row is refused, halving would try each row four times and send it many times: they go one by one.
+#[tokio::test]
+async fn many_refused_rows_cost_one_statement_a_row_in_every_mode() {
+    let Some(place) = Place::new() else { return };
+    let rows = 8_000;
+    for (mode, key) in [("append", &[][..]), ("upsert", &["n"][..])] {
+        // A clean quarter, one where the table refuses every second row, and a clean half.
+        place.sql(
+            "SET client_min_messages = error; DROP TABLE IF EXISTS t; DROP SEQUENCE IF EXISTS statements; DROP FUNCTION IF EXISTS counted CASCADE;
+             CREATE TABLE t (n int8 PRIMARY KEY, short varchar(3), code int8 CHECK (code >= 0))",
+        );
+        count_statements(&place, "t");
+        let bad = |n: i64| n >= rows / 4 && n < rows / 2 && n % 2 == 1;
+        let code = (0..rows).map(|n| if bad(n) && n % 4 == 1 { -1 } else { n });
+        let short = (0..rows).map(|n| if bad(n) && n % 4 == 3 { "long" } else { "abc" });
+        let batch = table(vec![
+            ("n", Arc::new(Int64Array::from_iter_values(0..rows)) as ArrayRef),
+            ("short", Arc::new(StringArray::from_iter_values(short))),
+            ("code", Arc::new(Int64Array::from_iter_values(code))),
+        ]);
+        let sink = place.open("t", key, None);
+        let began = std::time::Instant::now();
+        let refused = (0..rows).filter(|n| bad(*n)).count();
+        assert_eq!(write(&sink, &[batch]).await.unwrap().rejected(), refused as u64, "{mode}");
+        println!("{mode}: {rows} rows, {refused} of them refused: {:?}", began.elapsed());
+        let sum: i64 = (0..rows).filter(|n| !bad(*n)).sum();
+        let count = rows as usize - refused;
+        assert_eq!(place.sql("SELECT count(*), count(DISTINCT n), sum(n) FROM t"), [format!("{count}|{count}|{sum}")]);
+        let mut found = rejects(&sink).await;
+        let last = found.iter().map(|reject| reject.seq).max().unwrap();
+        found.retain(|reject| reject.seq == last);
+        let told: Vec<u64> = found.iter().map(|reject| reject.row).collect();
+        assert_eq!(told, (0..rows as u64).filter(|n| bad(*n as i64)).collect::<Vec<_>>(), "{mode}");
+        let words = |reject: &SinkReject| match reject.row % 4 {
+            1 => reject.reason == "constraint" && reject.detail.contains("violates check constraint"),
+            _ => reject.reason == "value" && reject.detail.contains("too long for type character varying(3)"),
+        };
+        assert!(found.iter().all(words), "{mode}");
+        let spent = statements(&place);
+        assert!(spent <= rows as u64 / 4 + 1_000, "{mode}: {spent} statements for {refused} refused rows");
+    }
 }
 
 /// Whatever a server can have against a row, with its own words; the rows around it are written, in every mode.

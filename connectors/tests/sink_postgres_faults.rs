@@ -275,7 +275,12 @@ async fn what_is_wrong_with_an_address_is_told_with_the_way_out() {
         (format!("{url}&sslmode=sometimes"), "sslmode is disable, prefer, require, verify-ca or verify-full"),
         (url.replace("127.0.0.1", "no-such-host.invalid"), "is the address right?"),
         (format!("{url}&sslmode=verify-full"), "TLS handshake"),
-        (url.replace("/tidemill?", "/tidemill?options=-c%20search_path%3Dnowhere&x="), "the url cannot be read"),
+        (
+            url.replace("/tidemill?", "/tidemill?options=-c%20search_path%3Dnowhere&x="),
+            "the option x is not known: there are",
+        ),
+        (url.replace("s3cret", "p@ss/w#rd"), "tidemill@***: the url cannot be read: write postgres://"),
+        (url.replace("s3cret", "p@ss"), "the url cannot be read: write postgres://"),
     ];
     for (url, part) in cases {
         let why = told(&url, None).await;

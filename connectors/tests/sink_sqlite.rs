@@ -4,7 +4,7 @@
 
 mod sinks;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use arrow::{
     array::{
@@ -15,7 +15,7 @@ use arrow::{
 };
 use rusqlite::Connection;
 use sinks::{Runner, context, next};
-use tidemill_checkpoint::{Lane, Permit, Receipt, SinkId};
+use tidemill_checkpoint::{Generation, Lane, Permit, Position, Receipt, ShardId, SinkId, Span};
 use tidemill_config::{At, Located, Mode, SinkKind};
 use tidemill_connectors::sink::{self, Sink, SinkError};
 
@@ -141,6 +141,37 @@ async fn the_last_row_of_a_key_wins_within_a_batch_and_over_batches() {
     assert_eq!(read(&path, "SELECT v FROM t ORDER BY k"), [r#"Text("e")"#, "Null", r#"Text("d")"#]);
     let rejects = sink.rejects(&Lane::single(), 0).await.unwrap();
     assert_eq!(rejects.iter().map(|reject| (&*reject.reason, reject.row)).collect::<Vec<_>>(), [("null_key", 4)]);
+}
+
+/// The plan's digest, which every reject names, is made once for all of them: a plan may have thousands of spans.
+#[tokio::test]
+async fn many_refused_rows_of_a_long_plan_do_not_hash_it_again_and_again() {
+    const ROWS: i64 = 5_000;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.db");
+    script(&path, "CREATE TABLE t (n INTEGER CHECK (n < 0))");
+    let sink = open(&path, "t", &[]);
+    let (key, head) = sink.claim(&Lane::single(), Generation(1), &sinks::owner(1)).await.unwrap();
+    let mut runner = Runner { sink: sink.clone(), key, head };
+    runner.run(0).await.unwrap();
+    let head = runner.head.clone().unwrap();
+    let mut plan = next(&runner.key, &head, &[], 0).0.plan;
+    let span = |to| Span { from: Position::number(0), to: Position::number(to) };
+    plan.spans = (0..5_000).map(|n| (ShardId::new("source", &format!("file-{n}")), span(n + 1))).collect();
+    let began = Instant::now();
+    let input = plan.input();
+    let once = began.elapsed();
+    let mark = head.next(&runner.key.sink, plan, runner.key.generation, &runner.key.owner).unwrap();
+    let batch = table(vec![("n", Arc::new(Int64Array::from_iter_values(0..ROWS)) as ArrayRef)]);
+    sink.prepare(&batch.schema()).await.unwrap();
+    let staged = sink.stage(&context(&runner.key, &mark, false), &[batch]).await.unwrap();
+    let permit = Permit::anchor(runner.key.clone(), Some(head.digest), mark, Vec::new());
+    let began = Instant::now();
+    let receipt = sink.commit(vec![(permit, staged)]).await.pop().unwrap().unwrap();
+    let (spent, each) = (began.elapsed(), once * 5_000);
+    assert_eq!(receipt.rejected(), 5_000);
+    assert!(spent < each / 4, "{spent:?}, and hashing for each row takes {each:?}");
+    assert_eq!(sink.rejects(&Lane::single(), 4_999).await.unwrap()[0].input, input);
 }
 
 #[tokio::test]

@@ -45,6 +45,20 @@ pub fn check(job: &config::Job) -> anyhow::Result<()> {
     }
 }
 
+/// Holds the rows that sinks get against what they write, where that is known before the first record.
+fn check_sinks(job: &config::Job) -> Result<(), String> {
+    let known = job.sources.iter().all(|source| given_schema(source).is_some());
+    let (true, Ok(Some(tables))) = (known, lookups::known(job)) else { return Ok(()) };
+    let Ok(compiled) = Compiled::new(&Arc::new(job.clone()), &Pinned::new(), &tables) else { return Ok(()) };
+    let wrong = job.sinks.iter().filter_map(|given| {
+        let name = &given.name;
+        let fits = sink::fits(&SinkId::new(&name.value), &given.kind, &compiled.sink_schema(&name.value));
+        fits.err().map(|error| job.render(&name.at, &format!("sinks.{}: {error}", name.value)))
+    });
+    let wrong: Vec<_> = wrong.collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
 /// `tidemill validate`: all errors of all files; exit code 78 where there are any.
 pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
     let (mut wrong, mut unreachable) = (Vec::new(), Vec::new());
@@ -52,7 +66,7 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
     for file in files {
         let loaded = config::Job::load(file, &ProcessEnvironment).map_err(|errors| errors.to_string());
         let checked = loaded.and_then(|job| match lookups::known(&job) {
-            Ok(_) => check(&job).map(|()| job).map_err(|error| error.to_string()),
+            Ok(_) => check(&job).map_err(|error| error.to_string()).and_then(|()| check_sinks(&job)).map(|()| job),
             Err(error) => Err(error),
         });
         let job = match checked {
@@ -70,7 +84,7 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
                 first.display()
             );
         }
-        for absent in lookups::absent(&job) {
+        for absent in lookups::absent(&job).into_iter().chain(scheme::warning(&job)) {
             eprintln!("warning: {}: {absent}", file.display());
         }
         println!("{}: job {} is valid", file.display(), job.name);
@@ -101,6 +115,7 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         owner: String::new(),
         job: job.name.clone(),
         ahead_bytes: 0,
+        trigger: job.trigger.interval(),
     };
     for given in job.sources.iter().filter(|source| !matches!(source.kind, config::SourceKind::Socket(_))) {
         let tried = async { source::open(given, &settings)?.check().await };
@@ -112,7 +127,7 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
     }
     let mut tables = tidemill_steps::Schemas::new();
     for (step, lookup) in lookups::of(job) {
-        let tried = async { lookup::open(lookup)?.schema().await };
+        let tried = async { lookup::open(lookup)?.check().await };
         let tried: Result<SchemaRef, lookup::LookupError> = tried.await;
         tables.extend(tried.as_ref().ok().map(|schema| (step.name.clone(), schema.clone())));
         told("lookup", &step.name, tried.map(drop).map_err(|error| error.to_string()));
@@ -184,7 +199,8 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
         LaneScheme::Partition => {
             "partition: each is planned and committed by itself; several daemons share them. Not for it: inferred schemas, and steps over rows of several lanes"
         }
-        LaneScheme::Single => "single: one daemon works, another may stand by",
+        LaneScheme::Single if scheme::others_see_marks(job) => "single: one daemon works, another may stand by",
+        LaneScheme::Single => "single: one daemon works",
     };
     writeln!(out, "  lanes: {lanes}\n\nsources")?;
     let mut known = true;
@@ -251,17 +267,15 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
 }
 
 fn anchor(job: &config::Job) -> String {
-    let marked = job.sinks.iter().filter(|sink| is_marked(&sink.kind));
-    match marked.min_by_key(|sink| anchor_rank(&sink.kind)) {
-        Some(sink) => format!("{}, chosen when the job first runs", sink.name.value),
+    let rows = job.sinks.iter().map(|sink| (false, sink));
+    let sinks = rows.chain(job.dead_letters.iter().map(|sink| (true, sink)));
+    let marked = sinks.filter(|(_, sink)| sink.kind.guarantee() == config::Guarantee::ExactlyOnce);
+    match marked.min_by_key(|(is_last, sink)| (*is_last, anchor_rank(&sink.kind))) {
+        Some((_, sink)) => format!("{}, chosen when the job first runs", sink.name.value),
         None => {
-            "the ledger in the data dir, since no sink keeps marks: without the data dir the job starts over".to_owned()
+            "the ledger in the data dir, since no sink keeps marks: without the data dir the job starts over, and a second daemon knows nothing of this one".to_owned()
         }
     }
-}
-
-fn is_marked(kind: &config::SinkKind) -> bool {
-    !matches!(kind, config::SinkKind::Console { .. } | config::SinkKind::Blackhole)
 }
 
 fn columns(schema: &SchemaRef) -> String {
@@ -343,23 +357,54 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
         config::SinkKind::Mysql(database) => {
             let mode = describe_mode(&database.mode);
             let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));
-            format!("rows {mode} to table {table} of {url}; exactly once (marks in its table tidemill_marks)")
+            let marks = guarantee(database.guarantee, "marks in its table tidemill_marks");
+            format!("rows {mode} to table {table} of {url}; {marks}")
         }
         config::SinkKind::Postgres(database) => {
             let mode = describe_mode(&database.mode);
             let (table, url) = (option("table", &database.table), option("url", &config::redacted(&database.url)));
-            format!("rows {mode} to table {table} of {url}; exactly once (marks in tidemill_marks of its schema)")
+            let marks = guarantee(database.guarantee, "marks in tidemill_marks of its schema");
+            format!("rows {mode} to table {table} of {url}; {marks}")
+        }
+        config::SinkKind::Kafka(kafka) if kafka.guarantee == config::Guarantee::AtLeastOnce => {
+            let (topic, brokers) = (option("topic", &kafka.topic), option("brokers", &kafka.brokers));
+            let records = records(kafka, &option);
+            format!("{records} in topic {topic} at {brokers}, without transactions; {}", guarantee(kafka.guarantee, ""))
         }
         config::SinkKind::Kafka(kafka) => {
             let (topic, brokers) = (option("topic", &kafka.topic), option("brokers", &kafka.brokers));
             let marks = kafka.marks_topic.as_ref().map_or_else(|| sink::kafka::marks_topic(&job.name), Clone::clone);
             let marks = option("marks_topic", &marks);
+            let records = records(kafka, &option);
             format!(
-                "records in topic {topic} at {brokers}, in transactions; exactly once for readers with \
+                "{records} in topic {topic} at {brokers}, in transactions; exactly once for readers with \
                  isolation.level=read_committed (marks in its topic {marks})"
             )
         }
         config::SinkKind::Blackhole => "nowhere; at least once".to_owned(),
+    }
+}
+
+/// What a topic's records are, and which subject of a registry is written to.
+fn records(kafka: &config::KafkaSink, option: &dyn Fn(&str, &dyn Display) -> String) -> String {
+    let config::Codec::Avro(config::Avro { registry: Some(registry), .. }) = &kafka.codec else {
+        return "records".to_owned();
+    };
+    let subject = match &registry.subject {
+        Some(subject) => option("codec.subject", subject),
+        None => option("topic", &format!("{}-value", kafka.topic)),
+    };
+    let how = if registry.register { "registered as" } else { "by the schema of" };
+    format!("records of avro, {how} {subject},")
+}
+
+/// What a sink promises that may be opened with either guarantee. `marks`: where it keeps them.
+fn guarantee(guarantee: config::Guarantee, marks: &str) -> String {
+    match guarantee {
+        config::Guarantee::ExactlyOnce => format!("exactly once ({marks})"),
+        config::Guarantee::AtLeastOnce => {
+            "at least once (no marks): a batch that is replayed is written again".to_owned()
+        }
     }
 }
 

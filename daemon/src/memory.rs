@@ -4,9 +4,15 @@
 //! A batch is leased by its records' bytes times [`EXPANSION`]: they are held as they came, as columns, and as what sinks
 //! made of them. One record may be larger than any cap; a batch is never cut below one.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
 
 /// Bytes in memory for one byte of records, measured with the job of `make bench`.
 const EXPANSION: u64 = 4;
@@ -14,6 +20,11 @@ const EXPANSION: u64 = 4;
 const UNIT: u64 = 4096;
 /// Batches of one job that must fit: one is read and computed while the one before it commits.
 const BATCHES: u64 = 2;
+/// For so long a batch that waits may keep others waiting, at first and at most.
+const FIRST_TURN: Duration = Duration::from_secs(1);
+const LONGEST_TURN: Duration = Duration::from_secs(60);
+/// How often one that lets others go past it looks whether it fits.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The budget, shared by all jobs.
 #[derive(Clone, Debug)]
@@ -21,6 +32,10 @@ pub struct Memory {
     permits: Arc<Semaphore>,
     /// What sources may have of it.
     ahead: Arc<Semaphore>,
+    /// What tables of lookups may have of it.
+    tables: Arc<Semaphore>,
+    /// Tables whose part batches have, until one of them ends.
+    owed: Arc<Mutex<Vec<Owed>>>,
     total: u64,
 }
 
@@ -30,16 +45,88 @@ pub struct Reserve {
     _of: [OwnedSemaphorePermit; 2],
 }
 
+/// A table's part of the budget, given back when it is dropped.
+#[derive(Debug)]
+pub struct Held(Arc<Mutex<Part>>);
+
+#[derive(Debug)]
+struct Part {
+    of_tables: OwnedSemaphorePermit,
+    /// As many, but for those that batches had when it was taken, which are owed.
+    of_all: OwnedSemaphorePermit,
+    /// So many of these were put by while others are still owed.
+    saved: usize,
+}
+
+impl Part {
+    /// Takes what is owed to it, where these permits and those that are free are enough. Says whether nothing is owed now. Who
+    /// `saves` takes what there is.
+    fn settle(&mut self, back: &mut OwnedSemaphorePermit, saves: bool) -> bool {
+        let owed = self.of_tables.num_permits().saturating_sub(self.of_all.num_permits());
+        let of_back = owed.min(back.num_permits());
+        let rest = take(self.of_all.semaphore(), owed - of_back);
+        let is_settled = rest.is_some();
+        if is_settled || saves {
+            back.split(of_back).into_iter().chain(rest).for_each(|part| self.of_all.merge(part));
+            self.saved = if is_settled { 0 } else { self.saved + of_back };
+        }
+        is_settled
+    }
+
+    /// Gives back what it has put by.
+    fn let_go(&mut self) {
+        drop(self.of_all.split(self.saved));
+        self.saved = 0;
+    }
+}
+
+/// A table that lacks its part. For a turn it takes it only where that is there as a whole, for another one it saves: where many
+/// small batches have everything, what one of them gives back is never enough. Like a batch that waits, it does not save for
+/// good: what it lacks may be a batch's whose sink is down.
+#[derive(Debug)]
+struct Owed {
+    part: Weak<Mutex<Part>>,
+    since: Instant,
+    turn: Duration,
+    saves: bool,
+}
+
+impl Owed {
+    fn new(part: Weak<Mutex<Part>>) -> Self {
+        Self { part, since: Instant::now(), turn: FIRST_TURN, saves: false }
+    }
+
+    /// Begins its next turn where this one is over.
+    fn look(&mut self, part: &mut Part) {
+        if self.since.elapsed() >= self.turn {
+            (self.since, self.saves) = (Instant::now(), !self.saves);
+            if !self.saves {
+                self.turn = LONGEST_TURN.min(self.turn * 2);
+                part.let_go();
+            }
+        }
+    }
+}
+
 /// A batch's part of the budget, given back when it is dropped.
 #[derive(Debug)]
-pub struct Lease(OwnedSemaphorePermit);
+pub struct Lease {
+    part: OwnedSemaphorePermit,
+    memory: Memory,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.give_back(self.part.num_permits());
+    }
+}
 
 impl Memory {
     /// A budget of so many bytes.
     pub fn new(bytes: u64) -> Self {
         let total = (bytes / UNIT).clamp(BATCHES * EXPANSION, u64::from(u32::MAX >> 1));
         let of = |permits: u64| Arc::new(Semaphore::new(usize::try_from(permits).unwrap_or(Semaphore::MAX_PERMITS)));
-        Self { permits: of(total), ahead: of(total / 4), total }
+        Self { permits: of(total), ahead: of(total / 4), tables: of(total / 4), owed: Arc::default(), total }
     }
 
     /// The bytes of records that one batch may have, of those that a job would like.
@@ -55,8 +142,8 @@ impl Memory {
         const LEAST_BYTES: usize = 64 * 1024;
         let mut bytes = self.cap(wanted);
         while bytes > LEAST_BYTES {
-            let count = u32::try_from((bytes as u64).div_ceil(UNIT)).unwrap_or(u32::MAX);
-            let of = |permits: &Arc<Semaphore>| permits.clone().try_acquire_many_owned(count).ok();
+            let count = bytes.div_ceil(UNIT as usize);
+            let of = |permits: &Arc<Semaphore>| take(permits, count);
             if let Some(part) = of(&self.ahead).and_then(|part| Some(Reserve { _of: [part, of(&self.permits)?] })) {
                 return (bytes, Some(part));
             }
@@ -65,24 +152,108 @@ impl Memory {
         (wanted.min(LEAST_BYTES), None)
     }
 
+    /// Takes a table that is in memory off the budget, and says how many of its bytes: all tables together never have more
+    /// than a quarter, so that beside them and what sources keep a batch still fits. A table is there already, so nobody
+    /// waits: where batches have everything now, its part is taken when one ends, as soon as that and what is free are
+    /// enough for all of it, or in turns by and by.
+    pub fn hold(&self, bytes: u64) -> (u64, Held) {
+        let none = |of| take(of, 0).expect("the budget is never closed");
+        let part = Part { of_tables: none(&self.tables), of_all: none(&self.permits), saved: 0 };
+        let held = Held(Arc::new(Mutex::new(part)));
+        (self.resize(&held, bytes), held)
+    }
+
+    /// The same for a table that comes in the place of the one that `held` was for.
+    pub fn resize(&self, held: &Held, bytes: u64) -> u64 {
+        let wanted = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        let mut owed = locked(&self.owed);
+        let mut part = locked(&held.0);
+        part.let_go();
+        let Part { of_tables, of_all, .. } = &mut *part;
+        for of in [&mut *of_tables, of_all] {
+            drop(of.split(of.num_permits().saturating_sub(wanted)));
+        }
+        // Only this takes of it, and under the lock.
+        let more = wanted.saturating_sub(of_tables.num_permits()).min(self.tables.available_permits());
+        take(&self.tables, more).into_iter().for_each(|more| of_tables.merge(more));
+        let counted = of_tables.num_permits() as u64 * UNIT;
+        let is_settled = take(&self.permits, 0).is_some_and(|mut nothing| part.settle(&mut nothing, false));
+        let this = Arc::downgrade(&held.0);
+        if !is_settled && !owed.iter().any(|owed| owed.part.ptr_eq(&this)) {
+            owed.push(Owed::new(this));
+        }
+        bytes.min(counted)
+    }
+
     /// Waits until a batch of so many bytes of records (see [`Memory::cap`]) fits.
+    ///
+    /// Who waits has a turn: what is given back is kept for those that wait, in the order in which they came, so that many
+    /// small batches do not keep a large one waiting. But what it lacks may not come for hours, as long as a sink of another
+    /// job is down. So after its turn it lets all others go past it for as long, and then has a longer turn: one that
+    /// fits waits for a turn at most, and a large one gets its part when batches end within one.
     pub async fn lease(&self, bytes: usize) -> Lease {
-        let permits = self.permits.clone().acquire_many_owned(permits(self.cap(bytes))).await;
-        Lease(permits.expect("the budget is never closed"))
+        let count = permits(self.cap(bytes));
+        let mut turn = FIRST_TURN;
+        loop {
+            if let Ok(part) = timeout(turn, self.permits.clone().acquire_many_owned(count)).await {
+                return Lease { part: part.expect("the budget is never closed"), memory: self.clone() };
+            }
+            let until = Instant::now() + turn;
+            while Instant::now() < until {
+                self.look_at_tables();
+                if let Some(lease) = self.try_lease(bytes) {
+                    return lease;
+                }
+                sleep(LOOK_EVERY).await;
+            }
+            turn = LONGEST_TURN.min(turn * 2);
+        }
+    }
+
+    /// A table whose turn is over gives back what it has saved: nobody else may, while all others wait.
+    fn look_at_tables(&self) {
+        for owed in &mut *locked(&self.owed) {
+            if let Some(part) = owed.part.upgrade() {
+                owed.look(&mut locked(&part));
+            }
+        }
     }
 
     /// The same, where it fits now.
     pub fn try_lease(&self, bytes: usize) -> Option<Lease> {
-        self.permits.clone().try_acquire_many_owned(permits(self.cap(bytes))).ok().map(Lease)
+        let part = take(&self.permits, permits(self.cap(bytes)) as usize)?;
+        Some(Lease { part, memory: self.clone() })
     }
 }
 
 impl Lease {
     /// Gives back what is beyond so many bytes of records.
     pub fn shrink_to(&mut self, bytes: usize) {
-        let beyond = self.0.num_permits().saturating_sub(permits(bytes) as usize);
-        drop(self.0.split(beyond));
+        self.give_back(self.part.num_permits().saturating_sub(permits(bytes) as usize));
     }
+
+    /// Tables that lack their part have it first.
+    fn give_back(&mut self, count: usize) {
+        let Some(mut back) = self.part.split(count) else { return };
+        let mut owed = locked(&self.memory.owed);
+        owed.retain_mut(|owed| {
+            let Some(part) = owed.part.upgrade() else { return false };
+            let mut part = locked(&part);
+            owed.look(&mut part);
+            !part.settle(&mut back, owed.saves)
+        });
+        // Under the lock: a table that finds nothing free is owed before the next batch ends.
+        drop(back);
+    }
+}
+
+/// So many permits, where they are free.
+fn take(of: &Arc<Semaphore>, count: usize) -> Option<OwnedSemaphorePermit> {
+    of.clone().try_acquire_many_owned(u32::try_from(count).ok()?).ok()
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn permits(bytes: usize) -> u32 {
@@ -110,6 +281,157 @@ mod tests {
         assert!(!waiting.is_finished());
         drop((second, third));
         waiting.await.expect("it gets its part");
+    }
+
+    #[tokio::test]
+    async fn tables_are_of_the_budget_while_they_are_held_and_never_keep_batches_from_running() {
+        let memory = Memory::new(16 << 20);
+        let batches = [memory.lease(64 << 20).await, memory.lease(64 << 20).await];
+        let (counted, small) = memory.hold(1 << 20);
+        assert_eq!(counted, 1 << 20, "it waits for nobody");
+        let (counted, large) = memory.hold(64 << 20);
+        assert_eq!(counted, 3 << 20, "a quarter is the limit of all");
+        assert_eq!(memory.hold(1).0, 0);
+        let sources: Vec<_> = std::iter::repeat_with(|| memory.reserve(1 << 20)).take(20).collect();
+        drop(batches);
+        let batch = memory.lease(64 << 20).await;
+        assert!(memory.try_lease(64 << 20).is_none(), "what tables take is counted");
+        drop((small, large, batch, sources));
+        let all = [memory.lease(64 << 20).await, memory.lease(64 << 20).await];
+        assert!(memory.try_lease(1).is_none());
+        // One that goes before its part was free takes none.
+        drop(memory.hold(1 << 20));
+        drop(all);
+        let _all = [memory.lease(64 << 20).await, memory.lease(64 << 20).await];
+        assert_eq!(memory.hold(1 << 20).0, 1 << 20);
+    }
+
+    #[test]
+    fn a_table_that_comes_in_the_place_of_another_has_its_part_and_no_second_one() {
+        let memory = Memory::new(16 << 20);
+        let (counted, held) = memory.hold(3 << 20);
+        assert_eq!(counted, 3 << 20);
+        let part = |bytes: u64| assert_eq!(memory.total - memory.permits.available_permits() as u64, bytes / UNIT);
+        for bytes in [3 << 20, 4 << 20, 1 << 20, 2 << 20] {
+            assert_eq!(memory.resize(&held, bytes), bytes);
+            part(bytes);
+        }
+        assert_eq!(memory.resize(&held, 5 << 20), 4 << 20, "a quarter is the limit of all");
+        // What grows while batches have everything gets the rest when one ends.
+        memory.resize(&held, 1 << 20);
+        let rest = [memory.try_lease(64 << 20), memory.try_lease(7 << 18)];
+        part(16 << 20);
+        assert_eq!(memory.resize(&held, 3 << 20), 3 << 20);
+        drop(rest);
+        part(3 << 20);
+        drop(held);
+        part(0);
+    }
+
+    #[test]
+    fn a_table_that_waits_for_its_part_keeps_no_batch_from_running() {
+        let memory = Memory::new(16 << 20);
+        // Of a job whose sink is down.
+        let stuck = [memory.try_lease(64 << 20), memory.try_lease(3 << 19)];
+        let (_, table) = memory.hold(4 << 20);
+        for _ in 0..10 {
+            let batches = [memory.try_lease(1 << 18), memory.try_lease(1 << 18)];
+            assert!(batches.iter().all(Option::is_some), "others go on");
+        }
+        drop(stuck);
+        assert_eq!(
+            memory.permits.available_permits() as u64 * UNIT,
+            12 << 20,
+            "it is counted as soon as that is possible"
+        );
+        drop(table);
+        assert_eq!(memory.permits.available_permits() as u64 * UNIT, 16 << 20);
+    }
+
+    /// Leases and drops batches of another job, one after the other.
+    async fn small_ones(memory: Memory, count: usize) {
+        for _ in 0..count {
+            let lease = memory.lease(1 << 19).await;
+            sleep(Duration::from_millis(2)).await;
+            drop(lease);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_batch_that_waits_for_a_sink_that_is_down_lets_small_ones_pass() {
+        let memory = Memory::new(16 << 20);
+        let stuck = [memory.try_lease(64 << 20), memory.try_lease(1 << 20)];
+        let large = memory.clone();
+        let large = tokio::spawn(async move { large.lease(64 << 20).await });
+        sleep(Duration::from_millis(1)).await;
+        assert!(memory.try_lease(1).is_none(), "it has its turn");
+        timeout(10 * FIRST_TURN, small_ones(memory.clone(), 20)).await.expect("others go on");
+        assert!(!large.is_finished());
+        drop(stuck);
+        large.await.expect("it gets its part");
+    }
+
+    #[tokio::test]
+    async fn a_large_batch_is_not_kept_waiting_by_small_ones() {
+        let memory = Memory::new(16 << 20);
+        let _other = memory.try_lease(64 << 20).expect("half of it");
+        let mut small: Vec<_> = (0..6).map(|_| tokio::spawn(small_ones(memory.clone(), usize::MAX))).collect();
+        sleep(Duration::from_millis(20)).await;
+        assert!(memory.try_lease(64 << 20).is_none(), "there is never room for it by chance");
+        timeout(FIRST_TURN * 10, memory.lease(64 << 20)).await.expect("it has a turn");
+        small.drain(..).for_each(|task| task.abort());
+    }
+
+    #[tokio::test]
+    async fn a_table_has_its_part_where_small_batches_have_everything() {
+        let memory = Memory::new(16 << 20);
+        // One more than there is room for, so that nothing is ever free.
+        let small: Vec<_> = (0..9).map(|_| tokio::spawn(small_ones(memory.clone(), usize::MAX))).collect();
+        sleep(Duration::from_millis(20)).await;
+        let (counted, table) = memory.hold(4 << 20);
+        assert_eq!(counted, 4 << 20);
+        let part = || locked(&table.0).of_all.num_permits() as u64 * UNIT;
+        assert!(part() < 4 << 20, "all is given out");
+        let has_it = async {
+            while part() < 4 << 20 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(FIRST_TURN * 10, has_it).await.expect("it saves for it");
+        small.iter().for_each(tokio::task::JoinHandle::abort);
+        for task in small {
+            drop(task.await);
+        }
+        assert_eq!(memory.permits.available_permits() as u64 * UNIT, 12 << 20);
+        drop(table);
+        assert_eq!(memory.permits.available_permits() as u64 * UNIT, 16 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_table_that_saves_in_vain_lets_others_go_on() {
+        let memory = Memory::new(16 << 20);
+        let stuck = [memory.try_lease(64 << 20), memory.try_lease(3 << 19)];
+        let (_, table) = memory.hold(4 << 20);
+        // Through the turns in which it saves, and everything is kept from them.
+        let start = Instant::now();
+        let mut longest = Duration::ZERO;
+        let others = async {
+            while start.elapsed() < 5 * FIRST_TURN {
+                let asked = Instant::now();
+                small_ones(memory.clone(), 1).await;
+                longest = longest.max(asked.elapsed());
+            }
+        };
+        timeout(FIRST_TURN * 60, others).await.expect("others go on");
+        assert!(longest > FIRST_TURN / 2, "it has saved: {longest:?}");
+        drop(stuck);
+        assert_eq!(
+            memory.permits.available_permits() as u64 * UNIT,
+            12 << 20,
+            "it is counted as soon as that is possible"
+        );
+        drop(table);
+        assert_eq!(memory.permits.available_permits() as u64 * UNIT, 16 << 20);
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub struct Metrics {
     pub clock_behind: GaugeVec,
     /// `job_up{job}`: 1 while the job owns its lanes and makes progress, 0 while it waits, retries or is stopped.
     pub job_up: IntGaugeVec,
+    /// `busy_ratio{job}`: the part of the last second in which the batch loop worked.
+    pub busy_ratio: GaugeVec,
 }
 
 impl Metrics {
@@ -180,6 +182,12 @@ impl Metrics {
                 ["job"]
             ),
             job_up: register!(IntGaugeVec, "job_up", "1 while the job owns its lanes and makes progress.", ["job"]),
+            busy_ratio: register!(
+                GaugeVec,
+                "busy_ratio",
+                "The part of the last second in which the job worked on batches.",
+                ["job"]
+            ),
             registry,
         })
     }
@@ -210,6 +218,7 @@ impl Metrics {
         self.batch_duration.with_label_values(&[job]);
         self.checkpoint_duration.with_label_values(&[job]);
         self.job_up.with_label_values(&[job]);
+        self.busy_ratio.with_label_values(&[job]);
     }
 
     /// The same for a lookup; `asked`: its database is asked for keys.
@@ -269,7 +278,9 @@ impl Metrics {
         {
             drop_of(gauges, job);
         }
-        for gauges in [&self.source_lag_seconds, &self.last_batch, &self.clock_behind, &self.lookup_refreshed] {
+        for gauges in
+            [&self.source_lag_seconds, &self.last_batch, &self.clock_behind, &self.busy_ratio, &self.lookup_refreshed]
+        {
             drop_of(gauges, job);
         }
     }

@@ -77,6 +77,9 @@ pub struct StepReport {
     pub seconds: f64,
 }
 
+/// The least time that a rate is made of.
+const RATE_OVER_MS: i64 = 500;
+
 /// Progress of one job.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Progress {
@@ -108,6 +111,9 @@ pub struct Progress {
     pub listening: BTreeMap<String, String>,
     /// When the last batch was closed.
     pub closed_at_ms: Option<i64>,
+    /// Since when records are counted for the rate, and how many there are.
+    #[serde(skip)]
+    counted: Option<(i64, u64)>,
     /// The job is done (`--once`), or stopped for good.
     pub finished: bool,
 }
@@ -163,12 +169,18 @@ impl Status {
     pub fn closed(&self, batch: LastBatch) {
         let mut progress = self.lock();
         let now = Timestamp::now().0;
-        if let Some(before) = progress.closed_at_ms {
-            #[allow(clippy::cast_precision_loss)] // a rate for people
-            let rate = batch.records as f64 * 1000.0 / ((now - before).max(1) as f64);
-            progress.records_per_second =
-                if progress.records_per_second == 0.0 { rate } else { 0.8 * progress.records_per_second + 0.2 * rate };
-        }
+        // Lanes close their batches together: a rate is of a while, and not of the time between two of them.
+        progress.counted = match progress.counted {
+            None => Some((now, 0)),
+            Some((since, records)) if now - since < RATE_OVER_MS => Some((since, records + batch.records)),
+            Some((since, records)) => {
+                #[allow(clippy::cast_precision_loss)] // a rate for people
+                let rate = (records + batch.records) as f64 * 1000.0 / (now - since) as f64;
+                let before = progress.records_per_second;
+                progress.records_per_second = if before == 0.0 { rate } else { 0.8 * before + 0.2 * rate };
+                Some((now, 0))
+            }
+        };
         progress.batches += 1;
         progress.records_in += batch.records;
         progress.bytes_in += batch.bytes;
@@ -194,5 +206,23 @@ impl Progress {
                 Some(if reason.starts_with(&named) { reason.clone() } else { named + reason })
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn lanes_that_close_together_are_no_higher_rate() {
+        let status = Status::new("job");
+        let close = || status.closed(LastBatch { records: 1000, ..LastBatch::default() });
+        close();
+        thread::sleep(Duration::from_millis(RATE_OVER_MS.unsigned_abs()));
+        (0..8).for_each(|_| close());
+        let rate = status.lock().records_per_second;
+        assert!(rate > 0.0 && rate <= 8.0 * 1000.0 / 0.5, "{rate}");
     }
 }

@@ -240,6 +240,7 @@ fn a_key_of_kafka_is_a_column_or_an_expression() {
             delete_when: None,
             codec: tidemill_config::Codec::Json,
             compression: tidemill_config::KafkaCompression::None,
+            guarantee: tidemill_config::Guarantee::ExactlyOnce,
             transaction_timeout: std::time::Duration::from_secs(60),
             marks_topic: None,
             properties: Vec::new(),

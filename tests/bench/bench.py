@@ -37,16 +37,33 @@ def make_input(path, size, log):
             file.write(block)
 
 
+def high_water_kib(pid):
+    """The most memory that a process had so far."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
 def run(command, env, folder):
     """Runs a command; returns seconds of CPU, seconds of the clock and the peak of memory in MiB."""
     begun = time.monotonic()
+    peak, status = 0, None
     with open(folder / "said", "w") as said:
         child = subprocess.Popen(command, env={**os.environ, **env}, cwd=folder, stdout=said, stderr=said)
-        _, status, used = os.wait4(child.pid, 0)
+        # The kernel's `ru_maxrss` begins with what this script had when it forked.
+        while status is None:
+            peak = max(peak, high_water_kib(child.pid))
+            done, code, used = os.wait4(child.pid, os.WNOHANG)
+            if done:
+                status = code
+            else:
+                time.sleep(0.002)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         sys.exit(f"{command} ended with {child.returncode}:\n{(folder / 'said').read_text()}")
-    return {"cpu": used.ru_utime + used.ru_stime, "clock": time.monotonic() - begun, "peak": used.ru_maxrss / 1024}
+    return {"cpu": used.ru_utime + used.ru_stime, "clock": time.monotonic() - begun, "peak": peak / 1024}
 
 
 def tidemill(binary, source, folder):

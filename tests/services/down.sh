@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stops what up.sh started, and removes it with its data.
 #
-#   tests/services/down.sh [--dir DIR] [--keep] [kafka postgres mariadb redis registry]
+#   tests/services/down.sh [--dir DIR] [--keep] [kafka postgres mariadb mysql redis registry]
 #
 # With --keep the logs stay for a look: DIR/NAME/log.
 set -euo pipefail

@@ -3,6 +3,9 @@
 #
 # A client asks one address for the cluster, and then uses those that the answer names. So that a test can put a proxy between
 # them, one more listener (KAFKA_PROXY_TO) names an address where nobody listens but that proxy (KAFKA_PROXY_AT).
+#
+# A test that needs other settings writes them to DIR/kafka.settings before the start: they are the last, so they count. With
+# CLUSTER and CONTROLLER in DIR/kafka.joins it is a second broker (node 2) of the cluster whose .env has these.
 
 port_count=6
 java=${JAVA_HOME:+$JAVA_HOME/bin/}java
@@ -68,11 +71,23 @@ broker.heartbeat.interval.ms=200
 # The default is a quarter of the heap.
 log.cleaner.dedupe.buffer.size=16777216
 END
+    if [ -e "$dir/kafka.joins" ]; then
+        local cluster controller
+        read -r cluster controller <"$dir/kafka.joins"
+        cat >>"$home/server.properties" <<END
+process.roles=broker
+node.id=2
+controller.quorum.voters=1@$controller
+listeners=PLAIN://127.0.0.1:${port[0]},SASL://127.0.0.1:${port[1]},TLS://127.0.0.1:${port[2]},PROXY://127.0.0.1:${port[4]}
+END
+    fi
+    [ ! -e "$dir/kafka.settings" ] || cat "$dir/kafka.settings" >>"$home/server.properties"
 }
 
 prepare() {
     local cluster
     cluster=$(head -c 16 /dev/urandom | base64 | tr '+/' 'ab' | tr -d =)
+    [ ! -e "$dir/kafka.joins" ] || read -r cluster _ <"$dir/kafka.joins"
     "$java" "${jvm[@]}" -cp "$classpath" kafka.tools.StorageTool format -t "$cluster" -c "$home/server.properties" >"$home/log" 2>&1
 }
 
@@ -98,6 +113,8 @@ KAFKA_PROXY_TO=127.0.0.1:${port[4]}
 KAFKA_CA='$dir/tls/ca.pem'
 KAFKA_CLASSPATH='$classpath'
 KAFKA_JAVA='$java'
+KAFKA_CLUSTER=$(sed -n 's/^cluster.id=//p' "$home/data/meta.properties")
+KAFKA_CONTROLLER=127.0.0.1:${port[3]}
 KAFKA_PID=$pid
 END
 }

@@ -8,7 +8,7 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PATH=$PATH:/usr/sbin:/sbin
-all_services=(kafka postgres mariadb redis registry)
+all_services=(kafka postgres mariadb mysql redis registry)
 
 say() { echo "services: $*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -21,7 +21,7 @@ arguments() {
         --dir) dir=${2:?--dir needs a folder} && shift ;;
         --owner) owner=${2:?--owner needs a process id} && shift ;;
         --keep) keep=yes ;;
-        kafka | postgres | mariadb | redis | registry) names+=("$1") ;;
+        kafka | postgres | mariadb | mysql | redis | registry) names+=("$1") ;;
         *)
             say "unknown argument $1; services are: ${all_services[*]}"
             exit 2

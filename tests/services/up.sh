@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts real servers for tests, on free ports of the loopback interface and in a folder of their own; no system service.
 #
-#   tests/services/up.sh [--dir DIR] [--owner PID] [kafka postgres mariadb redis registry]
+#   tests/services/up.sh [--dir DIR] [--owner PID] [kafka postgres mariadb mysql redis registry]
 #
 # Without names: all. DIR is $TIDEMILL_SERVICES or target/services. For each that runs there is DIR/NAME.env, and its log is
 # DIR/NAME/log. What runs already is left alone; what was killed is started again, at its old address with its old data.

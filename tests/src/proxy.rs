@@ -1,8 +1,9 @@
 //! A TCP proxy that fails on command: what a network does to a client, without the network.
 //!
 //! A test gives the client [`Proxy::address`] instead of the server's own. [`Proxy::cut`] closes every connection and refuses
-//! new ones, [`Proxy::stall`] keeps them open and lets nothing through, and [`Proxy::drop_answers_after`] makes the one state
-//! that exactly once is about: the server has done it, and the client was not told.
+//! new ones, [`Proxy::stall`] keeps them open and lets nothing through, [`Proxy::slow`] lets so much through, and
+//! [`Proxy::drop_answers_after`] makes the one state that exactly once is about: the server has done it, and the client was
+//! not told.
 //!
 //! Kafka tells its clients an address of its own; for it there is [`Proxy::start_at`] with the two addresses that
 //! `services::Kafka` names for a proxy.
@@ -57,6 +58,8 @@ struct State {
     listener: Option<TcpListener>,
     links: Vec<Arc<Link>>,
     stalled: bool,
+    /// Bytes a second that a connection may send.
+    rate: Option<u32>,
     needle: Option<Vec<u8>>,
     over: bool,
 }
@@ -162,6 +165,11 @@ impl Proxy {
     pub fn flow(&self) {
         self.shared.lock().stalled = false;
         self.shared.changed.notify_all();
+    }
+
+    /// What a client sends reaches the server at so many bytes a second on each connection; `None`: as fast as it goes.
+    pub fn slow(&self, bytes_per_second: Option<u32>) {
+        self.shared.lock().rate = bytes_per_second;
     }
 
     /// Loses one answer. The next time that a client sends `needle` (`b"COMMIT"`, say; it may come in pieces), all of it
@@ -278,6 +286,10 @@ impl Shared {
         let (mut chunk, mut seen) = (vec![0; 64 * 1024], Vec::new());
         while let Some(length) = next(&link.client, link, &mut chunk) {
             let sent = chunk.get(..length).unwrap_or_default();
+            let rate = self.lock().rate;
+            if let Some(rate) = rate {
+                thread::sleep(Duration::from_secs(length as u64) / rate);
+            }
             if !self.may_pass(link) {
                 return;
             }
@@ -453,6 +465,17 @@ mod tests {
         stream.write_all(b"never").unwrap();
         proxy.cut();
         assert!(is_closed(&mut stream), "a stalled connection can be cut");
+    }
+
+    #[test]
+    fn a_slow_connection_takes_its_time() {
+        let proxy = Proxy::start(echo().address);
+        let mut stream = client(&proxy);
+        proxy.slow(Some(1_000));
+        let began = Instant::now();
+        let text = "x".repeat(500);
+        assert_eq!(ask(&mut stream, &text).unwrap(), text);
+        assert!(began.elapsed() >= Duration::from_millis(500));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Real servers for tests: Kafka, PostgreSQL, MariaDB, Redis and a schema registry, started by `tests/services/up.sh`.
+//! Real servers for tests: Kafka, PostgreSQL, MariaDB, MySQL, Redis and a schema registry, started by `tests/services/up.sh`.
 //!
-//! [`kafka`], [`postgres`], [`mariadb`], [`redis`] and [`registry`] give the one that all tests share: use names of your own in it. It is
-//! started where it does not run yet, and stays up for the next run (`make services-down` stops it; `make test` stops its
-//! own). `Kafka::private` and the like start one for this test alone, which may be killed, paused and started again at the
+//! [`kafka`], [`postgres`], [`mariadb`], [`mysql`], [`redis`] and [`registry`] give the one that all tests share: use names of
+//! your own in it. It is started where it does not run yet, and stays up for the next run (`make services-down` stops it;
+//! `make test` stops its own). `Kafka::private` and the like start one for this test alone, which may be killed, paused and started again at the
 //! same address, and ends with the test.
 //!
 //! A server that cannot be had gives `None` after `skipped: NAME needs ...`; with `CI=true` it is a failure.
@@ -52,8 +52,13 @@ pub fn postgres() -> Option<Postgres> {
 }
 
 /// The shared MariaDB.
-pub fn mariadb() -> Option<Mariadb> {
-    Server::shared("mariadb").map(Mariadb::of)
+pub fn mariadb() -> Option<Mysql> {
+    Server::shared("mariadb").map(Mysql::of)
+}
+
+/// The shared MySQL 8.
+pub fn mysql() -> Option<Mysql> {
+    Server::shared("mysql").map(Mysql::of)
 }
 
 /// The shared Redis.
@@ -103,6 +108,8 @@ impl Kafka {
     pub const CONSUMER: &str = "org.apache.kafka.tools.consumer.ConsoleConsumer";
     /// The first or last offsets of partitions.
     pub const OFFSETS: &str = "org.apache.kafka.tools.GetOffsetShell";
+    /// Who may do what.
+    pub const ACLS: &str = "org.apache.kafka.tools.AclCommand";
     /// Lists, describes and aborts transactions.
     pub const TRANSACTIONS: &str = "org.apache.kafka.tools.TransactionsCommand";
 
@@ -126,6 +133,28 @@ impl Kafka {
     /// One for this test alone, with its data in `folder`. See [`kafka`].
     pub fn private(folder: &Path) -> Option<Self> {
         Server::private("kafka", folder).map(Self::of)
+    }
+
+    /// The same with settings of its own: lines of `server.properties`, which count more than the usual ones.
+    pub fn private_with(folder: &Path, settings: &str) -> Option<Self> {
+        fs::write(folder.join("kafka.settings"), settings).unwrap();
+        Self::private(folder)
+    }
+
+    /// A second broker, node 2 of this one's cluster. This one, node 1, is the cluster's controller and must live.
+    pub fn joined_by(&self, folder: &Path) -> Option<Self> {
+        let env = self.server.env();
+        let joins = format!("{} {}\n", value(&env, "KAFKA_CLUSTER"), value(&env, "KAFKA_CONTROLLER"));
+        fs::write(folder.join("kafka.joins"), joins).unwrap();
+        Self::private(folder)
+    }
+
+    /// One that asks for rights: who comes by the listener with SASL may do nothing that was not granted, who comes by another
+    /// one may do everything.
+    pub fn private_with_rights(folder: &Path) -> Option<Self> {
+        let settings = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                        super.users=User:ANONYMOUS\n";
+        Self::private_with(folder, settings)
     }
 
     /// A Java program of Kafka, to be given arguments, input and output. Knows no broker yet.
@@ -230,9 +259,9 @@ impl Postgres {
     }
 }
 
-/// MariaDB, with TLS for those who ask for it.
+/// A MariaDB or a MySQL 8, with TLS for those who ask for it.
 #[derive(Debug)]
-pub struct Mariadb {
+pub struct Mysql {
     /// `mysql://user:password@127.0.0.1:port/database`, of a user who may do everything.
     pub url: String,
     /// The server's port on 127.0.0.1.
@@ -243,12 +272,13 @@ pub struct Mariadb {
     pub password: String,
     /// The database in `url`.
     pub database: String,
-    /// The authority (PEM) of its certificate, which is for `127.0.0.1` and `localhost`.
+    /// The authority (PEM) of its certificate. MariaDB's is for `127.0.0.1` and `localhost`, MySQL's, which it made itself, for
+    /// no host.
     pub ca: PathBuf,
     server: Server,
 }
 
-impl Mariadb {
+impl Mysql {
     fn of(server: Server) -> Self {
         let env = server.env();
         let get = |key: &str| value(&env, key);
@@ -263,9 +293,19 @@ impl Mariadb {
         }
     }
 
-    /// One for this test alone, with its data in `folder`. See [`kafka`].
-    pub fn private(folder: &Path) -> Option<Self> {
+    /// A MariaDB for this test alone, with its data in `folder`. See [`kafka`].
+    pub fn private_mariadb(folder: &Path) -> Option<Self> {
         Server::private("mariadb", folder).map(Self::of)
+    }
+
+    /// A MySQL 8 for this test alone.
+    pub fn private(folder: &Path) -> Option<Self> {
+        Server::private("mysql", folder).map(Self::of)
+    }
+
+    /// `mariadb` or `mysql`.
+    pub fn name(&self) -> &'static str {
+        self.server.name
     }
 
     /// Makes an empty database of this name, which is the caller's own, and returns its URL. What was there is gone.
@@ -364,7 +404,7 @@ macro_rules! is_a_server {
         }
     )*};
 }
-is_a_server!(Kafka, Postgres, Mariadb, Redis, Registry);
+is_a_server!(Kafka, Postgres, Mysql, Redis, Registry);
 
 impl Server {
     fn shared(name: &'static str) -> Option<Self> {

@@ -180,6 +180,57 @@ fn explain_shows_the_columns_after_each_step_and_what_each_sink_guarantees() {
     assert_has(&err, &["none.yaml"]);
 }
 
+/// A lane that moves to another daemon goes on from its mark. Where no daemon but this one sees any, there are no such lanes.
+#[test]
+fn lanes_by_partition_need_marks_that_other_daemons_can_see() {
+    const PG: &str = "{ type: postgres, url: \"postgres://h/db\", table: t }";
+    const SQLITE: &str = "{ type: sqlite, path: rows.db, table: t }";
+    let unmarked = PG.replace(" }", ", guarantee: at_least_once }");
+    let job = |lanes: &str, sinks: &str, more: &str| {
+        format!(
+            "job: a\n{lanes}sources:\n  in: {{ type: kafka, brokers: \"k:9092\", topics: t, codec: json, schema: {{ n: int64 }} }}\n\
+             sinks:\n{sinks}{more}"
+        )
+    };
+    let folder = Folder::new();
+    let tried = |command: &str, yaml: &str| {
+        folder.write("job.yaml", yaml);
+        said(&tidemill(&folder, &[command, "job.yaml"]))
+    };
+    let console = "  a: { type: console }\n";
+    let dead = format!("dead_letters: {PG}\n");
+    // The sinks, the dead letters, what the job gets without `lanes:`, and whether it may ask for lanes by partition.
+    for (sinks, more, is_partition, may) in [
+        (format!("  a: {PG}\n"), "", true, true),
+        (format!("{console}  b: {PG}\n"), "", true, true),
+        ("  a: { type: files, path: out }\n".to_owned(), "", true, true),
+        (console.to_owned(), &*dead, true, true),
+        (format!("  a: {SQLITE}\n"), "", false, true),
+        (console.to_owned(), "", false, false),
+        ("  a: { type: blackhole }\n".to_owned(), "", false, false),
+        (format!("{console}  b: {unmarked}\n"), "", false, false),
+    ] {
+        let (code, out, err) = tried("explain", &job("", &sinks, more));
+        assert_eq!(code, Some(0), "{err}");
+        let lanes = if is_partition { "lanes: partition" } else { "lanes: single" };
+        assert_has(&out, &[lanes]);
+        let partition = job("lanes: partition\n", &sinks, more);
+        let (code, _, err) = tried("validate", &partition);
+        assert_eq!(code, Some(if may { 0 } else { 78 }), "{err}");
+        if may {
+            assert_eq!(err.contains("are in files of this machine alone (the sink `a`)"), !is_partition, "{err}");
+            continue;
+        }
+        let words = ["job.yaml:6:3: sinks.a", "no sink of this job keeps marks", "`lanes: single`", "exactly_once"];
+        assert_has(&err, &words);
+        let (code, _, err) = tried("run", &partition);
+        assert_eq!(code, Some(78), "{err}");
+        assert_has(&err, &words);
+        let (code, _, err) = tried("validate", &job("lanes: single\n", &sinks, more));
+        assert_eq!((code, &*err), (Some(0), ""));
+    }
+}
+
 #[test]
 fn run_once_ends_with_0_where_all_is_done_1_where_a_lane_stopped_and_78_where_the_job_is_wrong() {
     let folder = Folder::new();

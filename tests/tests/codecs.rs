@@ -3,7 +3,19 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, path::PathBuf, process::Command, time::UNIX_EPOCH};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::UNIX_EPOCH,
+};
 
 use tidemill_tests::{
     Folder, Rows, Run,
@@ -154,6 +166,47 @@ fn records_of_several_schemas_become_rows_of_the_pinned_columns() {
     Rows::files(&folder.join("out")).assert_same(&Rows::json(&expected), "the files");
 }
 
+/// A registry that learns of an id between the first try of a batch and its replay: what the anchor did not get is no row for
+/// the others, and is in the dead letters.
+#[test]
+fn a_schema_that_comes_before_the_replay_changes_nothing_of_the_batch() {
+    let knows_all = Arc::new(AtomicBool::new(false));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let knows = knows_all.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let asked = lines.next().unwrap_or_default();
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let schema = r#"{"schema": "{\"type\": \"record\", \"name\": \"R\", \"fields\": [{\"name\": \"a\", \"type\": \"int\"}]}"}"#;
+            let (status, body) = match asked.contains("/ids/1 ") || knows.load(Ordering::SeqCst) {
+                true => (200, schema),
+                false => (404, r#"{"error_code": 40403, "message": "Schema not found"}"#),
+            };
+            let _ = write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    let folder = Folder::new();
+    fs::create_dir_all(folder.join("in")).unwrap();
+    for (name, id, value) in [("a", 1, 2), ("b", 9, 4), ("c", 1, 6)] {
+        fs::write(folder.join(format!("in/{name}.bin")), [0, 0, 0, 0, id, value]).unwrap();
+    }
+    let run = Run::new(&folder).job(&job(&format!("{{ type: avro, registry: \"{url}\" }}")));
+    run.clone().failpoint("after-anchor:1:kill").start().expect_killed();
+    knows_all.store(true, Ordering::SeqCst);
+    run.once().expect_success();
+    let expected = Rows::json("{\"a\": 1}\n{\"a\": 3}\n");
+    Rows::files(&folder.join("out")).assert_same(&expected, "the files");
+    Rows::sqlite(&folder.join("rows.db"), "SELECT a FROM rows").assert_same(&expected, "the table");
+    assert_eq!(Rows::files(&folder.join("dead")).column("reason"), ["unknown_schema"]);
+    // The next batch has it.
+    fs::write(folder.join("in/d.bin"), [0, 0, 0, 0, 9, 8]).unwrap();
+    run.once().expect_success();
+    assert_eq!(Rows::files(&folder.join("out")).len(), 3);
+}
+
 #[test]
 fn a_registry_that_is_down_makes_a_batch_wait() {
     let folder = Folder::new();
@@ -186,7 +239,7 @@ fn a_schema_file_belongs_to_the_text_that_a_plan_names() {
     folder.write("r.avsc", SCHEMA.replace("\"x\"", "\"y\""));
     let mut stopped = run.once();
     stopped.expect_code(1);
-    assert!(stopped.stderr().contains("other contents of a source's schema file"), "{}", stopped.stderr());
+    assert!(stopped.stderr().contains("other contents of a codec's schema file"), "{}", stopped.stderr());
     folder.write("r.avsc", SCHEMA);
     run.once().expect_success();
     Rows::files(&folder.join("out")).assert_same(&Rows::json("{\"a\": 42, \"b\": \"hi\"}"), "the files");

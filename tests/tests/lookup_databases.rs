@@ -183,4 +183,19 @@ fn validate_reaches_every_database() {
     assert!(out.contains("lookup 1-lookup: reached"), "{out}");
     assert!(said.contains("has no column `nmae`; did you mean `name`? There are: id, name"), "{said}");
     assert!(said.contains("`customer` is int64 and `id` of table customers of database crm is float64"), "{said}");
+    assert!(out.contains("lookup 2-lookup: reached"), "{out}");
+    // The columns of Redis are known without it: whether it is there has to be asked all the same.
+    let port = redis.port.to_string();
+    for (right, wrong, told) in [(&redis.password, "not-this-one", "connecting"), (&port, "1", "connecting")] {
+        let kv = redis.url.replace(right.as_str(), wrong);
+        let text = std::fs::read_to_string(folder.join("job.yaml")).unwrap().replace(&redis.url, &kv);
+        folder.write("wrong.yaml", text);
+        let output = tidemill(&folder, &["validate", "wrong.yaml", "--connect"]);
+        let (said, out) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        assert!(
+            !out.contains("lookup 2-lookup: reached") && said.contains("2-lookup: keys k:{session}"),
+            "{out} {said}"
+        );
+        assert!(said.contains(told) && !said.contains("not-this-one"), "{said}");
+    }
 }

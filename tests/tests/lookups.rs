@@ -98,13 +98,36 @@ fn a_replay_without_its_table_stops_and_says_the_ways_out() {
     stopped.expect_code(1);
     let said = stopped.stderr();
     let name = snapshot.file_name().unwrap().to_str().unwrap();
-    for part in [name, "lookup countries", "is another", "resolve --sink out --accept-loss", "Put back what is gone"] {
+    for part in [
+        name,
+        "lookup countries",
+        "is another",
+        "`on_lost_table: continue`",
+        "resolve --sink out --accept-loss",
+        "Put back what is gone",
+    ] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    // The one way out: the table is put back.
+    // The way out that loses nothing: the table is put back.
     fs::write(snapshot, &bytes).unwrap();
     run.once().expect_success();
     check(&folder, GERMANY);
+}
+
+/// The job says so now, and did not when the batch began: each row is in both sinks, once, with the names that each has got.
+#[test]
+fn a_replay_may_go_on_with_the_table_of_now() {
+    let folder = open_batch();
+    kept(&folder).iter().for_each(|file| fs::remove_file(file).unwrap());
+    folder.publish("countries.csv", NEW);
+    let lookup = LOOKUP.replace("refresh:", "on_lost_table: continue, refresh:");
+    let mut run = Run::new(&folder).job(&job(&lookup, &[DB, FILES].concat())).once();
+    run.expect_success();
+    assert!(run.stderr().contains("replayed with the table as it is now"), "{}", run.stderr());
+    rows(&folder).assert_same(&expected(0..30, GERMANY), "the table");
+    Rows::files(&folder.join("out"))
+        .select(&["n", "country", "country_name"])
+        .assert_same(&expected(0..30, DEUTSCHLAND), "the files");
 }
 
 #[test]
@@ -243,6 +266,27 @@ fn a_batch_that_kills_the_process_is_found_out_with_its_tables() {
     assert!(stopped.stderr().contains("a trial in a process of its own died too"), "{}", stopped.stderr());
     Run::new(&folder).job(&job).once().expect_success();
     rows(&folder).assert_same(&expected(0..30, GERMANY), "the table");
+}
+
+/// A table that is larger than what tables may have of the budget is used all the same, and told: nothing waits for it.
+#[test]
+fn a_table_beyond_its_part_of_the_memory_is_told_and_used() {
+    let folder = Folder::new();
+    let more: String = (0..60_000).map(|n| format!("X{n},{}\n", "a name of some length ".repeat(4))).collect();
+    folder.write("countries.csv", format!("{OLD}{more}"));
+    folder.write("tidemill.yaml", "memory: 16MiB\n");
+    folder.publish("in/a.json", records(0..250));
+    let run = Run::new(&folder).job(&job(LOOKUP, &[DB, FILES].concat())).arg("--config").arg("tidemill.yaml");
+    let mut once = run.once();
+    once.expect_success();
+    rows(&folder).assert_same(&expected(0..250, GERMANY), "the table");
+    let said = once.stderr();
+    assert!(said.contains("4 MiB of it are counted") && said.contains("make that larger"), "{said}");
+    folder.write("countries.csv", OLD);
+    folder.publish("in/b.json", records(250..300));
+    let mut small = run.once();
+    small.expect_success();
+    assert!(!small.stderr().contains("are counted"), "{}", small.stderr());
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! From a directory to a real MariaDB: the real binary is killed at every step and at random instants, and another client
-//! counts. `KILLS=n` sets how many kills there are (default 20).
+//! From a directory to a real MySQL 8 or MariaDB: the real binary is killed at every step and at random instants, and another
+//! client counts. `KILLS=n` sets how many kills there are (default 20).
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tidemill_tests::{
     Folder, Rows, Run,
     daemon::tidemill,
-    services::{self, Mariadb},
+    services::{self, Mysql},
 };
 
 const RECORDS: usize = 400;
@@ -36,14 +36,14 @@ fn kills() -> usize {
 /// A job's life in a database of its own.
 struct Life {
     folder: Folder,
-    server: Mariadb,
+    server: Mysql,
     database: String,
     yaml: String,
 }
 
 impl Life {
-    fn new(name: &str) -> Option<Self> {
-        let server = services::mariadb()?;
+    fn new(server: Option<Mysql>, name: &str) -> Option<Self> {
+        let server = server?;
         let folder = Folder::new();
         for part in 0..4 {
             let record = |n: usize| format!("{{\"n\": {n}, \"part\": {part}, \"text\": \"line {n} \\u2713\"}}");
@@ -52,9 +52,12 @@ impl Life {
         }
         let database = format!("crash_{name}_{}", std::process::id());
         let url = server.database(&database);
-        // Every fiftieth row is refused by the table.
+        // Every fiftieth row is refused by the table. The first versions of MySQL 8 read over a CHECK.
         server.sql(&format!(
-            "CREATE TABLE {database}.hits (n BIGINT CHECK (n % 50 <> 49), part BIGINT, text TEXT) ENGINE=InnoDB"
+            "USE {database}; CREATE TABLE hits (n BIGINT, part BIGINT, text TEXT) ENGINE=InnoDB;
+            DELIMITER //
+            CREATE TRIGGER fiftieth BEFORE INSERT ON hits FOR EACH ROW IF NEW.n % 50 = 49 THEN SIGNAL SQLSTATE '45000'; END IF//
+            DELIMITER ;"
         ));
         let yaml = format!(
             "job: crash\ntrigger: asap\nbatch: {{ max_records: 10 }}\nsources:\n  in: {{ type: directory, path: in, settle: 10ms, codec: json, schema: {{ n: int64, part: int64, text: string }} }}\n\
@@ -89,7 +92,7 @@ impl Drop for Life {
 
 #[test]
 fn killed_at_every_step_no_row_is_lost_or_doubled() {
-    let Some(mut life) = Life::new("steps") else { return };
+    let Some(mut life) = Life::new(services::mysql(), "steps") else { return };
     let mut died = 0;
     for phase in PHASES.iter().cycle() {
         let mut daemon = life.run().failpoint(&format!("{phase}:{}:kill", 1 + died % 3)).arg("--once").start();
@@ -99,7 +102,7 @@ fn killed_at_every_step_no_row_is_lost_or_doubled() {
                 break;
             }
             drop(life);
-            life = Life::new("steps").unwrap();
+            life = Life::new(services::mysql(), "steps").unwrap();
         } else {
             died += 1;
         }
@@ -117,7 +120,7 @@ fn killed_at_random_instants_no_row_is_lost_or_doubled() {
     let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random::<u64>);
     println!("SEED={seed}");
     let mut chance = StdRng::seed_from_u64(seed);
-    let Some(life) = Life::new("random") else { return };
+    let Some(life) = Life::new(services::mariadb(), "random") else { return };
     for _ in 0..kills() {
         let mut daemon = life.run().start();
         thread::sleep(Duration::from_millis(chance.random_range(20..400)));
@@ -130,7 +133,7 @@ fn killed_at_random_instants_no_row_is_lost_or_doubled() {
 
 #[test]
 fn validate_with_connect_says_what_is_wrong_and_changes_nothing() {
-    let Some(life) = Life::new("validate") else { return };
+    let Some(life) = Life::new(services::mysql(), "validate") else { return };
     let check = |yaml: &str| {
         life.folder.write("a.yaml", yaml);
         let done = tidemill(&life.folder, &["validate", "--connect", "a.yaml"]);

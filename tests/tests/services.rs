@@ -9,7 +9,7 @@ use std::{
 
 use tidemill_tests::{
     Folder, Proxy,
-    services::{self, Kafka, Mariadb, Postgres, Redis},
+    services::{self, Kafka, Mysql, Postgres, Redis},
 };
 
 /// A name that no other run of this test has.
@@ -115,15 +115,25 @@ fn the_answer_to_a_commit_can_be_lost() {
     assert_eq!(postgres.psql(&format!("SELECT count(*) FROM {table}; DROP TABLE {table}")), "1", "and yet it is there");
 }
 
+fn killed_and_back(server: Option<Mysql>) {
+    let Some(server) = server else { return };
+    server.database("kept");
+    server.sql("CREATE TABLE kept.t (n int, s text); INSERT INTO kept.t VALUES (7, 'seven')");
+    server.kill();
+    server.start();
+    assert_eq!(server.sql("SELECT * FROM kept.t"), "7\tseven");
+}
+
 #[test]
 fn a_killed_mariadb_comes_back_with_what_it_committed() {
     let folder = Folder::new();
-    let Some(mariadb) = Mariadb::private(folder.path()) else { return };
-    mariadb.database("kept");
-    mariadb.sql("CREATE TABLE kept.t (n int, s text); INSERT INTO kept.t VALUES (7, 'seven')");
-    mariadb.kill();
-    mariadb.start();
-    assert_eq!(mariadb.sql("SELECT * FROM kept.t"), "7\tseven");
+    killed_and_back(Mysql::private_mariadb(folder.path()));
+}
+
+#[test]
+fn a_killed_mysql_comes_back_with_what_it_committed() {
+    let folder = Folder::new();
+    killed_and_back(Mysql::private(folder.path()));
 }
 
 #[test]

@@ -63,8 +63,8 @@ pub enum Stop {
         /// Where that sink stands.
         stands: Positions,
     },
-    /// The anchor is not in the job any more, and the ledger cannot stand in for it.
-    #[error("lane {lane}: the anchor {anchor} is not in the job any more. The ledger closed the lane last at {}; {sink} stands at {}. {}", at_or_nothing(closed), at_or_nothing(stands), self.ways_text())]
+    /// The anchor is not among the job's marked sinks any more, and the ledger cannot stand in for it.
+    #[error("lane {lane}: the anchor {anchor} is not in the job any more, or keeps no marks now. The ledger closed the lane last at {}; {sink} stands at {}. {}", at_or_nothing(closed), at_or_nothing(stands), self.ways_text())]
     AnchorGone {
         /// The lane.
         lane: Lane,
@@ -77,8 +77,8 @@ pub enum Stop {
         /// Where that sink stands.
         stands: Option<Positions>,
     },
-    /// The anchor is not in the job any more, and the list of accepted files was in it.
-    #[error("lane {lane}: the anchor {anchor} is not in the job any more, and the log {log} was kept in it. The ledger closed the lane last at {}. {}", at(closed), self.ways_text())]
+    /// The anchor is not among the job's marked sinks any more, and the list of accepted files was in it.
+    #[error("lane {lane}: the anchor {anchor} is not in the job any more, or keeps no marks now, and the log {log} was kept in it. The ledger closed the lane last at {}. {}", at(closed), self.ways_text())]
     HistoryGone {
         /// The lane.
         lane: Lane,

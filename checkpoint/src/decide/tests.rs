@@ -318,6 +318,31 @@ fn a_local_sink_joins_with_whatever_it_holds() {
     }
 }
 
+/// Under another data dir the lane was set back: what this one's sink has is beyond that, and no reason to stop. Where the
+/// sink has the newer plan it is one, since the anchor may have been restored; and so it is for every sink that is not local.
+#[test]
+fn a_local_sink_joins_after_the_lane_was_set_back_elsewhere() {
+    let l = life();
+    let (dead, owner) = (local(), owner());
+    let jump = |places: BTreeMap<SinkId, Place>, to: Positions| {
+        let writer = Writer { generation: Generation(1), owner: &owner };
+        next::jump(&l.p3, 3, &l.a, &places, to, "rewind", Content::default(), writer).unwrap().mark
+    };
+    let places = BTreeMap::from([(l.a.clone(), Place::Join(Some(l.p3.digest)))]);
+    let again = Positions::from([(ShardId::new("s", "made-again"), Position::number(0))]);
+    for to in [at(1), again] {
+        let back = jump(places.clone(), to);
+        let beside = |id: &SinkId, mark: &Mark| {
+            let mark = held(mark, id);
+            ask(&facts(&l.a, &[(&l.a, Some(&back), false), (id, Some(&mark), false)], None))
+        };
+        assert_eq!(beside(&dead, &l.p2), "next after 4");
+        assert_eq!(beside(&l.c, &l.p2), "stop: c Beyond");
+        let newer = batch(&l.p3, &[(&l.a, Some(&l.p3)), (&dead, None)], &[&l.a, &dead], 5);
+        assert_eq!(beside(&dead, &batch(&newer, &[(&l.a, Some(&newer))], &[&l.a], 6)), "stop: dead Beyond");
+    }
+}
+
 /// The ledger was the anchor before `a` was in the job. Other data dirs have ledgers of their own under the same name.
 #[test]
 fn a_ledger_that_was_the_anchor_joins_with_whatever_it_holds() {

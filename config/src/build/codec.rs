@@ -1,6 +1,9 @@
 //! Codecs: from checked options to the model.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 
@@ -16,7 +19,7 @@ pub(super) enum CodecOptions {
     Json,
     Csv(CsvOptions),
     Text,
-    Bytes,
+    Bytes(BytesOptions),
     Avro(AvroOptions),
     Protobuf(ProtobufOptions),
     Parquet,
@@ -33,12 +36,19 @@ pub(super) struct CsvOptions {
 }
 
 #[derive(Deserialize)]
+pub(super) struct BytesOptions {
+    column: String,
+}
+
+#[derive(Deserialize)]
 pub(super) struct AvroOptions {
     registry: Option<String>,
     user: Option<String>,
     password: Option<String>,
     subject: Option<String>,
+    register: Option<bool>,
     schema_file: Option<String>,
+    schema: Option<String>,
     framing: Option<FramingWord>,
 }
 
@@ -46,7 +56,7 @@ pub(super) struct AvroOptions {
 pub(super) struct ProtobufOptions {
     descriptors: String,
     message: String,
-    framing: FramingWord,
+    framing: Option<FramingWord>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -57,7 +67,7 @@ enum FramingWord {
     None,
 }
 
-/// Where a codec's options stand: the source's node, its path of keys, and the folder of the job's file.
+/// Where a codec's options stand: the source's or sink's node, its path of keys, and the folder of the job's file.
 pub(super) struct Around<'a> {
     pub node: &'a Node,
     pub path: &'a str,
@@ -75,6 +85,10 @@ impl Around<'_> {
     fn schema_file(&self, key: &str, path: &str) -> SchemaFile {
         let path = self.folder.join(path);
         SchemaFile { content: read(&path), path: self.located(key, path) }
+    }
+
+    fn schema(&self, key: &str, text: &str) -> SchemaFile {
+        SchemaFile { content: Ok(text.as_bytes().into()), path: self.located(key, PathBuf::new()) }
     }
 }
 
@@ -98,13 +112,13 @@ fn read(path: &Path) -> Result<Arc<[u8]>, String> {
 }
 
 impl CodecOptions {
-    /// The codec of a sink.
+    /// A codec that names no files.
     pub(super) fn codec(self) -> Built<Codec> {
         let ascii = |c: char| u8::try_from(c).map_err(|_| inconsistent("codec"));
         Ok(match self {
             Self::Json => Codec::Json,
             Self::Text => Codec::Text,
-            Self::Bytes => Codec::Bytes,
+            Self::Bytes(given) => Codec::Bytes(given.column),
             Self::Parquet => Codec::Parquet,
             Self::Csv(csv) => Codec::Csv(Csv {
                 delimiter: ascii(csv.delimiter)?,
@@ -114,19 +128,18 @@ impl CodecOptions {
                 nulls: csv.nulls.unwrap_or_default(),
                 encoding: csv.encoding,
             }),
-            // Sinks do not write them.
             Self::Avro(_) | Self::Protobuf(_) => return Err(inconsistent("codec")),
         })
     }
 
-    /// The codec of a source, with the files that it names.
-    pub(super) fn of_source(self, around: &Around<'_>) -> Built<Codec> {
+    /// A codec of records, with the files that it names.
+    pub(super) fn of_records(self, around: &Around<'_>) -> Built<Codec> {
         match self {
             Self::Avro(given) => Ok(Codec::Avro(avro(given, around))),
             Self::Protobuf(given) => Ok(Codec::Protobuf(Protobuf {
                 descriptors: around.schema_file("descriptors", &given.descriptors),
                 message: around.located("message", given.message),
-                confluent: given.framing == FramingWord::Confluent,
+                confluent: given.framing == Some(FramingWord::Confluent),
             })),
             other => other.codec(),
         }
@@ -135,12 +148,16 @@ impl CodecOptions {
 
 fn avro(given: AvroOptions, around: &Around<'_>) -> Avro {
     let AvroOptions { user, password, subject, .. } = given;
-    let registry = given.registry.map(|url| Registry { url, user, password, subject });
+    let registry = given.registry.map(|url| {
+        let register = given.register.unwrap_or(true);
+        Registry { url, user, password, subject, register }
+    });
     let framing = match (given.framing, &registry) {
         (Some(FramingWord::Confluent), _) | (None, Some(_)) => AvroFraming::Confluent,
         (Some(FramingWord::SingleObject), _) => AvroFraming::SingleObject,
         (Some(FramingWord::None) | None, _) => AvroFraming::None,
     };
-    let schema = given.schema_file.map(|path| around.schema_file("schema_file", &path));
+    let file = given.schema_file.map(|path| around.schema_file("schema_file", &path));
+    let schema = file.or_else(|| given.schema.map(|text| around.schema("schema", &text)));
     Avro { registry, schema, framing }
 }

@@ -6,13 +6,14 @@ use serde::Deserialize;
 use serde_yaml::Value;
 
 use super::{Built, options, text, texts};
-use crate::{DatabaseSink, Mode, tree::Entry};
+use crate::{DatabaseSink, Guarantee, Mode, tree::Entry};
 
 #[derive(Deserialize)]
 struct Options {
     url: String,
     table: String,
     mode: String,
+    guarantee: Guarantee,
     ca: Option<String>,
 }
 
@@ -20,7 +21,13 @@ struct Options {
 pub(super) fn sink(entry: &Entry, value: &Value, path: &str, folder: &Path) -> Built<DatabaseSink> {
     let given: Options = options(value, path)?;
     let mode = mode(&given.mode, entry, path);
-    Ok(DatabaseSink { url: given.url, table: given.table, mode, ca: given.ca.map(|ca| folder.join(ca)) })
+    Ok(DatabaseSink {
+        url: given.url,
+        table: given.table,
+        mode,
+        guarantee: given.guarantee,
+        ca: given.ca.map(|ca| folder.join(ca)),
+    })
 }
 
 /// `mode:`, with the keys that belong to it.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use super::{Built, options, texts};
+use super::{Built, brokers, options, texts};
 use crate::{
     KafkaSource, OnLostOffsets, Source, SourceKind, Start, Tombstones,
     tree::{Node, below},
@@ -15,23 +15,24 @@ struct Options {
     start: Start,
     on_lost_offsets: OnLostOffsets,
     tombstones: Tombstones,
+    members: usize,
 }
 
 pub(super) fn kafka(node: &Node, value: &Value, path: &str) -> Built<KafkaSource> {
     let given: Options = options(value, path)?;
-    let brokers: Vec<_> = texts(node.get("brokers"), path).into_iter().map(|text| text.value).collect();
     let properties = node.get("properties").map_or(&[][..], |entry| entry.value.entries());
     let property = |entry: &crate::tree::Entry| {
         let text = entry.value.text().ok_or_else(|| super::inconsistent(&below(path, "properties")))?;
         Ok((entry.key.trim().to_owned(), text.to_owned()))
     };
     Ok(KafkaSource {
-        brokers: brokers.join(","),
+        brokers: brokers(node, path),
         topics: texts(node.get("topics"), path),
         group: given.group,
         start: given.start,
         on_lost_offsets: given.on_lost_offsets,
         tombstones: given.tombstones,
+        members: given.members,
         properties: properties.iter().map(property).collect::<Built<_>>()?,
     })
 }

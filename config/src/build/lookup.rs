@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::{Built, CodecOptions, bytes, fields, inconsistent, located, options};
 use crate::{
-    Codec, Csv, Database, DatabaseAddress, Duplicates, Located, Lookup, LookupMode, LookupTable, OnMissing, RedisValue,
-    SqlRows, check,
+    Codec, Csv, Database, DatabaseAddress, Duplicates, Located, Lookup, LookupMode, LookupTable, OnLost, OnMissing,
+    RedisValue, SqlRows, check,
     load::Problems,
     schema,
     tree::{Data, Entry, Node, below},
@@ -36,6 +36,7 @@ struct Options {
     codec: Option<CodecOptions>,
     mode: Option<String>,
     refresh: Option<String>,
+    on_lost_table: Option<OnLost>,
     #[serde(deserialize_with = "units::de_size")]
     max_bytes: u64,
     cache: CacheOptions,
@@ -165,6 +166,7 @@ pub(super) fn lookup(entry: &Entry, path: &str, around: &Around<'_>) -> Built<Lo
         },
         schema,
         mode,
+        on_lost_table: given.on_lost_table,
         timeout: given.timeout,
     })
 }

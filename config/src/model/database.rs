@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use crate::Located;
+use crate::{Guarantee, Located};
 
 /// `type: postgres` and its like: a table of a database server.
 #[derive(Clone)]
@@ -13,6 +13,8 @@ pub struct DatabaseSink {
     pub table: String,
     /// How rows are written.
     pub mode: Mode,
+    /// Whether marks are kept beside the rows.
+    pub guarantee: Guarantee,
     /// A file of certificates (PEM) that the server's must be signed by; `None`: those that the system trusts.
     pub ca: Option<PathBuf>,
 }
@@ -40,7 +42,12 @@ pub enum Mode {
 /// An address as it may be shown: without its password and its options (`postgres://user@host:5432/shop`).
 pub fn redacted(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".into() };
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (rest, behind) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+    // So may one hold `?` and `#`: nobody knows then where it ends. An option has its `=` before an `@`.
+    if behind.split('=').next().is_some_and(|name| name.contains('@')) {
+        let user = rest.split([':', '@']).next().unwrap_or_default();
+        return format!("{scheme}://{user}@***");
+    }
     // A password that was not encoded may hold `@` and `/`: the host begins after the last `@`.
     match rest.rsplit_once('@') {
         None => format!("{scheme}://{rest}"),
@@ -62,6 +69,9 @@ mod tests {
             ("postgres://me:p@w/x@h/db?password=pw&sslmode=require", "postgres://me@h/db"),
             ("postgres://me@h/db", "postgres://me@h/db"),
             ("postgres://h/db", "postgres://h/db"),
+            ("postgres://me:p@w/x#y@h/db", "postgres://me@***"),
+            ("postgres://me:p@w/x?y@h/db", "postgres://me@***"),
+            ("postgres://me:pw@h/db?application_name=a@b", "postgres://me@h/db"),
             ("host=h password=pw", "***"),
         ] {
             assert_eq!(redacted(url), shown);

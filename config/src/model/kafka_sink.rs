@@ -4,9 +4,9 @@ use std::{fmt, time::Duration};
 
 use serde::Deserialize;
 
-use crate::{Codec, Located};
+use crate::{Codec, Guarantee, Located};
 
-/// `type: kafka`: a topic, written in transactions.
+/// `type: kafka`: a topic, written in transactions where marks are kept.
 #[derive(Clone)]
 pub struct KafkaSink {
     /// `host:port`, separated by commas.
@@ -23,6 +23,8 @@ pub struct KafkaSink {
     pub codec: Codec,
     /// How the producer compresses.
     pub compression: KafkaCompression,
+    /// Whether marks are kept, and rows written in transactions with them.
+    pub guarantee: Guarantee,
     /// After this time the broker undoes a transaction that nobody ends (default 60 s).
     pub transaction_timeout: Duration,
     /// The compacted topic of marks; `None`: `tidemill-marks-<job>`.

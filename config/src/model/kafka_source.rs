@@ -21,6 +21,8 @@ pub struct KafkaSource {
     pub on_lost_offsets: OnLostOffsets,
     /// Records without a value (default reject).
     pub tombstones: Tombstones,
+    /// At most so many members of the group, with `lanes: partition` (default 4).
+    pub members: usize,
     /// Properties of librdkafka, by name, in the order of the file.
     pub properties: Vec<(String, String)>,
 }

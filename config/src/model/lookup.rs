@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::{Codec, Field, Located, redacted};
+use crate::{Codec, Field, Located, OnLost, redacted};
 
 /// The step `lookup`.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Lookup {
     pub schema: Option<Vec<Field>>,
     /// How the table is read.
     pub mode: LookupMode,
+    /// What a replay does without the table of its batch; `None` is the default: continue with several lanes, else stop.
+    pub on_lost_table: Option<OnLost>,
     /// Longer no database is waited for (default 30 s).
     pub timeout: Duration,
 }

@@ -1,6 +1,6 @@
 //! The keys of sinks that write to a table of a database server.
 
-use super::{Key, Kind, Scalar, default, job::COLUMNS, optional, required, word};
+use super::{Key, Kind, Scalar, default, guarantee::GUARANTEE, job::COLUMNS, optional, required, word};
 
 const TABLE: Kind = Kind::Scalar(Scalar::Table);
 const MODE: Kind = Kind::Words(&[word("append"), word("upsert")]);
@@ -27,12 +27,13 @@ pub(crate) static MYSQL: &[Key] = &[
     required(
         "url",
         Kind::Scalar(Scalar::Url("mysql")),
-        "`mysql://USER:PASSWORD@HOST:PORT/DATABASE`; `?require_ssl=true` encrypts and checks the server's certificate, `verify_ca=false` and `verify_identity=false` check less. The password best comes by `${file:PATH}`.",
+        "`mysql://USER:PASSWORD@HOST:PORT/DATABASE`; `?require_ssl=true` encrypts and checks the server's certificate, `verify_identity=false` all of it but the host, `verify_ca=false` nothing. The password best comes by `${file:PATH}`.",
     ),
     required("table", TABLE, "The table, or `database.table`. It is made where it is absent."),
     MODE_KEY,
     KEY,
     DELETE_WHEN,
+    GUARANTEE,
     CA,
 ];
 
@@ -40,11 +41,12 @@ pub(crate) static POSTGRES: &[Key] = &[
     required(
         "url",
         Kind::Scalar(Scalar::Url("postgres")),
-        "`postgres://USER:PASSWORD@HOST:PORT/DATABASE`; `?sslmode=` is `disable`, `prefer`, `require`, `verify-ca` or `verify-full`. The password best comes by `${file:PATH}`.",
+        "`postgres://USER:PASSWORD@HOST:PORT/DATABASE`; `?sslmode=` is `disable`, `prefer`, `require`, `verify-ca` or `verify-full`, `&sslcert=FILE&sslkey=FILE` show a certificate. The password best comes by `${file:PATH}`.",
     ),
     required("table", TABLE, "The table, or `schema.table`. It is made where it is absent."),
     MODE_KEY,
     KEY,
     DELETE_WHEN,
+    GUARANTEE,
     CA,
 ];

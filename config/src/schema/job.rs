@@ -9,7 +9,7 @@ const TEXT: Kind = Kind::Scalar(Scalar::Text);
 const ANY_TEXT: Kind = Kind::Scalar(Scalar::AnyText);
 const NAME: Kind = Kind::Scalar(Scalar::Name);
 const PATH: Kind = Kind::Scalar(Scalar::Path);
-const FLAG: Kind = Kind::Scalar(Scalar::Flag);
+pub(super) const FLAG: Kind = Kind::Scalar(Scalar::Flag);
 const EXPRESSION: Kind = Kind::Scalar(Scalar::Expression);
 pub(super) const COLUMN: Kind = Kind::Scalar(Scalar::Column);
 pub(super) const NEW_COLUMN: Kind = Kind::Scalar(Scalar::NewColumn);
@@ -43,7 +43,7 @@ pub(crate) static JOB: Object = Object {
         optional(
             "lanes",
             Kind::Words(&[word("single"), word("partition")]),
-            "`single`: one lane with all shards. `partition`: one lane per partition, for sources that have partitions. Left out: what fits the sources.",
+            "`single`: one lane with all shards. `partition`: one lane per partition, for sources that have partitions and sinks that keep marks. Left out: what fits the job.",
         ),
         default(
             "trigger",
@@ -252,7 +252,9 @@ pub(super) const TEXT_CODEC: Variant = Variant {
 };
 
 const BYTES_ELSEWHERE: Variant = Variant {
-    state: State::Elsewhere("bytes are read by sources and not written by sinks in this version"),
+    state: State::Elsewhere(
+        "bytes are single records: sources read them and the sink `kafka` writes them, files are not made of them",
+    ),
     ..codec::BYTES
 };
 

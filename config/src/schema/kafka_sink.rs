@@ -1,6 +1,13 @@
 //! The keys of the sink `kafka`.
 
-use super::{Key, Kind, Scalar, State, Variant, Variants, default, job, later, optional, required, word};
+use super::{
+    Key, Kind, Scalar, State, Variant, Variants, codec, default,
+    guarantee::GUARANTEE,
+    job,
+    kafka::{self, Refused},
+    optional, required, word,
+};
+use crate::{load::Problems, tree::Node};
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
 const ANY_TEXT: Kind = Kind::Scalar(Scalar::AnyText);
@@ -10,7 +17,7 @@ const COLUMN: Kind = Kind::Scalar(Scalar::Column);
 const MIN_TRANSACTION_MS: u64 = 1_000;
 
 pub(crate) static KAFKA: &[Key] = &[
-    required("brokers", TEXT, "`host:port` of one or more brokers, separated by commas: enough to find the others."),
+    kafka::BROKERS,
     required("topic", TEXT, "The topic. It is not made: it must be there."),
     optional(
         "key",
@@ -34,6 +41,7 @@ pub(crate) static KAFKA: &[Key] = &[
         "none",
         "How the producer compresses what it sends.",
     ),
+    GUARANTEE,
     default(
         "transaction_timeout",
         Kind::Scalar(Scalar::Duration { min_ms: MIN_TRANSACTION_MS }),
@@ -52,6 +60,27 @@ pub(crate) static KAFKA: &[Key] = &[
     ),
 ];
 
+const OWN: &str = "the sink sets it itself, its guarantee depends on it";
+
+/// Properties that a sink may not set, with the reason.
+const REFUSED: [Refused; 10] = [
+    ("transactional.id", "each lane has one of its own, which shuts its former owner out"),
+    ("transaction.timeout.ms", "write `transaction_timeout:`"),
+    ("enable.idempotence", OWN),
+    ("acks", OWN),
+    ("request.required.acks", OWN),
+    ("enable.auto.commit", OWN),
+    ("enable.partition.eof", OWN),
+    ("auto.offset.reset", OWN),
+    ("compression.codec", "write `compression:`"),
+    ("compression.type", "write `compression:`"),
+];
+
+/// What the schema cannot say of a kafka sink's brokers and properties.
+pub(crate) fn check(node: &Node, path: &str, problems: &mut Problems) {
+    kafka::check(node, path, &REFUSED, problems);
+}
+
 /// Codecs whose rows are one record each.
 pub(crate) static RECORD_CODECS: Variants = Variants {
     noun: "codec",
@@ -68,7 +97,8 @@ pub(crate) static RECORD_CODECS: Variants = Variants {
             keys: &[],
             exactly_one: &[],
         },
-        later("avro"),
-        later("protobuf"),
+        codec::BYTES_WRITTEN,
+        codec::AVRO_WRITTEN,
+        codec::PROTOBUF_WRITTEN,
     ],
 };

@@ -1,6 +1,10 @@
 //! The keys of `type: kafka` of a source, and what they may not say.
 
-use super::{Key, Kind, Scalar, State, Variant, default, optional, required, word};
+use super::{
+    Key, Kind, Scalar, State, Variant, default,
+    kafka::{self, Refused, TEXTS},
+    optional, required, word,
+};
 use crate::{
     error::Problem,
     load::Problems,
@@ -8,7 +12,6 @@ use crate::{
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
-const TEXTS: Kind = Kind::OneOrMore { of: &TEXT, min: 1 };
 const ANY_TEXT: Kind = Kind::Scalar(Scalar::AnyText);
 
 pub(crate) const KAFKA: Variant = Variant {
@@ -20,11 +23,7 @@ pub(crate) const KAFKA: Variant = Variant {
 };
 
 static KEYS: &[Key] = &[
-    required(
-        "brokers",
-        TEXTS,
-        "`host:port` of some brokers: a list, or one text with commas. The others are found by them.",
-    ),
+    kafka::BROKERS,
     required("topics", TEXTS, "The topics: names, or patterns that begin with `^` (`^orders-.*`)."),
     optional(
         "group",
@@ -48,6 +47,12 @@ static KEYS: &[Key] = &[
         Kind::Words(&[word("reject"), word("skip"), word("keep")]),
         "reject",
         "Records without a value: to the dead letters, left out, or each a row of nulls (`metadata: [key, tombstone]` tells which).",
+    ),
+    default(
+        "members",
+        Kind::Scalar(Scalar::Count { min: 1, max: 64 }),
+        "4",
+        "With `lanes: partition`: a daemon that has time while lanes of others wait joins the group again, up to so many times, and gets more partitions. `1`: all daemons get equally many.",
     ),
     optional(
         "properties",
@@ -75,35 +80,25 @@ static KEYS: &[Key] = &[
     ),
 ];
 
-/// Properties that a job may not set, with the reason.
-const REFUSED: [(&str, &str); 14] = [
-    ("bootstrap.servers", "write `brokers:`"),
-    ("metadata.broker.list", "write `brokers:`"),
+const COMMITTED: &str = "offsets are committed once every sink has the records, and never before";
+
+/// Properties that a source may not set, with the reason.
+const REFUSED: [Refused; 10] = [
     ("group.id", "write `group:`"),
     ("auto.offset.reset", "write `start:` for the first start, `on_lost_offsets:` for later"),
-    ("isolation.level", "records of aborted transactions would be read: it is always read_committed"),
-    ("enable.auto.commit", "offsets are committed once every sink has the records, and never before"),
-    ("auto.commit.enable", "offsets are committed once every sink has the records, and never before"),
-    ("auto.commit.interval.ms", "offsets are committed once every sink has the records, and never before"),
-    ("enable.auto.offset.store", "offsets are committed once every sink has the records, and never before"),
+    ("enable.auto.commit", COMMITTED),
+    ("auto.commit.enable", COMMITTED),
+    ("auto.commit.interval.ms", COMMITTED),
+    ("enable.auto.offset.store", COMMITTED),
     ("enable.partition.eof", "the end of a partition is what a batch's end is known by"),
-    ("allow.auto.create.topics", "a topic that is misspelt would be made, and be empty"),
     ("group.protocol", "partitions move by the classic protocol, in which a batch is finished before they go"),
     ("queued.max.messages.kbytes", "what is read ahead is a part of the batch's size: see `batch.max_bytes`"),
-    ("plugin.library.paths", "no foreign code is loaded"),
+    ("transactional.id", "a source writes nothing"),
 ];
 
 /// What the schema cannot say of a kafka source.
 pub(crate) fn check(node: &Node, path: &str, problems: &mut Problems) {
-    if let Some(properties) = node.get("properties") {
-        for entry in properties.value.entries() {
-            let found = REFUSED.iter().find(|(name, _)| *name == entry.key.trim());
-            if let Some((name, reason)) = found {
-                let problem = Problem::new(format!("`{name}` cannot be set: {reason}"));
-                problems.add(entry.place.at(&below(&below(path, "properties"), &entry.key)), problem.help("remove it"));
-            }
-        }
-    }
+    kafka::check(node, path, &REFUSED, problems);
     if let Some(topics) = node.get("topics") {
         for (node, path) in crate::semantics::each(&topics.value, &below(path, "topics")) {
             let Some(text) = node.text().filter(|text| *text != UNRESOLVED) else { continue };

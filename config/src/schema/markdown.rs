@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Key, Kind, Need, Object, State, Variants, Word, daemon, job, lookup};
+use super::{Key, Kind, Need, Object, State, Variants, Word, daemon, job, kafka_sink, lookup};
 
 /// Mappings that have a table of their own, by the name of the table.
 const OBJECTS: [(&str, &Object); 13] = [
@@ -22,11 +22,12 @@ const OBJECTS: [(&str, &Object); 13] = [
 ];
 
 /// Mappings whose keys depend on `type:`.
-const VARIANTS: [(&str, &Variants); 4] = [
+const VARIANTS: [(&str, &Variants); 5] = [
     ("source", &job::SOURCES),
     ("source codec", &job::SOURCE_CODECS),
     ("sink", &job::SINKS),
     ("sink codec", &job::SINK_CODECS),
+    ("record codec", &kafka_sink::RECORD_CODECS),
 ];
 
 /// The names of all tables that [`options_markdown`] makes: `job`, `steps`, `source types`, `source` (what all sources
@@ -39,8 +40,8 @@ pub fn sections() -> Vec<String> {
         names.extend((!all.common.is_empty()).then(|| noun.to_owned()));
         names.extend(all.listed().filter(|one| !one.keys.is_empty()).map(|one| format!("{noun} {}", one.name)));
     }
-    // CSV is the same on both sides.
-    names.retain(|name| name != "sink codec csv");
+    // CSV is the same everywhere.
+    names.retain(|name| !matches!(name.as_str(), "sink codec csv" | "record codec csv"));
     names
 }
 

@@ -6,8 +6,10 @@
 mod codec;
 pub(crate) mod daemon;
 mod database;
+mod guarantee;
 pub(crate) mod job;
 mod json;
+mod kafka;
 pub(crate) mod kafka_sink;
 pub(crate) mod kafka_source;
 pub(crate) mod lookup;

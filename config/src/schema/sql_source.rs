@@ -72,6 +72,11 @@ pub(crate) fn check(node: &Node, path: &str, problems: &mut Problems) {
             .help("write `postgres://USER@HOST:PORT/DATABASE`, `mysql://USER@HOST:PORT/DATABASE` or `sqlite:PATH`");
         problems.add(url.value.place.at(&below(path, "url")), problem);
     }
+    let is_sqlite = node.text_of("url").is_some_and(|url| url.starts_with("sqlite:"));
+    if let Some(settle) = node.get("settle").filter(|_| is_sqlite) {
+        let problem = Problem::new("`settle` is for servers").help("remove it: SQLite has one writer at a time");
+        problems.add(settle.place.at(&below(path, "settle")), problem);
+    }
     if let Some(order) = node.get("order_by").filter(|order| order.value.items().len() > 2) {
         let problem = Problem::new("`order_by` has at most two columns")
             .help("name the one that grows, and one that tells equal ones apart");

@@ -13,7 +13,7 @@ impl Semantics<'_> {
         let kind = codec.text().or(codec.text_of("type")).unwrap_or("json");
         let below_codec = below(path, "codec");
         match kind {
-            "avro" => self.avro(codec, &below_codec),
+            "avro" => self.avro(codec, &below_codec, false),
             "protobuf" | "bytes" => {}
             _ => return,
         }
@@ -26,16 +26,27 @@ impl Semantics<'_> {
         }
     }
 
-    fn avro(&mut self, codec: &Node, path: &str) {
+    /// The codec of a sink whose rows are one record each.
+    pub(super) fn record_codec(&mut self, node: &Node, path: &str) {
+        let Some(codec) = node.get("codec").map(|entry| &entry.value) else { return };
+        if codec.text().or(codec.text_of("type")) == Some("avro") {
+            self.avro(codec, &below(path, "codec"), true);
+        }
+    }
+
+    fn avro(&mut self, codec: &Node, path: &str, is_written: bool) {
         let registry = codec.get("registry");
         if let Some(url) = registry.filter(|url| !is_url(url.value.text())) {
             let problem = Problem::new(format!("{} is not the URL of a registry", url.value.shown()))
                 .help("write `http://host:8081`, or `https://`");
             self.problems.add(url.value.place.at(&below(path, "registry")), problem);
         }
-        if registry.is_none() && codec.get("schema_file").is_none() {
-            let problem = Problem::new("avro needs the schema of its records")
-                .help("write `registry: URL` where records carry the id of their schema, else `schema_file: PATH`");
+        if registry.is_none() && codec.get("schema_file").or(codec.get("schema")).is_none() {
+            let problem = Problem::new("avro needs the schema of its records").help(if is_written {
+                "write `registry: URL`, so that readers find the schema there, else `schema_file: PATH`"
+            } else {
+                "write `registry: URL` where records carry the id of their schema, else `schema_file: PATH`"
+            });
             self.problems.add(codec.place.at(path), problem);
         }
         let mut wrong = |key: &str, what: &str, help: &str| {
@@ -45,7 +56,8 @@ impl Semantics<'_> {
         };
         let framing = codec.text_of("framing");
         if registry.is_none() {
-            for key in ["subject", "user", "password"] {
+            let of_sinks = ["register"].into_iter().filter(|_| is_written);
+            for key in ["subject", "user", "password"].into_iter().chain(of_sinks) {
                 wrong(key, &format!("`{key}` is the registry's, and there is no `registry`"), "add `registry: URL`");
             }
             if framing == Some("confluent") {
@@ -58,7 +70,10 @@ impl Semantics<'_> {
                 "remove `registry`, or `framing`",
             );
         }
-        if codec.get("schema_file").is_some() {
+        if is_written && codec.get("schema_file").is_some() {
+            wrong("schema", "the schema comes from `schema_file` already", "remove one of both");
+        }
+        if !is_written && codec.get("schema_file").is_some() {
             wrong("subject", "the columns come from `schema_file` already", "remove one of both");
         }
         if registry.is_some() && codec.get("user").is_some() != codec.get("password").is_some() {

@@ -95,6 +95,7 @@ impl Semantics<'_> {
             without.extend([
                 ("refresh", "with `mode: query` there is no snapshot: `cache: { ttl: ... }` says how old a row may be"),
                 ("max_bytes", "with `mode: query` there is no snapshot"),
+                ("on_lost_table", "with `mode: query` there is no snapshot"),
             ]);
         } else {
             without.push(("cache", "it is for `mode: query`; a snapshot has `refresh`"));

@@ -183,9 +183,7 @@ impl Column {
                 integer(trimmed).and_then(|value| i32::try_from(value).ok()).map(|value| values.push(value))
             }
             Data::Int64(values) => integer(trimmed).map(|value| values.push(value)),
-            Data::Float64(values) => {
-                lexical_core::parse(trimmed).ok().filter(|value| fits(*value, trimmed)).map(|value| values.push(value))
-            }
+            Data::Float64(values) => float(trimmed).map(|value| values.push(value)),
             Data::Boolean(values) => boolean(trimmed).map(|value| values.push(value)),
             Data::Timestamp(values, _) => time::parse_timestamp(trimmed).map(|value| values.push(value)),
             Data::Date(values) => time::parse_date(trimmed).map(|value| values.push(value)),
@@ -289,17 +287,19 @@ fn offsets(ends: Vec<i32>) -> OffsetBuffer<i32> {
 }
 
 /// An infinity must have been written as one, not be a number beyond the type.
-fn fits(value: f64, text: &[u8]) -> bool {
-    !value.is_infinite() || !text.iter().any(u8::is_ascii_digit)
+#[inline]
+pub(super) fn float(text: &[u8]) -> Option<f64> {
+    let fits = |value: &f64| !value.is_infinite() || !text.iter().any(u8::is_ascii_digit);
+    lexical_core::parse(text).ok().filter(fits)
 }
 
 #[inline]
-fn integer(text: &[u8]) -> Option<i64> {
+pub(super) fn integer(text: &[u8]) -> Option<i64> {
     // A whole number may be written as 1.0 or 1e3.
     lexical_core::parse(text).ok().or_else(|| number::exact(text, 0).and_then(|value| i64::try_from(value).ok()))
 }
 
-fn boolean(text: &[u8]) -> Option<bool> {
+pub(super) fn boolean(text: &[u8]) -> Option<bool> {
     if text.eq_ignore_ascii_case(b"true") {
         Some(true)
     } else if text.eq_ignore_ascii_case(b"false") {

@@ -59,7 +59,7 @@ pub fn framer(codec: &model::Codec) -> Box<dyn Framer> {
         model::Codec::Json => Box::new(json::frame::JsonFramer::default()),
         model::Codec::Csv(options) => Box::new(csv::frame::CsvFramer::new(options)),
         model::Codec::Text | model::Codec::Parquet => Box::new(Lines::default()),
-        model::Codec::Bytes | model::Codec::Avro(_) | model::Codec::Protobuf(_) => Box::new(raw::WholeFile),
+        model::Codec::Bytes(_) | model::Codec::Avro(_) | model::Codec::Protobuf(_) => Box::new(raw::WholeFile),
     }
 }
 

@@ -23,6 +23,7 @@ mod number;
 pub(crate) mod parquet;
 mod protobuf;
 mod raw;
+pub(crate) mod records;
 mod registry;
 mod rows;
 mod scalar;
@@ -32,6 +33,7 @@ mod tests;
 mod text;
 mod texts;
 mod time;
+mod tree;
 mod values;
 
 pub use frame::{FrameError, Framed, Framer, framer};
@@ -102,6 +104,18 @@ pub trait Codec: Send + Sync {
         Ok(())
     }
 
+    /// After [`Codec::prepare`], where some ids that these slices name stand for no schema, so that their records are rejects:
+    /// the others. A plan names them, so that a replay makes the same records rejects, whatever a registry learns meanwhile.
+    /// `None`: every id stands for one.
+    fn readable(&self, _: &[Slice]) -> Option<Vec<u32>> {
+        None
+    }
+
+    /// A decoder like [`Codec::decoder`] that knows no other ids of schemas than these.
+    fn decoder_of(&self, schema: &SchemaRef, known: &SchemaRef, _readable: &[u32]) -> Box<dyn Decoder> {
+        self.decoder(schema, known)
+    }
+
     /// Looks at what it needs from elsewhere, without a record: for `validate --connect`.
     async fn check(&self) -> Result<(), PrepareError> {
         Ok(())
@@ -135,7 +149,7 @@ pub fn codec(config: &model::Codec) -> Box<dyn Codec> {
             Some(why) => Box::new(text::Refused(why)),
         },
         model::Codec::Text => Box::new(text::Text),
-        model::Codec::Bytes => Box::new(raw::Bytes),
+        model::Codec::Bytes(column) => Box::new(raw::Bytes(column.clone())),
         model::Codec::Avro(options) => made(avro::Avro::new(options)),
         model::Codec::Protobuf(options) => made(protobuf::Protobuf::new(options)),
         model::Codec::Parquet => Box::new(text::Refused("sources cannot read parquet".into())),
@@ -155,13 +169,11 @@ pub fn columns(config: &model::Codec) -> Result<Option<SchemaRef>, model::Locate
     let wrong = |at: &model::At, value: String| model::Located { value, at: at.clone() };
     Ok(match config {
         model::Codec::Text => Some(text::columns()),
-        model::Codec::Bytes => Some(raw::columns()),
+        model::Codec::Bytes(column) => Some(raw::columns(column)),
         model::Codec::Avro(options) => {
             let columns = options.schema.as_ref().map(|file| {
                 let columns = avro::of_file(file).and_then(|schema| schema.columns());
-                columns.map_err(|why| {
-                    wrong(&file.path.at, format!("the schema {} cannot be used: {why}", file.path.value.display()))
-                })
+                columns.map_err(|why| wrong(&file.path.at, format!("{} cannot be used: {why}", file.shown())))
             });
             columns.transpose()?
         }
@@ -177,8 +189,10 @@ pub fn encoder(config: &model::Codec, schema: &SchemaRef) -> Result<Box<dyn Enco
         model::Codec::Csv(options) => Box::new(csv::encode::CsvEncoder::new(schema, options)?),
         model::Codec::Text => Box::new(text::TextEncoder::new(schema)?),
         model::Codec::Parquet => Box::new(parquet::ParquetEncoder::new(schema)),
-        model::Codec::Bytes | model::Codec::Avro(_) | model::Codec::Protobuf(_) => {
-            return Err(CodecError("sinks cannot write bytes, avro or protobuf".into()));
+        model::Codec::Bytes(_) | model::Codec::Avro(_) | model::Codec::Protobuf(_) => {
+            return Err(CodecError(
+                "bytes, avro and protobuf are single records, and no files are made of them".into(),
+            ));
         }
     })
 }

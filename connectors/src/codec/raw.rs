@@ -1,4 +1,4 @@
-//! Bytes: one record is one row with the column `bytes`. And files that are one record.
+//! Bytes: one record is one row with one column. And files that are one record.
 
 use std::sync::Arc;
 
@@ -13,29 +13,27 @@ use super::{
 };
 use crate::source::Slice;
 
-/// The only column that the codec reads.
-const COLUMN: &str = "bytes";
-
 /// The codec `bytes`.
-pub(super) struct Bytes;
+pub(super) struct Bytes(pub String);
 
 struct BytesDecoder {
     schema: SchemaRef,
+    name: String,
     column: Option<usize>,
 }
 
 /// What every record gives.
-pub(super) fn columns() -> SchemaRef {
-    Arc::new(Schema::new(vec![Field::new(COLUMN, DataType::Binary, true)]))
+pub(super) fn columns(column: &str) -> SchemaRef {
+    Arc::new(Schema::new(vec![Field::new(column, DataType::Binary, true)]))
 }
 
 impl Codec for Bytes {
     fn infer(&self, _: &[Slice]) -> Result<SchemaRef, CodecError> {
-        Ok(columns())
+        Ok(columns(&self.0))
     }
 
     fn decoder(&self, schema: &SchemaRef, _: &SchemaRef) -> Box<dyn Decoder> {
-        Box::new(BytesDecoder { schema: schema.clone(), column: schema.index_of(COLUMN).ok() })
+        Box::new(BytesDecoder { schema: schema.clone(), name: self.0.clone(), column: schema.index_of(&self.0).ok() })
     }
 }
 
@@ -46,7 +44,7 @@ impl Decoder for BytesDecoder {
                 && !scalar::put(column, &Scalar::Binary(record))
             {
                 let value = format!("{:?}", rows::shown(record));
-                return Err(Bad::Type { column: COLUMN.into(), value, expected: column.expected() });
+                return Err(Bad::Type { column: self.name.clone(), value, expected: column.expected() });
             }
             complete(columns, row);
             Ok(())

@@ -40,12 +40,17 @@ impl Bad {
         }
     }
 
-    fn reject(self, index: usize) -> Undecodable {
-        let (reason, detail) = match self {
+    /// The reason and the sentence.
+    pub(super) fn told(self) -> (&'static str, String) {
+        match self {
             Self::Json { at, what } => ("json", format!("at byte {at}: {what}")),
             Self::Type { column, value, expected } => ("type", format!("column {column}: {value} is not {expected}")),
             Self::Other(reason, detail) => (reason, detail),
-        };
+        }
+    }
+
+    fn reject(self, index: usize) -> Undecodable {
+        let (reason, detail) = self.told();
         Undecodable { record: index as u32, reason, detail }
     }
 }

@@ -86,7 +86,7 @@ fn by_text(column: &mut Column, value: &Scalar<'_>) -> bool {
 }
 
 /// Appends the value as a text column has it.
-fn text(value: &Scalar<'_>, out: &mut Vec<u8>) {
+pub(super) fn text(value: &Scalar<'_>, out: &mut Vec<u8>) {
     match value {
         Scalar::Boolean(value) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
         Scalar::Integer(value) => number(*value, out),

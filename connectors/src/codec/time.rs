@@ -3,6 +3,15 @@
 //! Day numbers and civil dates are turned into each other as Howard Hinnant describes in "chrono-Compatible Low-Level
 //! Date Algorithms".
 
+use arrow::{
+    array::{
+        ArrayRef, AsArray,
+        types::{TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType},
+    },
+    buffer::ScalarBuffer,
+    datatypes::TimeUnit,
+};
+
 const DAY_MICROS: i64 = 86_400_000_000;
 
 /// Days since 1970-01-01.
@@ -140,6 +149,17 @@ pub(super) fn write_date(days: i64, out: &mut Vec<u8>) {
         let sign = if year < 0 { '-' } else { '+' };
         out.extend_from_slice(format!("{sign}{:06}-{month:02}-{day:02}", year.abs()).as_bytes());
     }
+}
+
+/// The values of an array of timestamps of this unit, and how many units a second has.
+pub(in crate::codec) fn ticks(array: &ArrayRef, unit: TimeUnit) -> (ScalarBuffer<i64>, i64) {
+    let (values, units) = match unit {
+        TimeUnit::Second => (array.as_primitive::<TimestampSecondType>().values(), 1),
+        TimeUnit::Millisecond => (array.as_primitive::<TimestampMillisecondType>().values(), 1_000),
+        TimeUnit::Microsecond => (array.as_primitive::<TimestampMicrosecondType>().values(), 1_000_000),
+        TimeUnit::Nanosecond => (array.as_primitive::<TimestampNanosecondType>().values(), 1_000_000_000),
+    };
+    (values.clone(), units)
 }
 
 /// Writes timestamps; neighbours are mostly of one day, whose text is kept.

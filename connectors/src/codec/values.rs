@@ -4,22 +4,18 @@
 use arrow::{
     array::{
         Array, ArrayRef, AsArray, BinaryArray, BooleanArray, LargeStringArray, StringArray, StringViewArray,
-        types::{
-            Date32Type, Date64Type, Decimal128Type, Float32Type, Float64Type, Int32Type, Int64Type,
-            TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
-            UInt64Type,
-        },
+        types::{Date32Type, Date64Type, Decimal128Type, Float32Type, Float64Type, Int32Type, Int64Type, UInt64Type},
     },
     buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
     compute::{can_cast_types, cast},
-    datatypes::{DataType, TimeUnit},
+    datatypes::DataType,
     error::ArrowError,
 };
 
 use super::{
     json::cursor::special,
     names::base64,
-    time::{Stamps, write_date},
+    time::{Stamps, ticks, write_date},
 };
 
 const DAY_MILLIS: i64 = 86_400_000;
@@ -117,13 +113,8 @@ impl Values {
             DataType::Utf8View => Data::TextView(array.as_string_view().clone()),
             DataType::Binary => Data::Binary(array.as_binary::<i32>().clone()),
             DataType::Timestamp(unit, _) => {
-                let (values, units) = match unit {
-                    TimeUnit::Second => (array.as_primitive::<TimestampSecondType>().values(), 1),
-                    TimeUnit::Millisecond => (array.as_primitive::<TimestampMillisecondType>().values(), 1_000),
-                    TimeUnit::Microsecond => (array.as_primitive::<TimestampMicrosecondType>().values(), 1_000_000),
-                    TimeUnit::Nanosecond => (array.as_primitive::<TimestampNanosecondType>().values(), 1_000_000_000),
-                };
-                Data::Stamp(values.clone(), units, Stamps::default())
+                let (values, units) = ticks(array, *unit);
+                Data::Stamp(values, units, Stamps::default())
             }
             DataType::Date32 => Data::Days(array.as_primitive::<Date32Type>().values().clone()),
             DataType::Date64 => Data::DayMillis(array.as_primitive::<Date64Type>().values().clone()),

@@ -136,6 +136,10 @@ impl LookupTable for Cached {
         self.table.schema().await
     }
 
+    async fn check(&self) -> Result<SchemaRef, LookupError> {
+        self.table.check().await
+    }
+
     async fn read(&self, known: Option<&SchemaRef>) -> Result<RecordBatch, LookupError> {
         self.table.read(known).await
     }

@@ -54,6 +54,11 @@ pub trait LookupTable: Send + Sync {
     /// Its columns, those that the lookup needs at least.
     async fn schema(&self) -> Result<SchemaRef, LookupError>;
 
+    /// Its columns, and whether it can be reached: what `validate --connect` asks.
+    async fn check(&self) -> Result<SchemaRef, LookupError> {
+        self.schema().await
+    }
+
     /// All rows, of the columns that the lookup needs and the table has. Columns of `known` have its types, whatever the
     /// values suggest now.
     async fn read(&self, known: Option<&SchemaRef>) -> Result<RecordBatch, LookupError>;
@@ -146,6 +151,9 @@ impl Patient {
 impl LookupTable for Patient {
     async fn schema(&self) -> Result<SchemaRef, LookupError> {
         self.wait(self.table.schema()).await
+    }
+    async fn check(&self) -> Result<SchemaRef, LookupError> {
+        self.wait(self.table.check()).await
     }
     async fn read(&self, known: Option<&SchemaRef>) -> Result<RecordBatch, LookupError> {
         self.wait(self.table.read(known)).await

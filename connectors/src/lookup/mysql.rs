@@ -27,7 +27,9 @@ const MAX_PARAMETERS: usize = 1_000;
 const PING_AFTER: Duration = Duration::from_secs(5);
 /// The number of the character set of bytes.
 const BINARY: u16 = 63;
-const SESSION: [&str; 2] = ["SET SESSION time_zone = '+00:00'", "SET SESSION TRANSACTION READ ONLY"];
+const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
+/// The native type of columns that need a word of their own.
+const FLOAT: &str = "float";
 
 pub(super) struct Mysql {
     address: Address,
@@ -52,10 +54,8 @@ impl Mysql {
         }
         let opened = self.address.open().await;
         let mut connection = opened.map_err(|failure| LookupError(self.address.explain(failure).to_string()))?;
-        for statement in SESSION {
-            let done = connection.query_drop(statement).await;
-            done.map_err(|error| self.failed("setting up a session in", error))?;
-        }
+        let done = connection.query_drop(READ_ONLY).await;
+        done.map_err(|error| self.failed("setting up a session in", error))?;
         Ok(connection)
     }
 
@@ -110,15 +110,29 @@ fn decimal(column: &Column, unsigned: bool) -> DataType {
 }
 
 /// Adds a row's values.
-fn pour(row: &Row, cells: &mut Cells) -> Result<(), LookupError> {
-    for column in 0..row.len() {
-        match row.as_ref(column) {
-            None | Some(Value::NULL) => cells.push(column, None)?,
-            Some(Value::Bytes(bytes)) => cells.push(column, Some(bytes))?,
-            Some(value) => cells.push(column, Some(text_of(value).as_bytes()))?,
+fn pour(row: &Row, columns: &[Described], cells: &mut Cells) -> Result<(), LookupError> {
+    for (index, column) in columns.iter().enumerate() {
+        let text;
+        let bytes: Option<&[u8]> = match row.as_ref(index) {
+            None | Some(Value::NULL) => None,
+            Some(Value::Bytes(bytes)) => Some(bytes),
+            Some(value) => {
+                text = text_of(value);
+                Some(text.as_bytes())
+            }
+        };
+        match bytes.filter(|_| column.native == FLOAT) {
+            Some(digits) => cells.push(index, Some(shortest(digits).as_bytes()))?,
+            None => cells.push(index, bytes)?,
         }
     }
     Ok(())
+}
+
+/// The shortest text of a FLOAT, as other databases give it; what came are the digits of the same number as a double.
+fn shortest(digits: &[u8]) -> String {
+    let text = String::from_utf8_lossy(digits);
+    text.parse::<f32>().map_or_else(|_| text.into_owned(), |float| float.to_string())
 }
 
 /// A value of the binary protocol as the text protocol would have it.
@@ -142,6 +156,12 @@ impl Server for Mysql {
         format!("`{}`", name.replace('`', "``"))
     }
 
+    /// The server writes a FLOAT with six digits only: as a DOUBLE all of it is written.
+    fn shown(&self, column: &Described) -> String {
+        let name = self.quoted(&column.name);
+        if column.native == FLOAT { format!("{name} + 0e0") } else { name }
+    }
+
     fn at_once(&self) -> usize {
         MAX_PARAMETERS
     }
@@ -153,10 +173,14 @@ impl Server for Mysql {
             .await
             .map_err(|error| self.failed("looking at the columns of a query in", error))?;
         let columns = prepared.columns();
+        let native = |column: &Column| match column.column_type() {
+            ColumnType::MYSQL_TYPE_FLOAT => FLOAT.to_owned(),
+            _ => String::new(),
+        };
         let columns = columns.iter().map(|column| Described {
             name: column.name_str().into_owned(),
             kind: Some(kind_of(column)),
-            native: String::new(),
+            native: native(column),
         });
         let described = columns.collect();
         self.keep(connection).await;
@@ -173,7 +197,7 @@ impl Server for Mysql {
         let mut connection = self.connected().await?;
         let mut result = connection.query_iter(statement).await.map_err(failed)?;
         while let Some(row) = result.next().await.map_err(failed)? {
-            pour(&row, cells)?;
+            pour(&row, columns, cells)?;
         }
         result.drop_result().await.map_err(failed)?;
         self.keep(connection).await;
@@ -183,7 +207,7 @@ impl Server for Mysql {
     async fn some(
         &self,
         statement: &str,
-        _: &[Described],
+        columns: &[Described],
         keys: &Keys<'_>,
         cells: &mut Cells,
     ) -> Result<u64, LookupError> {
@@ -197,7 +221,7 @@ impl Server for Mysql {
         let given: Vec<Value> = keys.values()?;
         let mut result = connection.exec_iter(sql, Params::Positional(given)).await.map_err(failed)?;
         while let Some(row) = result.next().await.map_err(failed)? {
-            pour(&row, cells)?;
+            pour(&row, columns, cells)?;
         }
         result.drop_result().await.map_err(failed)?;
         self.keep(connection).await;

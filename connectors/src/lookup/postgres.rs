@@ -173,8 +173,8 @@ impl Server for Postgres {
         format!("\"{}\"", name.replace('"', "\"\""))
     }
 
-    fn shown(&self, column: &str) -> String {
-        format!("{}::text", self.quoted(column))
+    fn shown(&self, column: &Described) -> String {
+        format!("{}::text", self.quoted(&column.name))
     }
 
     async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {

@@ -249,6 +249,14 @@ impl LookupTable for RedisTable {
         Ok(self.whole())
     }
 
+    /// The columns are known without the server: so it is asked for an answer.
+    async fn check(&self) -> Result<SchemaRef, LookupError> {
+        let mut connection = self.connected().await?;
+        let answer: Result<(), RedisError> = redis::cmd("PING").query_async(&mut connection).await;
+        answer.map_err(|error| self.failed("asking", &error))?;
+        self.schema().await
+    }
+
     async fn read(&self, _: Option<&SchemaRef>) -> Result<RecordBatch, LookupError> {
         Err(LookupError::of(&self.what, "Redis cannot be read as one table"))
     }

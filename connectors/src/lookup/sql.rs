@@ -70,8 +70,8 @@ pub(super) trait Server: Send + Sync {
     fn quoted(&self, name: &str) -> String;
 
     /// A column in a list of columns, so that its values come as texts or bytes.
-    fn shown(&self, column: &str) -> String {
-        self.quoted(column)
+    fn shown(&self, column: &Described) -> String {
+        self.quoted(&column.name)
     }
 
     /// The columns of a statement's result.
@@ -155,7 +155,7 @@ impl SqlTable {
     }
 
     fn select(&self, columns: &[Described]) -> String {
-        let list: Vec<_> = columns.iter().map(|column| self.server.shown(&column.name)).collect();
+        let list: Vec<_> = columns.iter().map(|column| self.server.shown(column)).collect();
         format!("SELECT {} FROM {}", list.join(", "), self.from)
     }
 

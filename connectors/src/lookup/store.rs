@@ -119,7 +119,8 @@ fn touch(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-fn encode(rows: &RecordBatch) -> parquet::errors::Result<Vec<u8>> {
+/// Rows as the bytes of a snapshot.
+pub fn encode(rows: &RecordBatch) -> parquet::errors::Result<Vec<u8>> {
     let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, rows.schema(), Some(properties))?;
@@ -128,7 +129,8 @@ fn encode(rows: &RecordBatch) -> parquet::errors::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn decode(bytes: Bytes) -> Result<RecordBatch, Box<dyn std::error::Error>> {
+/// The rows of a snapshot.
+pub fn decode(bytes: Bytes) -> Result<RecordBatch, Box<dyn std::error::Error + Send + Sync>> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)?;
     let schema = reader.schema().clone();
     let batches = reader.build()?.collect::<Result<Vec<_>, _>>()?;

@@ -2,11 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use arrow::array::RecordBatch;
 use async_trait::async_trait;
-use tidemill_checkpoint::{Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt, SinkId};
+use tidemill_checkpoint::{Permit, Receipt, SinkId};
 
-use super::{Guarantee, Marks, Sink, SinkError, StageContext, Staged, unmarked};
+use super::{
+    SinkError, StageContext, Staged,
+    unmarked::{self, Writes},
+};
 
 /// The sink `type: blackhole`.
 #[derive(Debug)]
@@ -32,34 +35,9 @@ impl Blackhole {
 }
 
 #[async_trait]
-impl Sink for Blackhole {
+impl Writes for Blackhole {
     fn id(&self) -> &SinkId {
         &self.id
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        Guarantee::AtLeastOnce
-    }
-
-    async fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError> {
-        Ok(unmarked::peek(lanes))
-    }
-
-    async fn claim(
-        &self,
-        lane: &Lane,
-        generation: Generation,
-        owner: &Owner,
-    ) -> Result<(LaneKey, Option<Mark>), SinkError> {
-        Ok(unmarked::claim(&self.id, lane, generation, owner))
-    }
-
-    async fn history(&self, _: &Lane, _: &LogName, _: u64) -> Result<Vec<Entry>, SinkError> {
-        Ok(Vec::new())
-    }
-
-    async fn prepare(&self, _: &SchemaRef) -> Result<(), SinkError> {
-        Ok(())
     }
 
     async fn stage(&self, _: &StageContext, rows: &[RecordBatch]) -> Result<Staged, SinkError> {
@@ -73,17 +51,5 @@ impl Sink for Blackhole {
             Ok(Receipt::written(permit))
         };
         group.iter().map(count).collect()
-    }
-
-    async fn beat(&self, _: &LaneKey) -> Result<(), SinkError> {
-        Ok(())
-    }
-
-    async fn release(&self, _: &LaneKey) -> Result<(), SinkError> {
-        Ok(())
-    }
-
-    async fn reset(&self) -> Result<(), SinkError> {
-        Ok(())
     }
 }

@@ -16,14 +16,17 @@ use std::{
 
 use arrow::{
     array::{Array, RecordBatch},
-    datatypes::{DataType, SchemaRef},
+    datatypes::DataType,
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Local};
-use tidemill_checkpoint::{Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Plan, Receipt, SinkId};
+use tidemill_checkpoint::{Permit, Plan, Receipt, SinkId};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use super::{Guarantee, Marks, Sink, SinkError, StageContext, Staged, blocking, cell, unmarked};
+use super::{
+    SinkError, StageContext, Staged, blocking, cell,
+    unmarked::{self, Writes},
+};
 
 /// No cell of a table is wider.
 const MAX_CELL: usize = 40;
@@ -153,34 +156,9 @@ fn body(batches: &[RecordBatch], first: usize) -> String {
 }
 
 #[async_trait]
-impl Sink for Console {
+impl Writes for Console {
     fn id(&self) -> &SinkId {
         &self.id
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        Guarantee::AtLeastOnce
-    }
-
-    async fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError> {
-        Ok(unmarked::peek(lanes))
-    }
-
-    async fn claim(
-        &self,
-        lane: &Lane,
-        generation: Generation,
-        owner: &Owner,
-    ) -> Result<(LaneKey, Option<Mark>), SinkError> {
-        Ok(unmarked::claim(&self.id, lane, generation, owner))
-    }
-
-    async fn history(&self, _: &Lane, _: &LogName, _: u64) -> Result<Vec<Entry>, SinkError> {
-        Ok(Vec::new())
-    }
-
-    async fn prepare(&self, _: &SchemaRef) -> Result<(), SinkError> {
-        Ok(())
     }
 
     async fn stage(&self, context: &StageContext, rows: &[RecordBatch]) -> Result<Staged, SinkError> {
@@ -204,18 +182,6 @@ impl Sink for Console {
             results.push(printed.map(|()| Receipt::written(&permit)));
         }
         results
-    }
-
-    async fn beat(&self, _: &LaneKey) -> Result<(), SinkError> {
-        Ok(())
-    }
-
-    async fn release(&self, _: &LaneKey) -> Result<(), SinkError> {
-        Ok(())
-    }
-
-    async fn reset(&self) -> Result<(), SinkError> {
-        Ok(())
     }
 }
 

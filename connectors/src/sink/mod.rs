@@ -1,11 +1,12 @@
 //! Sinks: where rows go. One file or folder each.
 //!
-//! A *marked* sink stores rows and mark in one atomic step and can be the anchor. An *unmarked* one (console) commits
-//! first and remembers nothing: at least once.
+//! A *marked* sink stores rows and mark in one atomic step and can be the anchor. An *unmarked* one (console, or any with
+//! `guarantee: at_least_once`) commits first and remembers nothing.
 
 pub mod blackhole;
 mod cell;
 pub mod console;
+mod dense;
 mod durable;
 pub mod files;
 pub mod kafka;
@@ -22,15 +23,7 @@ use async_trait::async_trait;
 use tidemill_checkpoint::{
     Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Plan, Receipt, ShardId, SinkId,
 };
-
-/// What a job may rely on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guarantee {
-    /// Rows and mark in one step.
-    ExactlyOnce,
-    /// No mark: a batch that is replayed is written again.
-    AtLeastOnce,
-}
+pub use tidemill_config::Guarantee;
 
 /// What staging a batch may look at.
 #[derive(Clone, Debug)]
@@ -230,14 +223,23 @@ pub trait Sink: Send + Sync {
 pub fn open(id: SinkId, job: &str, kind: &tidemill_config::SinkKind) -> Result<Arc<dyn Sink>, SinkError> {
     use tidemill_config::SinkKind;
     Ok(match kind {
-        SinkKind::Console { first } => Arc::new(console::Console::open(id, *first)),
+        SinkKind::Console { first } => Arc::new(unmarked::Unmarked(console::Console::open(id, *first))),
         SinkKind::Files(files) => Arc::new(files::Files::open(id, job, files)?),
         SinkKind::Sqlite { path, table, mode } => Arc::new(sqlite::Sqlite::open(id, job, path, table, mode)?),
-        SinkKind::Mysql(database) => Arc::new(mysql::Mysql::open(id, job, database)?),
-        SinkKind::Postgres(database) => Arc::new(postgres::Postgres::open(id, job, database)?),
-        SinkKind::Kafka(kafka) => Arc::new(kafka::Kafka::open(id, job, kafka)?),
-        SinkKind::Blackhole => Arc::new(blackhole::Blackhole::open(id)),
+        SinkKind::Mysql(database) => unmarked::of(mysql::Mysql::open(id, job, database)?, database.guarantee),
+        SinkKind::Postgres(database) => unmarked::of(postgres::Postgres::open(id, job, database)?, database.guarantee),
+        SinkKind::Kafka(kafka) => unmarked::of(kafka::Kafka::open(id, job, kafka)?, kafka.guarantee),
+        SinkKind::Blackhole => Arc::new(unmarked::Unmarked(blackhole::Blackhole::open(id))),
     })
+}
+
+/// Whether a sink can write rows of this schema, as far as that shows without its target: what `validate` says without
+/// `--connect`.
+pub fn fits(id: &SinkId, kind: &tidemill_config::SinkKind, schema: &SchemaRef) -> Result<(), SinkError> {
+    match kind {
+        tidemill_config::SinkKind::Kafka(kafka) => kafka::fits(id, kafka, schema),
+        _ => Ok(()),
+    }
 }
 
 /// Runs blocking work off the runtime. A task that panicked is reported, not passed on: other lanes go on.

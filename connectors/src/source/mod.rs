@@ -162,6 +162,8 @@ pub struct Settings {
     pub job: String,
     /// What a source may keep in memory beyond its batches: read ahead of them.
     pub ahead_bytes: usize,
+    /// How often batches are planned; zero where as soon as there is something.
+    pub trigger: Duration,
 }
 
 /// What a source finds when it is put at a mark.
@@ -280,6 +282,12 @@ pub trait Source: Send + Sync {
     /// Why nothing can be received now although the source works (a spool on a full disk), where that is so.
     fn fault(&self) -> Option<String> {
         None
+    }
+
+    /// The job's batch loop worked for so long of the time that passed since it last said so. A source whose lanes are shared
+    /// out among daemons takes more of them, or fewer.
+    fn worked(&self, worked: Duration, passed: Duration) {
+        let _ = (worked, passed);
     }
 
     /// `--once`: from now on [`Source::event`] answers `End` when what was there at this call is planned

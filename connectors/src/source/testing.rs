@@ -412,6 +412,7 @@ mod tests {
             owner: owner.to_owned(),
             job: "job".to_owned(),
             ahead_bytes: 1 << 20,
+            trigger: Duration::ZERO,
         };
         TestSource::open(&config, &test, &settings).unwrap()
     }

@@ -16,7 +16,7 @@ use rdkafka::{
     message::{Headers, OwnedMessage},
 };
 use tidemill_checkpoint::Digest;
-use tidemill_config::{Codec, KafkaCompression, KafkaSink};
+use tidemill_config::{At, Codec, Guarantee, KafkaCompression, KafkaSink, Located};
 
 use super::services;
 
@@ -73,6 +73,14 @@ fn partitions_of(consumer: &BaseConsumer, topic: &str) -> Vec<i32> {
     metadata.topics()[0].partitions().iter().map(|partition| partition.id()).collect()
 }
 
+/// The topics whose names contain this.
+pub fn topics(brokers: &str, part: &str) -> Vec<String> {
+    let consumer: BaseConsumer = client(brokers).create().unwrap();
+    let metadata = consumer.fetch_metadata(None, LIMIT).unwrap();
+    let names = metadata.topics().iter().map(|topic| topic.name()).filter(|name| name.contains(part));
+    names.map(str::to_owned).collect()
+}
+
 /// The sink of a folder; its topic is there.
 pub fn config(dir: &Path) -> KafkaSink {
     let (topic, brokers) = (topic(dir), brokers(dir));
@@ -87,6 +95,7 @@ pub fn config(dir: &Path) -> KafkaSink {
         delete_when: None,
         codec: Codec::Json,
         compression: KafkaCompression::None,
+        guarantee: Guarantee::ExactlyOnce,
         transaction_timeout: Duration::from_secs(timeout),
         properties: Vec::new(),
     }
@@ -145,4 +154,9 @@ pub fn headers(message: &OwnedMessage) -> BTreeMap<String, String> {
     let Some(headers) = message.headers() else { return BTreeMap::new() };
     let text = |value: Option<&[u8]>| String::from_utf8(value.unwrap().to_vec()).unwrap();
     headers.iter().map(|header| (header.key.to_owned(), text(header.value))).collect()
+}
+
+/// A column as a job names it.
+pub fn column(name: &str) -> Located<String> {
+    Located { value: name.to_owned(), at: At::default() }
 }

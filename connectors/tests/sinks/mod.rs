@@ -36,20 +36,21 @@ pub enum Kind {
     Sqlite,
     Postgres,
     Ledger,
+    Mariadb,
     Mysql,
     Kafka,
 }
 
 /// Every marked sink.
-const MARKED: [Kind; 7] =
-    [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Postgres, Kind::Mysql, Kind::Kafka];
+const MARKED: [Kind; 8] =
+    [Kind::Files, Kind::Rolling, Kind::Sqlite, Kind::Ledger, Kind::Postgres, Kind::Mariadb, Kind::Mysql, Kind::Kafka];
 
 /// Whether the sink's server can be had here.
 pub fn is_there(kind: Kind) -> bool {
     match kind {
         Kind::Kafka => services::kafka().is_some(),
         Kind::Postgres => postgres::server().is_some(),
-        Kind::Mysql => mysql::server().is_some(),
+        Kind::Mariadb | Kind::Mysql => mysql::server(kind).is_some(),
         Kind::Files | Kind::Rolling | Kind::Sqlite | Kind::Ledger => true,
     }
 }
@@ -57,7 +58,7 @@ pub fn is_there(kind: Kind) -> bool {
 /// The folder is not used any more: what a server holds for it goes too.
 pub fn forget(kind: Kind, dir: &Path) {
     match kind {
-        Kind::Mysql => mysql::forget(dir),
+        Kind::Mariadb | Kind::Mysql => mysql::forget(kind, dir),
         Kind::Postgres => postgres::forget(dir),
         _ => {}
     }
@@ -82,7 +83,7 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
         Kind::Files => SinkKind::Files(files(dir, None)),
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
         Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
-        Kind::Mysql => mysql::config(&mysql::url(dir), "rows", &[], None),
+        Kind::Mariadb | Kind::Mysql => mysql::config(&mysql::url(kind, dir), "rows", &[], None),
         Kind::Postgres => SinkKind::Postgres(postgres::config(&postgres::url(dir), "rows", &[], None)),
         Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),
         Kind::Ledger => {
@@ -133,7 +134,7 @@ pub fn rows(kind: Kind, dir: &Path) -> Vec<i64> {
         Kind::Postgres => postgres::numbers(dir),
         Kind::Kafka => kafka::numbers(dir),
         Kind::Ledger => Vec::new(),
-        Kind::Mysql => mysql::rows(dir),
+        Kind::Mariadb | Kind::Mysql => mysql::rows(kind, dir),
     };
     rows.sort_unstable();
     rows
@@ -284,4 +285,19 @@ pub fn generation(n: u64) -> Generation {
 
 pub fn keeps_marks(sink: &dyn Sink) -> bool {
     sink.guarantee() == Guarantee::ExactlyOnce
+}
+
+/// Claims the lane and commits `rows` as the first batch.
+pub async fn write(sink: Arc<dyn Sink>, rows: &RecordBatch) -> Runner {
+    let (key, head) = sink.claim(&Lane::single(), generation(1), &owner(1)).await.unwrap();
+    let mut runner = Runner { sink, key, head };
+    runner.run(0).await.unwrap();
+    runner.sink.prepare(&rows.schema()).await.unwrap();
+    let head = runner.head.clone().unwrap();
+    let (mark, _) = next(&runner.key, &head, &[], 0);
+    let staged = runner.sink.stage(&context(&runner.key, &mark, false), std::slice::from_ref(rows)).await.unwrap();
+    let permit = Permit::anchor(runner.key.clone(), Some(head.digest), mark.clone(), Vec::new());
+    runner.sink.commit(vec![(permit, staged)]).await.pop().unwrap().unwrap();
+    runner.head = Some(mark);
+    runner
 }

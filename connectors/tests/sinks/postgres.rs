@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::OnceLock};
 
 use tidemill_checkpoint::Digest;
-use tidemill_config::{At, DatabaseSink, Located, Mode};
+use tidemill_config::{At, DatabaseSink, Guarantee, Located, Mode};
 
 use super::services::{self, Postgres};
 
@@ -62,5 +62,6 @@ pub fn config(url: &str, table: &str, key: &[&str], delete_when: Option<&str>) -
         [] => Mode::Append,
         key => Mode::Upsert { key: key.iter().map(|name| at(name)).collect(), delete_when: delete_when.map(at) },
     };
-    DatabaseSink { url: url.into(), table: table.into(), mode, ca: None }
+    let guarantee = Guarantee::ExactlyOnce;
+    DatabaseSink { url: url.into(), table: table.into(), mode, guarantee, ca: None }
 }

@@ -51,6 +51,20 @@ impl Topic {
     }
 
     pub fn at(brokers: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) -> Self {
+        let topic = Self::absent(brokers, name);
+        topic.make(partitions, settings);
+        topic
+    }
+
+    /// One whose partitions are on these brokers.
+    pub fn on(brokers: &str, name: &str, nodes: &[i32]) -> Self {
+        let topic = Self::absent(brokers, name);
+        let each: Vec<_> = nodes.iter().map(std::slice::from_ref).collect();
+        topic.create(NewTopic::new(name, i32::try_from(nodes.len()).unwrap(), TopicReplication::Variable(&each)));
+        topic
+    }
+
+    fn absent(brokers: &str, name: &str) -> Self {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .set("enable.idempotence", "true")
@@ -58,14 +72,16 @@ impl Topic {
             .set("topic.metadata.refresh.interval.ms", "500")
             .create()
             .unwrap();
-        let topic = Self { brokers: brokers.to_owned(), name: name.to_owned(), producer };
-        topic.make(partitions, settings);
-        topic
+        Self { brokers: brokers.to_owned(), name: name.to_owned(), producer }
     }
 
     pub fn make(&self, partitions: i32, settings: &[(&str, &str)]) {
         let mut new = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
         new.config = settings.to_vec();
+        self.create(new);
+    }
+
+    fn create(&self, new: NewTopic<'_>) {
         let options = AdminOptions::new().operation_timeout(Some(LIMIT));
         let made = block(admin(&self.brokers).create_topics([&new], &options)).unwrap();
         made.into_iter().for_each(|one| drop(one.unwrap()));
@@ -124,6 +140,7 @@ impl Topic {
     /// What a source's job says of it.
     pub fn config(&self) -> KafkaSource {
         KafkaSource {
+            members: 1,
             brokers: self.brokers.clone(),
             topics: vec![Located { value: self.name.clone(), at: Default::default() }],
             group: Some(format!("g-{}", self.name)),

@@ -52,11 +52,21 @@ pub enum Kind {
     Kafka,
     Sqlite,
     Postgres,
+    Mariadb,
     Mysql,
 }
 
-pub const KINDS: [Kind; 8] =
-    [Kind::Listen, Kind::Connect, Kind::Directory, Kind::Test, Kind::Kafka, Kind::Sqlite, Kind::Postgres, Kind::Mysql];
+pub const KINDS: [Kind; 9] = [
+    Kind::Listen,
+    Kind::Connect,
+    Kind::Directory,
+    Kind::Test,
+    Kind::Kafka,
+    Kind::Sqlite,
+    Kind::Postgres,
+    Kind::Mariadb,
+    Kind::Mysql,
+];
 
 /// What record `n` says. Most are short, some empty, some longer than a small budget.
 pub fn text(n: u64) -> String {
@@ -158,7 +168,7 @@ impl Rig {
         for shard in 0..SHARDS {
             fs::write(dir.path().join(format!("shards/{shard}")), "").unwrap();
         }
-        let table = if matches!(kind, Kind::Sqlite | Kind::Postgres | Kind::Mysql) {
+        let table = if matches!(kind, Kind::Sqlite | Kind::Postgres | Kind::Mariadb | Kind::Mysql) {
             Some(sql::Table::new(kind, dir.path())?)
         } else {
             None
@@ -187,6 +197,7 @@ impl Rig {
             owner: "me".to_owned(),
             job: "job".to_owned(),
             ahead_bytes: 1 << 20,
+            trigger: Duration::ZERO,
         };
         source::open(&config, &settings).unwrap()
     }
@@ -218,7 +229,7 @@ impl Rig {
                 start: Start::Earliest,
             }),
             Kind::Kafka => SourceKind::Kafka(self.topic.as_ref().unwrap().config()),
-            Kind::Sqlite | Kind::Postgres | Kind::Mysql => self.table.as_ref().unwrap().config(),
+            Kind::Sqlite | Kind::Postgres | Kind::Mariadb | Kind::Mysql => self.table.as_ref().unwrap().config(),
             Kind::Test => SourceKind::Test(tidemill_config::TestSource { path: self.dir.path().to_owned() }),
         }
     }
@@ -249,7 +260,7 @@ impl Rig {
                 let values: Vec<_> = numbers.map(text).collect();
                 self.topic.as_ref().unwrap().send_values(0, &values);
             }
-            Kind::Sqlite | Kind::Postgres | Kind::Mysql => self.table.as_ref().unwrap().bring(numbers),
+            Kind::Sqlite | Kind::Postgres | Kind::Mariadb | Kind::Mysql => self.table.as_ref().unwrap().bring(numbers),
             Kind::Test => {
                 for shard in 0..SHARDS {
                     let path = self.dir.path().join(format!("shards/{shard}"));
@@ -333,7 +344,9 @@ impl Rig {
                 files(&self.dir.path().join("in")).iter().for_each(|path| fs::remove_file(path).unwrap())
             }
             Kind::Kafka => self.topic.as_ref().unwrap().delete_records(0, -1),
-            Kind::Sqlite | Kind::Postgres | Kind::Mysql => unreachable!("a table does not tell what it lost"),
+            Kind::Sqlite | Kind::Postgres | Kind::Mariadb | Kind::Mysql => {
+                unreachable!("a table does not tell what it lost")
+            }
             Kind::Test => files(&self.dir.path().join("shards")).iter().for_each(|path| fs::write(path, "").unwrap()),
         }
     }

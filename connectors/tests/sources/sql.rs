@@ -6,7 +6,7 @@ use tidemill_config::{At, Located, SourceKind, SqlDatabase, SqlFrom, SqlSource, 
 
 use super::{
     Kind,
-    services::{Mariadb, Postgres, mariadb, postgres},
+    services::{self, Postgres, postgres},
     text,
 };
 
@@ -14,7 +14,7 @@ use super::{
 pub enum Table {
     Sqlite(rusqlite::Connection, std::path::PathBuf),
     Postgres(Box<Postgres>, String),
-    Mysql(Box<Mariadb>, String, String),
+    Mysql(Box<services::Mysql>, String, String),
 }
 
 impl Table {
@@ -32,8 +32,8 @@ impl Table {
                 let url = server.schema(&name);
                 Self::Postgres(Box::new(server), url)
             }
-            Kind::Mysql => {
-                let server = mariadb()?;
+            Kind::Mariadb | Kind::Mysql => {
+                let server = if kind == Kind::Mysql { services::mysql()? } else { services::mariadb()? };
                 let url = server.database(&name);
                 Self::Mysql(Box::new(server), url, name)
             }

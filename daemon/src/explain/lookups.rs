@@ -68,9 +68,13 @@ pub(super) fn describe(job: &std::sync::Arc<config::Job>, lookup: &config::Looku
         ),
     };
     if matches!(lookup.mode, LookupMode::Snapshot { .. }) && scheme::of(job) == LaneScheme::Partition {
+        let without = match lookup.on_lost_table {
+            Some(config::OnLost::Stop) => "stops",
+            _ => "goes on with the one of now, and gives other rows then",
+        };
         let _ = writeln!(
             out,
-            "      each daemon reads the table itself: one that takes over a lane with an open batch needs the table that the batch used, or one that is still the same"
+            "      each daemon reads the table itself: one that takes over a lane with an open batch, and has neither the table that the batch used nor one that is still the same, {without}"
         );
     }
     out

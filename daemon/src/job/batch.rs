@@ -31,6 +31,7 @@ use super::{
     lane::{LaneError, Owned, joined_after},
     lookups::BatchTables,
     probe,
+    readable::Readable,
     schemas::{Schemas, schema_log, schema_text, versions},
 };
 use crate::{memory::Lease, status::LastBatch};
@@ -197,6 +198,8 @@ impl Job {
         content.versions.extend(tables.versions.clone());
         let new_entries = content.entries.values().map(Vec::len).sum::<usize>();
         let compiled = schemas.compiled_for(self, self.digest, &pinned, &tables.schemas, &raw)?;
+        compiled.prepare(&raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
+        content.versions.extend(compiled.readable(&raw).versions());
         let draft = Draft::batch(&head.mark, head.mark.anchor(), content).map_err(|error| cannot_plan(lane, &error))?;
         let raw = Arc::new(raw);
         self.lookups.uses(draft.plan());
@@ -265,6 +268,14 @@ impl Job {
         tables: &BatchTables,
     ) -> Result<Computed, LaneError> {
         compiled.prepare(raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
+        let readable = Readable::of(plan);
+        if let Some(source) = compiled.lost(raw, &readable) {
+            return Err(LaneError::Transient(format!(
+                "source {source}: the registry has lost a schema that batch {} was made with: register it again under its id, \
+                 or `tidemill checkpoint resolve --accept-loss` for the sinks that lack the batch",
+                plan.seq
+            )));
+        }
         let batch = Digest::of_json(&(&plan.lane, &plan.parent));
         let tries = self
             .around
@@ -280,7 +291,7 @@ impl Job {
         let (compiled, raw, tables) = (compiled.clone(), raw.clone(), tables.tables.clone());
         let computed = tokio::task::spawn_blocking(move || {
             probe::pass(&compiled).map_err(|error| ComputeError::Step(error.to_string()))?;
-            compiled.compute(&raw, &context, input, &tables)
+            compiled.compute(&raw, &context, input, &tables, &readable)
         })
         .await;
         computed
@@ -431,7 +442,7 @@ pub(super) fn row_schema(slot: &SinkSlot, compiled: &Compiled) -> SchemaRef {
 }
 
 /// A batch whose records cannot be decoded yet waits.
-fn not_prepared(source: &str, error: PrepareError) -> LaneError {
+pub(super) fn not_prepared(source: &str, error: PrepareError) -> LaneError {
     match error {
         PrepareError::Transient(why) => LaneError::Transient(format!("source {source}: {why}")),
         PrepareError::Fatal(why) => LaneError::Stop(format!("source {source}: {why}")),

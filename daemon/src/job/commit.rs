@@ -52,16 +52,26 @@ impl Job {
     }
 
     async fn commit_unmarked(&self, work: &mut Work, failed: &mut BTreeMap<Lane, LaneError>) {
-        for (batch, staged) in work.iter_mut() {
-            for slot in self.sinks.iter().filter(|slot| !slot.is_marked()) {
-                let Some(rows) = staged.remove(slot.id()) else { continue };
+        for slot in self.sinks.iter().filter(|slot| !slot.is_marked()) {
+            let (mut group, mut members) = (Vec::new(), Vec::new());
+            for (index, (batch, staged)) in work.iter_mut().enumerate() {
+                let Some(rows) = staged.remove(slot.id()).filter(|_| !failed.contains_key(&batch.lane)) else {
+                    continue;
+                };
                 let key = LaneKey { sink: slot.id().clone(), ..any_key(&batch.keys) };
-                let started = Instant::now();
-                let result = commit_to(slot, vec![(Permit::unmarked(key, batch.mark().clone()), rows)]).await.pop();
-                batch.report.phases.insert("unmarked", started.elapsed().as_secs_f64());
-                if let Some(Err(error)) = result {
+                group.push((Permit::unmarked(key, batch.mark().clone()), rows));
+                members.push(index);
+            }
+            if group.is_empty() {
+                continue;
+            }
+            let started = Instant::now();
+            let results = commit_to(slot, group).await;
+            for (index, result) in members.into_iter().zip(results) {
+                let (batch, _) = &mut work[index];
+                *batch.report.phases.entry("unmarked").or_default() += started.elapsed().as_secs_f64();
+                if let Err(error) = result {
                     self.failed(batch, slot, &error, failed);
-                    break;
                 }
             }
         }

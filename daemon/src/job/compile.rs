@@ -25,6 +25,7 @@ use tidemill_connectors::{
 };
 use tidemill_steps::{BatchContext, Pipeline, Rows, Schemas, StepError, StepStats, lookup::Tables};
 
+use super::readable::Readable;
 use crate::status::StepReport;
 
 /// Schemas pinned so far, by the name that the source's shards have: what the codec decodes, without metadata columns.
@@ -100,7 +101,7 @@ pub fn given_schema(source: &config::Source) -> Option<SchemaRef> {
 
 /// That the files which describe records can be read; an error is a whole message with its place.
 pub fn check_codecs(job: &config::Job) -> Result<(), String> {
-    let wrong = job.sources.iter().filter_map(|source| codec::columns(&source.codec).err());
+    let wrong = job.record_codecs().filter_map(|codec| codec::columns(codec).err());
     let wrong: Vec<_> = wrong.map(|wrong| job.render(&wrong.at, &wrong.value)).collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
@@ -221,6 +222,24 @@ impl Compiled {
         Ok(())
     }
 
+    /// Where the registry of a source lacks schemas that the batch names: those that it has. After [`Compiled::prepare`].
+    pub fn readable(&self, raw: &[RawBatch]) -> Readable {
+        let sources = self.sources.iter().zip(&self.job.sources).zip(raw);
+        let of = |((source, config), batch): ((&CompiledSource, &config::Source), &RawBatch)| {
+            Some((super::shard_name(config), source.codec.readable(&batch.slices)?))
+        };
+        Readable(sources.filter_map(of).collect())
+    }
+
+    /// The source whose registry has lost a schema that the batch was made with.
+    pub fn lost(&self, raw: &[RawBatch], readable: &Readable) -> Option<String> {
+        let is_lost = |(source, now): (String, Vec<u32>)| {
+            let kept = readable.0.get(&source).is_some_and(|ids| ids.iter().all(|id| now.contains(id)));
+            (!kept).then_some(source)
+        };
+        self.readable(raw).0.into_iter().find_map(is_lost)
+    }
+
     /// Rows and rejects of a batch. `raw` is by source, in the job's order. Runs on all cores; call it off the runtime.
     /// Tables of lookups that are asked are waited for.
     pub fn compute(
@@ -229,6 +248,7 @@ impl Compiled {
         context: &BatchContext,
         input: Digest,
         tables: &Tables,
+        readable: &Readable,
     ) -> Result<Computed, ComputeError> {
         let started = Instant::now();
         let slices: Vec<(usize, &Slice)> = raw
@@ -240,7 +260,7 @@ impl Compiled {
         let decoded: Vec<(Rows, Vec<codec::Undecodable>)> = slices
             .par_iter()
             .enumerate()
-            .map(|(index, (source, slice))| self.decode(*source, slice, numbers.first[index]))
+            .map(|(index, (source, slice))| self.decode(*source, slice, numbers.first[index], readable))
             .collect();
         let mut inputs: Vec<(String, Vec<Rows>)> =
             self.job.sources.iter().map(|s| (s.name.value.clone(), Vec::new())).collect();
@@ -293,10 +313,13 @@ impl Compiled {
         Ok(computed)
     }
 
-    fn decode(&self, source: usize, slice: &Slice, first: u32) -> (Rows, Vec<codec::Undecodable>) {
+    fn decode(&self, source: usize, slice: &Slice, first: u32, readable: &Readable) -> (Rows, Vec<codec::Undecodable>) {
         let compiled = &self.sources[source];
         let known = compiled.known.as_ref().unwrap_or(&compiled.decoded);
-        let mut decoder = compiled.codec.decoder(&compiled.decoded, known);
+        let mut decoder = match readable.0.get(&super::shard_name(&self.job.sources[source])) {
+            None => compiled.codec.decoder(&compiled.decoded, known),
+            Some(ids) => compiled.codec.decoder_of(&compiled.decoded, known, ids),
+        };
         let Decoded { rows, records, rejects } = super::absent::decode(&mut *decoder, slice);
         let batch = if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
         (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
@@ -375,7 +398,7 @@ impl CompiledSource {
                     let value = slice.metadata.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
                     records.iter().map(|_| value).collect()
                 };
-                // A slice without a column that the job asks for: a batch in a process of its own.
+                // A slice without a column that the job asks for.
                 if *field.data_type() != DataType::Utf8 {
                     return new_null_array(field.data_type(), records.len());
                 }

@@ -21,6 +21,12 @@ impl Runner {
         running.filter(|(_, running)| running.failures > 0)
     }
 
+    /// Whether a lane is tried again, or has yet to get on after that.
+    pub(super) fn is_failing(&self) -> bool {
+        let fails = |phase: &Phase| matches!(phase, Phase::Wanted { failures, .. } if *failures > 0);
+        self.retrying().next().is_some() || self.lanes.values().any(fails)
+    }
+
     /// Lanes that have nothing to do and do not fail any more get on.
     pub(super) fn note_quiet(&mut self) {
         let quiet = self.retrying().filter(|(_, running)| running.is_quiet());

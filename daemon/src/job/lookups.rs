@@ -30,6 +30,7 @@ use self::{
     slot::{Ready, Slot, asked, keep, loaded},
 };
 use super::{Surroundings, lane::LaneError};
+use crate::memory::{Held, Memory};
 
 /// What names of versions in plans begin with.
 const VERSION: &str = "lookup/";
@@ -45,14 +46,17 @@ pub struct BatchTables {
     pub schemas: Schemas,
     /// What the plan names.
     pub versions: BTreeMap<String, Digest>,
+    /// Their parts of the budget, for as long as the batch has them.
+    held: Vec<Arc<Held>>,
 }
 
 impl BatchTables {
     fn add(&mut self, step: &str, ready: &Ready) {
         self.schemas.insert(step.to_owned(), ready.schema());
         self.tables.insert(step.to_owned(), ready.table());
-        if let Ready::Snapshot { digest, .. } = ready {
+        if let Ready::Snapshot { digest, held, .. } = ready {
             self.versions.insert(format!("{VERSION}{step}"), *digest);
+            self.held.extend(held.clone());
         }
     }
 
@@ -76,6 +80,7 @@ pub struct Lookups {
     shelf: Arc<Shelf>,
     folder: PathBuf,
     once: bool,
+    memory: Memory,
     scheme: LaneScheme,
     tasks: Mutex<Vec<AbortHandle>>,
 }
@@ -88,9 +93,25 @@ impl Lookups {
         for (step, config) in of(job) {
             let table = lookup::open(config).map_err(|error| anyhow::anyhow!("step {}: {error}", step.name))?;
             around.metrics.begin_lookup(&job.name, &step.name, matches!(config.mode, LookupMode::Query { .. }));
-            slots.push(Arc::new(Slot::new(&job.name, &step.name, config, table, shelf.clone(), &around.metrics)));
+            slots.push(Arc::new(Slot::new(
+                &job.name,
+                &step.name,
+                config,
+                table,
+                shelf.clone(),
+                &around.metrics,
+                &around.memory,
+            )));
         }
-        Ok(Self { slots, shelf, folder, once: around.once, scheme, tasks: Mutex::default() })
+        Ok(Self {
+            slots,
+            shelf,
+            folder,
+            once: around.once,
+            memory: around.memory.clone(),
+            scheme,
+            tasks: Mutex::default(),
+        })
     }
 
     /// Where snapshots are kept.
@@ -140,6 +161,7 @@ impl Lookups {
                 },
                 None => asked(config).await.map_err(|error| self.failed(&step.name, &error))?,
             };
+            let (ready, _) = ready.counted(None, &self.memory);
             tables.add(&step.name, &ready);
         }
         Ok(tables)
@@ -162,11 +184,19 @@ impl Lookups {
         };
         let ready = now.await.map_err(|error| self.failed(&step.name, &error))?;
         match &ready {
+            Ready::Snapshot { digest: found, .. } if *found != digest && self.goes_on(step, config) => {
+                tracing::warn!(
+                    step = step.name,
+                    "the table that a batch used is kept as {}, {why}: it is replayed with the table as it is now",
+                    self.shelf.store.path(digest).display()
+                );
+                Ok(ready)
+            }
             Ready::Snapshot { digest: found, .. } if *found != digest => {
                 let (path, now) = (self.shelf.store.path(digest), self.shelf.store.path(*found));
                 Err(LaneError::Lost {
                     what: format!(
-                        "its lookup {} used the table that is kept as {}, {why}; the table as it is now is another ({})",
+                        "its lookup {} used the table that is kept as {}, {why}; the table as it is now is another ({}), and `on_lost_table: continue` in the step takes that one",
                         step.name,
                         path.display(),
                         now.display()
@@ -176,6 +206,13 @@ impl Lookups {
             }
             _ => Ok(ready),
         }
+    }
+
+    /// Whether a replay may do with another table. What the job says now counts, so that it is a way out of a stop.
+    fn goes_on(&self, step: &config::Step, then: &config::Lookup) -> bool {
+        let now = self.slots.iter().find(|slot| slot.step == step.name).map_or(then, |slot| &slot.config);
+        let choice = now.on_lost_table;
+        choice.map_or(self.scheme == LaneScheme::Partition, |choice| choice == config::OnLost::Continue)
     }
 
     /// A plan names these tables: they stay until the next one of its lane is closed.

@@ -10,7 +10,7 @@
 //! - `lookups`: tables that lookups join, kept fresh, and kept for replays.
 //! - `rejects`: rows that a sink refused, on their way to the dead letters.
 //! - `runner`: the loop: triggers, overlap of batch N's commit with N+1, retries, shutdown. `acquire`: how it gets a lane;
-//!   `pulse`: how others know that it lives.
+//!   `pulse`: how others know that it lives; `load`: how busy it is.
 
 mod absent;
 mod acquire;
@@ -19,9 +19,11 @@ pub mod commit;
 pub mod compile;
 pub mod lane;
 pub mod lanes;
+mod load;
 pub mod lookups;
 pub mod probe;
 pub mod pulse;
+mod readable;
 pub mod rejects;
 pub mod replay;
 pub mod runner;
@@ -144,7 +146,7 @@ fn shard_name(source: &config::Source) -> String {
 /// into it those that decide which rows a sink gets. With others a replay would give other rows.
 pub fn digest_of(config: &config::Job) -> Digest {
     let text = digest_of_text(config);
-    let files = config.sources.iter().filter_map(|source| source.codec.schema_file());
+    let files = config.record_codecs().filter_map(|codec| codec.schema_file());
     let files: Vec<_> = files.map(|file| file.content.as_ref().ok().map(|content| Digest::of(content))).collect();
     if files.is_empty() { text } else { Digest::of_json(&(text, files)) }
 }
@@ -159,7 +161,11 @@ fn digest_of_text(config: &config::Job) -> Digest {
             config::SinkKind::Kafka(kafka) => {
                 let headers = kafka.headers.iter().map(|(_, column)| column);
                 let columns = headers.chain(&kafka.key).chain(&kafka.delete_when);
-                columns.map(|column| column.value.as_str()).collect()
+                let value = match &kafka.codec {
+                    config::Codec::Bytes(column) => Some(column.as_str()),
+                    _ => None,
+                };
+                columns.map(|column| column.value.as_str()).chain(value).collect()
             }
             _ => Vec::new(),
         };
@@ -194,6 +200,7 @@ impl Job {
                 owner: job.around.owner.name.clone(),
                 job: job.config.name.clone(),
                 ahead_bytes,
+                trigger: job.config.trigger.interval(),
             };
             job.sources.push(source::open(&for_connector(source), &settings)?);
         }

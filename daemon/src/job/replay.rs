@@ -11,7 +11,7 @@ use tidemill_connectors::source::{Proposal, RawBatch};
 
 use super::{
     Job, Role,
-    batch::{Head, cannot_plan, pass, row_schema, rows_for, writer},
+    batch::{Head, cannot_plan, not_prepared, pass, row_schema, rows_for, writer},
     compile::{Compiled, Computed, Pinned},
     lane::{LaneError, Owned},
     schemas::{Schemas, versions},
@@ -260,17 +260,19 @@ impl Job {
         }
         let raw = Arc::new(self.read_all(lane, &proposals).await.map_err(for_the_sink)?);
         let tables = self.lookups.current().await?;
+        let compiled = schemas.compiled_for(self, self.digest, &head.pinned, &tables.schemas, &raw)?;
+        compiled.prepare(&raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
+        let named = versions(&head.pinned).into_iter().chain(tables.versions.clone());
         let content = Content {
             spans: proposals.into_iter().flatten().flat_map(|p| p.spans).collect(),
             clock: Timestamp::now(),
             job: Some(self.digest),
-            versions: versions(&head.pinned).into_iter().chain(tables.versions.clone()).collect(),
+            versions: named.chain(compiled.readable(&raw).versions()).collect(),
             ..Content::default()
         };
         let writer = writer(owned, sink)?;
         let step =
             next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
-        let compiled = schemas.compiled_for(self, self.digest, &head.pinned, &tables.schemas, &raw)?;
         let computed = self.compute(&compiled, &raw, step.plan(), &tables).await?;
         let rows = rows_for(slot, &computed, &compiled);
         if !rows.is_empty() {

@@ -2,7 +2,7 @@
 //! with backoff, and a clean stop. How a lane is had, [`super::acquire`] says.
 //!
 //! The loop never sleeps longer than [`LONGEST_WAIT`], whatever the trigger: its owner's beats and the watchdog live from
-//! its movement. It never spins either: what woke it for nothing is not asked again before [`EMPTY_PAUSE`].
+//! its movement. It never spins either: what woke it for nothing is not asked again before [`EMPTY_PAUSE_MIN`].
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -23,6 +23,7 @@ use super::{
     Job,
     batch::{Head, Prepared},
     lane::{AtOnce, LaneError, Owned, Watch, describe_head},
+    load::Load,
     pulse::Pulse,
     schemas::Schemas,
 };
@@ -36,9 +37,11 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(25);
 /// The loop moves at least this often: it shows that it lives, reports what waits, and hears of lanes that come and go.
 /// With `asap` sources are asked again then, even if none spoke up.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// A source that spoke up and had nothing to plan is not listened to for so long.
-const EMPTY_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// A source that spoke up and had nothing to plan is not listened to for so long; doubled each time up to
+/// [`EMPTY_PAUSE_MAX`]. Once is nothing: word of what the last plan took already, or half a record.
+const EMPTY_PAUSE_MIN: Duration = Duration::from_millis(1);
+const EMPTY_PAUSE_MAX: Duration = Duration::from_millis(50);
 /// A lane that failed has to be without a failure for at least so long, unless it closes a batch.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -85,6 +88,16 @@ struct Deaf {
     until: Instant,
     /// Its errors in a row.
     failures: u32,
+    /// How often in a row it spoke up and had nothing to plan.
+    empty: u32,
+}
+
+impl Deaf {
+    /// It spoke up, and there was nothing to plan.
+    fn for_nothing(&mut self) {
+        self.until = Instant::now() + doubled(EMPTY_PAUSE_MIN, self.empty).min(EMPTY_PAUSE_MAX);
+        self.empty = self.empty.saturating_add(1);
+    }
 }
 
 /// The loop of one job.
@@ -100,6 +113,7 @@ pub struct Runner {
     turn: usize,
     /// By source.
     deaf: Vec<Deaf>,
+    pub(super) load: Load,
     /// Keys whose beat was refused: another owner has the lane, also where this one has nothing to commit.
     refused: mpsc::Receiver<LaneKey>,
     refuse: mpsc::Sender<LaneKey>,
@@ -131,6 +145,7 @@ impl Runner {
     /// A loop that has not begun. `stop` turns true when the job shall stop cleanly.
     pub fn new(job: Arc<Job>, pulse: Arc<Pulse>, stop: watch::Receiver<bool>) -> Self {
         let sources = job.sources.len();
+        let asap = job.config.trigger == config::Trigger::Asap;
         let (refuse, refused) = mpsc::channel(1);
         Self {
             job,
@@ -140,7 +155,8 @@ impl Runner {
             ended: vec![false; sources],
             started: false,
             turn: 0,
-            deaf: vec![Deaf { until: Instant::now(), failures: 0 }; sources],
+            deaf: vec![Deaf { until: Instant::now(), failures: 0, empty: 0 }; sources],
+            load: Load::new(asap),
             refused,
             refuse,
             stop,
@@ -234,7 +250,12 @@ impl Runner {
             // A batch that failed is due, whatever the trigger says.
             let retries = self.retrying().any(|(_, running)| !running.tried);
             let due = if at_once || retries { Instant::now() } else { next_tick };
+            let (began, is_idle) = (Instant::now(), commit.is_none());
             let wake = if refused { Wake::Batch } else { self.wait(&mut commit, due).await };
+            if is_idle {
+                self.load.waited(began.elapsed());
+            }
+            self.tell_load();
             match wake {
                 Wake::Stop => return self.shut_down(commit).await,
                 Wake::Committed | Wake::Lanes => {
@@ -250,10 +271,9 @@ impl Runner {
                 return self.shut_down(commit).await;
             };
             at_once = room == Room::Short || prepared.iter().any(|prepared| prepared.batch.full);
-            if let Wake::Data(source) = wake
-                && prepared.is_empty()
-            {
-                self.deaf[source].until = Instant::now() + EMPTY_PAUSE;
+            if let Wake::Data(source) = wake {
+                let deaf = &mut self.deaf[source];
+                if prepared.is_empty() { deaf.for_nothing() } else { deaf.empty = 0 }
             }
             if let Some(mut running) = commit.take() {
                 let Some(results) = unless_stopped(stop, &mut running).await else {
@@ -263,6 +283,7 @@ impl Runner {
             }
             let group = self.still_valid(prepared);
             if !group.is_empty() {
+                self.load.batch();
                 let lanes = group.iter().map(|prepared| prepared.batch.lane.clone()).collect();
                 let job = self.job.clone();
                 commit = Some(Box::pin(settled(lanes, tokio::spawn(async move { job.commit(group).await }))));
@@ -323,8 +344,9 @@ impl Runner {
         });
         let longest = Instant::now() + LONGEST_WAIT;
         let wake_at = lane_due.chain(batch_due).min().map_or(longest, |at| at.min(longest));
-        // Records are of use to an owner only; a runner that owns nothing hears of lanes.
-        let takes_data = owns && (once || self.job.config.trigger == config::Trigger::Asap);
+        // Records are of use to an owner only; a runner that owns nothing hears of lanes. Beside a commit a batch is prepared
+        // where the last one was full: one with the first record that comes would wait with it, and keep the next ones waiting.
+        let takes_data = owns && (once || (self.job.config.trigger == config::Trigger::Asap && commit.is_none()));
         let mut stop = self.stop.clone();
         loop {
             if *stop.borrow_and_update() {
@@ -544,7 +566,12 @@ fn cores() -> usize {
 
 /// The longest wait after so many failures.
 fn longest_backoff(failures: u32) -> Duration {
-    BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(failures.min(16))).min(BACKOFF_MAX)
+    doubled(BACKOFF_MIN, failures).min(BACKOFF_MAX)
+}
+
+/// Twice as long for each time.
+fn doubled(first: Duration, times: u32) -> Duration {
+    first.saturating_mul(1 << times.min(16))
 }
 
 /// Exponential, with half of it random.

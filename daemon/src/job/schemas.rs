@@ -126,7 +126,7 @@ fn older(job: &Job, digest: Digest) -> Result<config::Job, LaneError> {
     if super::digest_of(&older) != digest {
         return Err(LaneError::Stop(format!(
             "the open batch was planned with other values of the environment in `where:` or `partition_by:`, or with other \
-             contents of a source's schema file (digest {digest}). Way out: set them back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`"
+             contents of a codec's schema file (digest {digest}). Way out: set them back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`"
         )));
     }
     Ok(older)

@@ -10,14 +10,16 @@ use super::{
     lookups,
 };
 
-/// What the job says; where it says nothing, a lane per partition if every source has partitions and a schema, and no step
-/// gathers rows, else one lane.
+/// What the job says; where it says nothing, a lane per partition if every source has partitions and a schema, no step
+/// gathers rows, and other machines can see the marks; else one lane.
 pub fn of(job: &std::sync::Arc<config::Job>) -> LaneScheme {
     match job.lanes {
         Some(config::Lanes::Partition) => LaneScheme::Partition,
         Some(config::Lanes::Single) => LaneScheme::Single,
         None => {
-            let fits = job.sources.iter().all(|source| has_partitions(&source.kind) && given_schema(source).is_some())
+            let carried = matches!(marks(job), Marks::InTarget);
+            let fits = carried
+                && job.sources.iter().all(|source| has_partitions(&source.kind) && given_schema(source).is_some())
                 && Compiled::new(job, &Pinned::new(), &stand_ins(job))
                     .is_ok_and(|compiled| gathering(job, compiled.pipeline()).is_none());
             if fits { LaneScheme::Partition } else { LaneScheme::Single }
@@ -37,6 +39,41 @@ fn has_partitions(kind: &config::SourceKind) -> bool {
     matches!(kind, config::SourceKind::Kafka(_))
 }
 
+/// Where a lane's truth is. A lane that moves to another daemon goes on from there, and from nowhere else.
+enum Marks {
+    /// In a server, or in a folder that machines can share.
+    InTarget,
+    /// In files that stay on this machine: those of this sink, and perhaps of others.
+    OnOneMachine(String),
+    /// In the ledger of this daemon's data dir alone: no sink that outlives it keeps any.
+    InLedger,
+}
+
+fn marks(job: &config::Job) -> Marks {
+    let sinks = job.sinks.iter().chain(&job.dead_letters);
+    let mut marked = sinks.filter(|sink| sink.kind.guarantee() == config::Guarantee::ExactlyOnce).peekable();
+    let Some(first) = marked.peek().map(|sink| sink.name.value.clone()) else { return Marks::InLedger };
+    if marked.all(|sink| sink.kind.is_of_one_machine()) { Marks::OnOneMachine(first) } else { Marks::InTarget }
+}
+
+/// Whether another daemon can know what this one has done.
+pub fn others_see_marks(job: &config::Job) -> bool {
+    !matches!(marks(job), Marks::InLedger)
+}
+
+/// What is right on one machine only in a job with a lane per partition.
+pub fn warning(job: &config::Job) -> Option<String> {
+    match (job.lanes, marks(job)) {
+        (Some(config::Lanes::Partition), Marks::OnOneMachine(sink)) => Some(format!(
+            "lanes: partition: marks are in files of this machine alone (the sink `{sink}`): daemons that share the lanes must \
+             all run here, with the same file; one elsewhere begins at `start:`, and with `start: latest` rows are lost. Add a \
+             sink that keeps marks where all daemons see them (postgres, mysql, kafka, files on a shared folder), or write \
+             `lanes: single`"
+        )),
+        _ => None,
+    }
+}
+
 /// The first step that gathers rows and does not say that each lane shall do so for itself.
 fn gathering<'j>(job: &'j config::Job, pipeline: &Pipeline) -> Option<&'j config::Step> {
     let queries: Vec<&str> = pipeline.queries().collect();
@@ -48,6 +85,13 @@ fn gathering<'j>(job: &'j config::Job, pipeline: &Pipeline) -> Option<&'j config
 pub fn objection(job: &config::Job, pipeline: Option<&Pipeline>) -> Option<(config::At, String)> {
     if job.lanes != Some(config::Lanes::Partition) {
         return None;
+    }
+    if matches!(marks(job), Marks::InLedger) {
+        let at = job.sinks.first().map(|sink| sink.name.at.clone()).unwrap_or_default();
+        let message = "with `lanes: partition` a lane that moves to another daemon goes on from its mark, and no sink of this job \
+            keeps marks: there it would begin at `start:` again\n\
+            write `lanes: single`, or add a sink that keeps marks (`guarantee: exactly_once`)";
+        return Some((at, message.into()));
     }
     let unknown: Vec<_> = job.sources.iter().filter(|source| given_schema(source).is_none()).collect();
     if let Some(first) = unknown.first() {

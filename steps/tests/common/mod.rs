@@ -172,6 +172,7 @@ fn read_lookup(value: &serde_yaml::Value, path: &str) -> Lookup {
         },
         schema: None,
         mode: LookupMode::Snapshot { refresh: Duration::from_secs(1), max_bytes: 1 << 20 },
+        on_lost_table: None,
         timeout: Duration::from_secs(1),
     }
 }

@@ -8,11 +8,11 @@
 mod weblog;
 mod world;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::{SeedableRng, rngs::StdRng};
 use tidemill_tests::needs;
-use world::{Fault, World};
+use world::{Fault, Load, World};
 
 /// Faults in all, over the rows of the matrix.
 fn faults() -> usize {
@@ -75,6 +75,31 @@ fn a_slow_member_does_not_hold_its_lanes_back() {
         world.expect_bounded_lag(Duration::from_secs(20));
     }
     println!("a slow member: {}", world.finish());
+}
+
+/// One member's database takes less than half of the lanes bring (each 250 rows of 41 bytes a second): the other daemon has time,
+/// joins the group again and gets lanes from it, until what every lane waits for is bounded. Then its own database becomes too
+/// slow for what it has, and it gives a member up. With `members: 1` the lag grows for as long as records come.
+#[test]
+fn free_hands_take_lanes_from_a_member_that_cannot_keep_up() {
+    let Some(world) = World::of(2, Load::to_database()) else { return };
+    world.wait_for_more_rows();
+    world.slow_database(0, Some(35_000));
+    world.wait_for_lag(Duration::from_secs(5));
+    world.wait_for_words(1, "joins the group once more");
+    world.expect_bounded_lag(Duration::from_secs(4));
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        world.expect_bounded_lag(Duration::from_secs(8));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    world.slow_database(0, None);
+    world.slow_database(1, Some(50_000));
+    world.wait_for_words(1, "a member of it leaves the group");
+    world.slow_database(1, None);
+    world.expect_bounded_lag(Duration::from_secs(4));
+    let (joined, left) = (world.said(1, "joins the group once more"), world.said(1, "a member of it leaves the group"));
+    println!("slow databases; a daemon joined {joined} times more and left {left} times: {}", world.finish());
 }
 
 /// A rolling restart: each daemon is told to end and started again, one after the other; nothing is replayed.

@@ -80,6 +80,8 @@ pub struct World {
     topic: String,
     load: Load,
     proxy: Proxy,
+    /// Between each daemon and its database.
+    databases: Vec<Proxy>,
     folder: Folder,
     _turn: MutexGuard<'static, ()>,
 }
@@ -102,11 +104,15 @@ impl World {
         kafka.topic(&topic, PARTITIONS);
         kafka.topic(&out, OUT_PARTITIONS);
         let url = postgres.schema(&name);
+        let database = |_| Proxy::start(([127, 0, 0, 1], postgres.port).into());
+        let databases: Vec<Proxy> = (0..daemons).map(database).collect();
         let folder = Folder::new();
         // Its broker says that it is at the proxy's port: what connects there stays there.
         let (at, to) = kafka.proxy;
         let proxy = Proxy::start_at(at, to);
         let job = job(&topic, &out, &group, &load);
+        let port = format!(":{}/", postgres.port);
+        assert!(url.contains(&port));
         let members = (0..daemons).map(|index| {
             let owner = format!("daemon-{index}");
             let config = folder.write(format!("{owner}.yaml"), format!("owner: {owner}\n"));
@@ -117,7 +123,8 @@ impl World {
                 .arg("--config")
                 .arg(config)
                 .env("BROKERS", brokers)
-                .env("PG_URL", &url);
+                .env("MEMBERS", if index == 0 { "1" } else { "4" })
+                .env("PG_URL", url.replace(&port, &format!(":{}/", databases[index].address().port())));
             Member { daemon: run.start(), run }
         });
         let members = members.collect();
@@ -141,6 +148,7 @@ impl World {
             topic,
             load,
             proxy,
+            databases,
             folder,
             _turn: turn,
         })
@@ -206,6 +214,29 @@ impl World {
     pub fn wait_for_more_rows(&self) {
         let now = self.rows().unwrap_or_default();
         self.wait_for_rows(now + 1);
+    }
+
+    /// What a daemon writes reaches the database at so many bytes a second; `None`: as fast as it goes.
+    pub fn slow_database(&self, index: usize, bytes_per_second: Option<u32>) {
+        self.databases[index].slow(bytes_per_second);
+    }
+
+    /// Some lane is behind by more records than are produced in this time.
+    pub fn wait_for_lag(&self, least: Duration) {
+        let least = self.load.rate * least.as_secs() / u64::from(PARTITIONS);
+        eventually("a lane to lag", || {
+            let lags = self.lags();
+            if lags.iter().any(|lag| *lag > least) { Ok(()) } else { Err(format!("{lags:?}, none over {least}")) }
+        });
+    }
+
+    pub fn wait_for_words(&self, index: usize, what: &str) {
+        eventually(what, || if self.said(index, what) > 0 { Ok(()) } else { Err(self.words()) });
+    }
+
+    /// How often a daemon has said something.
+    pub fn said(&self, index: usize, what: &str) -> usize {
+        self.members[index].daemon.stderr().matches(what).count()
     }
 
     /// No lane may be behind by more records than are produced in this time.
@@ -356,7 +387,7 @@ fn job(topic: &str, out: &str, group: &str, load: &Load) -> String {
     );
     format!(
         "job: scale\nlanes: partition\ntrigger: 200ms\ntakeover_after: 10s\nbatch: {{ max_records: {} }}\n\
-         sources:\n  in:\n    type: kafka\n    brokers: \"${{BROKERS}}\"\n    topics: {topic}\n    group: {group}\n    codec: json\n    \
+         sources:\n  in:\n    type: kafka\n    brokers: \"${{BROKERS}}\"\n    topics: {topic}\n    group: {group}\n    members: \"${{MEMBERS}}\"\n    codec: json\n    \
          schema: {{ {} }}\n    \
          properties: {{ session.timeout.ms: \"{session}\", heartbeat.interval.ms: \"300\", socket.timeout.ms: \"3000\" }}\n\
          steps:\n{}sinks:\n  pg: {{ type: postgres, url: \"${{PG_URL}}\", table: rows }}\n{}",
@@ -393,6 +424,11 @@ pub struct Load {
 }
 
 impl Load {
+    /// Small ones, to PostgreSQL alone.
+    pub fn to_database() -> Self {
+        Self { database_alone: true, ..Self::numbered() }
+    }
+
     /// Small ones.
     fn numbered() -> Self {
         let record = |seq| {
@@ -434,7 +470,7 @@ fn produce(brokers: &str, topic: &str, load: &Load, stop: &AtomicBool, produced:
         }
         thread::sleep(Duration::from_millis(5));
     }
-    producer.flush(Timeout::After(Duration::from_secs(60))).unwrap();
+    producer.flush(Timeout::After(Duration::from_secs(300))).unwrap();
     assert_eq!(producer.in_flight_count(), 0, "the broker has all records");
     produced.store(seq, Ordering::Relaxed);
 }

@@ -105,18 +105,19 @@ fn double(value: &Value) -> Option<f64> {
     }
 }
 
-fn block(count: usize, out: &mut Vec<u8>) {
+/// What begins the items of an array or map, which are in one block; none are in no block.
+pub(super) fn block(count: usize, out: &mut Vec<u8>) {
     if count > 0 {
         long(count as i64, out);
     }
 }
 
-fn bytes(bytes: &[u8], out: &mut Vec<u8>) {
+pub(super) fn bytes(bytes: &[u8], out: &mut Vec<u8>) {
     long(bytes.len() as i64, out);
     out.extend_from_slice(bytes);
 }
 
-fn long(value: i64, out: &mut Vec<u8>) {
+pub(super) fn long(value: i64, out: &mut Vec<u8>) {
     let mut rest = ((value << 1) ^ (value >> 63)) as u64;
     while rest >= 0x80 {
         out.push(rest as u8 | 0x80);

@@ -2,7 +2,9 @@
 //!
 //! [`schema`] reads schemas (parsed and checked by the crate `apache-avro`), [`plan`] works out once for each of them how its
 //! fields get into the columns, [`read`] takes values from bytes, [`input`] is the binary encoding, [`default`] the values of
-//! fields that a writer did not have. Schemas by id come from a [`Registry`].
+//! fields that a writer did not have. Schemas by id come from a [`Registry`]. A sink's schema is chosen in
+//! [`writing`](mod@writing), made of columns in [`derive`](mod@derive), and rows are written by it in [`write`](mod@write);
+//! [`tree`](mod@tree) writes what no column type holds.
 //!
 //! Bodies are not decoded by the crate: its decoder takes the end of the bytes for a null, so that a record that was cut off
 //! would become a row; it knows no aliases, gives maps in a random order, and builds a tree of every value.
@@ -21,15 +23,21 @@ use super::{
 use crate::source::Slice;
 
 mod default;
+pub(super) mod derive;
 mod input;
 mod plan;
 mod read;
 mod schema;
+mod single;
 #[cfg(test)]
 mod tests;
+mod tree;
+mod write;
+mod writing;
 
 use plan::Rows;
 pub(super) use schema::Schema;
+pub(super) use writing::Writing;
 
 /// What single objects begin with.
 const SINGLE_OBJECT: [u8; 2] = [0xc3, 0x01];
@@ -59,6 +67,17 @@ impl Avro {
             .map(|given| Ok::<_, String>((Arc::new(Registry::new(given)?), given.subject.clone())))
             .transpose()?;
         Ok(Self { framing: options.framing, reader, registry })
+    }
+
+    fn decoder_where(&self, schema: &SchemaRef, readable: Option<Vec<u32>>) -> AvroDecoder {
+        AvroDecoder {
+            schema: schema.clone(),
+            framing: self.framing,
+            reader: self.reader.clone(),
+            registry: self.registry.as_ref().map(|(registry, _)| registry.clone()),
+            readable,
+            rows: HashMap::new(),
+        }
     }
 
     /// The ids of the schemas that these records name, each once.
@@ -109,13 +128,19 @@ impl Codec for Avro {
     }
 
     fn decoder(&self, schema: &SchemaRef, _: &SchemaRef) -> Box<dyn Decoder> {
-        Box::new(AvroDecoder {
-            schema: schema.clone(),
-            framing: self.framing,
-            reader: self.reader.clone(),
-            registry: self.registry.as_ref().map(|(registry, _)| registry.clone()),
-            rows: HashMap::new(),
-        })
+        Box::new(self.decoder_where(schema, None))
+    }
+
+    fn readable(&self, slices: &[Slice]) -> Option<Vec<u32>> {
+        let (registry, _) = self.registry.as_ref()?;
+        let ids = self.ids(slices);
+        let is_readable = |id: &u32| matches!(registry.known(*id), Some(Known::Schema(_)));
+        let readable: Vec<u32> = ids.iter().copied().filter(is_readable).collect();
+        (readable.len() < ids.len()).then_some(readable)
+    }
+
+    fn decoder_of(&self, schema: &SchemaRef, _: &SchemaRef, readable: &[u32]) -> Box<dyn Decoder> {
+        Box::new(self.decoder_where(schema, Some(readable.to_vec())))
     }
 
     async fn prepare(&self, slices: &[Slice]) -> Result<(), PrepareError> {
@@ -135,7 +160,7 @@ impl Codec for Avro {
 
     async fn first_schema(&self, slices: &[Slice]) -> Result<SchemaRef, PrepareError> {
         if let (None, Some((registry, Some(subject)))) = (&self.reader, &self.registry) {
-            let schema = registry.latest(subject).await?;
+            let (schema, _) = registry.latest(subject).await?;
             return schema.columns().map_err(|why| PrepareError::Fatal(format!("the schema of {subject}: {why}")));
         }
         self.prepare(slices).await?;
@@ -148,6 +173,8 @@ struct AvroDecoder {
     framing: AvroFraming,
     reader: Option<Arc<Schema>>,
     registry: Option<Arc<Registry>>,
+    /// `None`: all ids that the registry knows.
+    readable: Option<Vec<u32>>,
     /// By id; why records of an id cannot be read.
     rows: HashMap<u32, Result<Rows, (&'static str, String)>>,
 }
@@ -182,6 +209,7 @@ fn bad(what: &str) -> Bad {
 /// How records of the schema `id` become rows, or the reason and the sentence why they cannot.
 fn rows_of(
     id: u32,
+    is_readable: bool,
     registry: Option<&Registry>,
     reader: Option<&Arc<Schema>>,
     schema: &SchemaRef,
@@ -191,8 +219,11 @@ fn rows_of(
         (None, Some(reader)) => reader.clone(),
         (None, None) => return Err(unknown("the job has no schema".into())),
         (Some(registry), _) => match registry.known(id) {
-            Some(Known::Schema(schema)) => schema,
             Some(Known::Missing(why) | Known::Unusable(why)) => return Err(unknown(why)),
+            _ if !is_readable => {
+                return Err(unknown(format!("the registry had no schema {id} when the batch was made")));
+            }
+            Some(Known::Schema(schema)) => schema,
             None => return Err(unknown(format!("schema {id} was not fetched"))),
         },
     };
@@ -205,7 +236,8 @@ impl Decoder for AvroDecoder {
         rows::binary(&schema, slice, |record, columns, row| {
             let (id, at) = self.head(record)?;
             if !self.rows.contains_key(&id) {
-                let rows = rows_of(id, self.registry.as_deref(), self.reader.as_ref(), &self.schema);
+                let is_readable = self.readable.as_ref().is_none_or(|readable| readable.contains(&id));
+                let rows = rows_of(id, is_readable, self.registry.as_deref(), self.reader.as_ref(), &self.schema);
                 self.rows.insert(id, rows);
             }
             match self.rows.get(&id) {

@@ -152,6 +152,14 @@ impl Schema {
         })
     }
 
+    /// Whether values of a union are of types that no single column type holds.
+    pub(super) fn is_mixed(&self, variants: &[Id]) -> bool {
+        let kinds = variants.iter().filter(|variant| !matches!(self.node(**variant), Node::Null));
+        let kinds = kinds.map(|variant| self.kind(*variant, &mut vec![self.root], &mut 0).unwrap_or(DataType::Utf8));
+        let kinds: Vec<_> = kinds.collect();
+        kinds.len() > 1 && kinds.into_iter().reduce(wider) == Some(DataType::Utf8)
+    }
+
     /// The variant of a union that a value of `other` is read as, or the node itself.
     pub(super) fn matching(&self, id: Id, other: &Node) -> Id {
         let Node::Union(variants) = self.node(id) else { return id };

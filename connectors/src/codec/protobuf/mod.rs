@@ -1,8 +1,9 @@
 //! Protobuf: one message a record, by the descriptor set that the job names.
 //!
 //! The crate `prost-reflect` reads descriptors and decodes messages; [`columns`](mod@columns) says what columns a message has,
-//! [`read`] puts fields into them, [`json`] writes what no column type holds. Nothing is asked of a registry: with its framing
-//! the schema's id is passed over, and the message indexes must be those of the job's message.
+//! [`read`] puts fields into them, [`json`] writes what no column type holds. [`write`](mod@write) makes messages of rows, and
+//! [`tree`](mod@tree) of that JSON; [`encode`](mod@encode) writes them. Nothing is asked of a registry: with its framing the
+//! schema's id is passed over, and the message indexes must be those of the job's message.
 
 use arrow::datatypes::SchemaRef;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
@@ -16,12 +17,16 @@ use super::{
 use crate::source::Slice;
 
 mod columns;
+mod encode;
 mod json;
 mod read;
 #[cfg(test)]
 mod tests;
+mod tree;
+mod write;
 
 use read::Field;
+pub(super) use write::Writing;
 
 /// More message indexes are no path to a message.
 const MAX_NESTED: usize = 64;

@@ -1,10 +1,10 @@
-//! GET over HTTP/1.1, a connection for each request: a registry is asked once for each schema.
+//! Requests over HTTP/1.1, a connection for each: a registry is asked once for each schema.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, Uri, client::conn::http1, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, Uri, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -59,15 +59,20 @@ impl Client {
     }
 
     /// The status and the body of an answer; an error is a sentence about why there is none.
-    pub async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), String> {
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<(StatusCode, Bytes), String> {
         let answer = async {
             let stream =
                 TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|error| error.to_string())?;
             match &self.tls {
-                None => self.ask(stream, path).await,
+                None => self.ask(stream, method, path, body).await,
                 Some(tls) => {
                     let stream = tls.connect(&self.host, stream).await.map_err(|error| error.to_string())?;
-                    self.ask(stream, path).await
+                    self.ask(stream, method, path, body).await
                 }
             }
         };
@@ -77,18 +82,25 @@ impl Client {
     async fn ask(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        method: Method,
         path: &str,
+        body: Option<Bytes>,
     ) -> Result<(StatusCode, Bytes), String> {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        let mut request = Request::get(format!("{}{path}", self.path))
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.path))
             .header(header::HOST, &self.authority)
             .header(header::ACCEPT, "application/vnd.schemaregistry.v1+json, application/json")
             .header(header::CONNECTION, "close");
         if let Some(authorization) = &self.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/vnd.schemaregistry.v1+json");
+        }
+        let request = request.body(Full::new(body.unwrap_or_default())).map_err(|error| error.to_string())?;
         let answer = async {
             let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
             let status = answer.status();

@@ -1,4 +1,5 @@
-//! A schema registry, by the HTTP interface that Confluent's has and others share: schemas by id, the latest of a subject.
+//! A schema registry, by the HTTP interface that Confluent's has and others share: schemas by id, the latest of a subject. What a sink asks is
+//! in [`write`](mod@write).
 //!
 //! What an id stands for never changes, so a schema is fetched once and kept. Ids are resolved before a batch is decoded
 //! ([`Registry::fetch`]): decoding itself asks nobody. A registry that cannot be reached makes a batch wait; an id that it
@@ -11,7 +12,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 use tidemill_config::model;
 
@@ -20,6 +21,7 @@ use super::{PrepareError, avro::Schema};
 mod http;
 #[cfg(test)]
 pub(super) mod tests;
+mod write;
 
 use http::Client;
 
@@ -38,7 +40,7 @@ const MAX_REFERENCES: usize = 100;
 #[derive(Clone)]
 pub(super) enum Known {
     Schema(Arc<Schema>),
-    /// The registry has no such id.
+    /// The registry has no such id, or not what its schema refers to. It may learn of it yet.
     Missing(String),
     /// It stands for something that is no Avro schema.
     Unusable(String),
@@ -55,6 +57,8 @@ pub(super) struct Registry {
 #[serde(rename_all = "camelCase")]
 struct Answer {
     schema: String,
+    /// Left out where it was asked for by its id.
+    id: Option<u32>,
     /// Left out for Avro.
     schema_type: Option<String>,
     #[serde(default)]
@@ -118,19 +122,27 @@ impl Registry {
     async fn by_id(&self, id: u32) -> Result<Known, PrepareError> {
         match self.get::<Answer>(&format!("/schemas/ids/{id}")).await? {
             Err(why) => Ok(Known::Missing(format!("the registry has no schema {id}: {why}"))),
-            Ok(answer) => Ok(match self.parsed(answer).await? {
-                Ok(schema) => Known::Schema(Arc::new(schema)),
-                Err(why) => Known::Unusable(format!("schema {id} of the registry cannot be used: {why}")),
-            }),
+            Ok(answer) => {
+                let told = |why: String| format!("schema {id} of the registry cannot be used: {why}");
+                Ok(match self.parsed(answer).await? {
+                    Known::Missing(why) => Known::Missing(told(why)),
+                    Known::Unusable(why) => Known::Unusable(told(why)),
+                    schema @ Known::Schema(_) => schema,
+                })
+            }
         }
     }
 
-    /// The latest schema of a subject.
-    pub(super) async fn latest(&self, subject: &str) -> Result<Schema, PrepareError> {
-        let fatal = |why: String| PrepareError::Fatal(format!("{}: subject {subject}: {why}", self.url));
+    /// The latest schema of a subject, and its id.
+    pub(super) async fn latest(&self, subject: &str) -> Result<(Arc<Schema>, Option<u32>), PrepareError> {
+        let fatal = |why: String| self.fatal(subject, &why);
         let path = format!("/subjects/{}/versions/latest", in_path(subject));
         let answer: Answer = self.get(&path).await?.map_err(fatal)?;
-        self.parsed(answer).await?.map_err(fatal)
+        let id = answer.id;
+        match self.parsed(answer).await? {
+            Known::Schema(schema) => Ok((schema, id)),
+            Known::Missing(why) | Known::Unusable(why) => Err(fatal(why)),
+        }
     }
 
     /// That it answers as a registry does.
@@ -138,35 +150,42 @@ impl Registry {
         self.get::<Vec<String>>("/subjects").await?.map(drop).map_err(PrepareError::Fatal)
     }
 
-    async fn parsed(&self, answer: Answer) -> Result<Result<Schema, String>, PrepareError> {
+    async fn parsed(&self, answer: Answer) -> Result<Known, PrepareError> {
         if let Some(kind) = answer.schema_type.filter(|kind| !kind.eq_ignore_ascii_case("avro")) {
-            return Ok(Err(format!("it is of type {kind}, not AVRO")));
+            return Ok(Known::Unusable(format!("it is of type {kind}, not AVRO")));
         }
         let mut texts = Vec::new();
-        if let Err(why) = self.references(answer.references, &mut texts).await? {
-            return Ok(Err(why));
+        if let Err(known) = self.references(answer.references, &mut texts).await? {
+            return Ok(known);
         }
-        Ok(Schema::parse(&answer.schema, &texts))
+        Ok(match Schema::parse(&answer.schema, &texts) {
+            Ok(schema) => Known::Schema(Arc::new(schema)),
+            Err(why) => Known::Unusable(why),
+        })
     }
 
-    /// The texts of schemas that one refers to, each after those that it refers to itself.
+    /// The texts of schemas that one refers to, each after those that it refers to itself; the inner error is what the one
+    /// is where they cannot be had.
     fn references<'a>(
         &'a self,
         references: Vec<Reference>,
         texts: &'a mut Vec<String>,
-    ) -> BoxFuture<'a, Result<Result<(), String>, PrepareError>> {
+    ) -> BoxFuture<'a, Result<Result<(), Known>, PrepareError>> {
         Box::pin(async move {
             for Reference { subject, version } in references {
                 if texts.len() >= MAX_REFERENCES {
-                    return Ok(Err(format!("it refers to more than {MAX_REFERENCES} others")));
+                    return Ok(Err(Known::Unusable(format!("it refers to more than {MAX_REFERENCES} others"))));
                 }
                 let path = format!("/subjects/{}/versions/{version}", in_path(&subject));
                 let answer: Answer = match self.get(&path).await? {
                     Ok(answer) => answer,
-                    Err(why) => return Ok(Err(format!("it refers to {subject}, version {version}: {why}"))),
+                    // Replicas of a registry may learn of it later, as of an id.
+                    Err(why) => {
+                        return Ok(Err(Known::Missing(format!("it refers to {subject}, version {version}: {why}"))));
+                    }
                 };
-                if let Err(why) = self.references(answer.references, texts).await? {
-                    return Ok(Err(why));
+                if let Err(known) = self.references(answer.references, texts).await? {
+                    return Ok(Err(known));
                 }
                 if !texts.contains(&answer.schema) {
                     texts.push(answer.schema);
@@ -176,10 +195,20 @@ impl Registry {
         })
     }
 
-    /// One answer; the inner error is that the registry says there is no such thing.
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Result<T, String>, PrepareError> {
+        self.ask(Method::GET, path, None).await
+    }
+
+    /// One answer; the inner error is that the registry says there is no such thing.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<Result<T, String>, PrepareError> {
         let later = |why: String| PrepareError::Transient(format!("{}{path}: {why}", self.url));
-        let (status, body) = self.client.get(path).await.map_err(later)?;
+        let (status, body) =
+            self.client.request(method, path, body.map(|body| body.to_string().into())).await.map_err(later)?;
         let refusal: Option<Refusal> = serde_json::from_slice(&body).ok();
         match (status, refusal) {
             (StatusCode::OK, _) => serde_json::from_slice(&body)
@@ -191,6 +220,10 @@ impl Registry {
                 "{}{path}: the registry refuses the request ({status}): check `user` and `password`",
                 self.url
             ))),
+            (StatusCode::CONFLICT, Some(refusal)) => Err(self.incompatible(path, &refusal.message)),
+            (StatusCode::UNPROCESSABLE_ENTITY, Some(refusal)) => {
+                Err(PrepareError::Fatal(format!("{}{path}: the registry refuses it: {}", self.url, refusal.message)))
+            }
             (StatusCode::NOT_FOUND, _) => Err(later(format!("the answer is {status}: is it the URL of a registry?"))),
             (_, Some(refusal)) if !refusal.message.is_empty() => Err(later(format!("{status}: {}", refusal.message))),
             _ => Err(later(format!("the answer is {status}"))),

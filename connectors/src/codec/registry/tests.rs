@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
     sync::{Mutex, mpsc},
 };
@@ -16,14 +16,15 @@ use crate::codec::{
     tests::{as_json, of_records},
 };
 
-/// Answers each request by a function of its line and its headers; the lines that came are kept.
-struct StandIn {
-    url: String,
+/// Answers each request by a function of its path, its login and its body, with the method before them where that is not GET;
+/// what came is kept.
+pub(in crate::codec) struct StandIn {
+    pub url: String,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl StandIn {
-    fn new(answer: impl Fn(&str, usize) -> (u16, Value) + Send + 'static) -> Self {
+    pub fn new(answer: impl Fn(&str, usize) -> (u16, Value) + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -31,11 +32,22 @@ impl StandIn {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut lines = reader.by_ref().lines().map_while(Result::ok);
                 let first = lines.next().unwrap_or_default();
                 let headers: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
-                let login = headers.iter().find_map(|line| line.split_once("uthorization: ")).map(|(_, login)| login);
-                let asked = format!("{}{}", first.split(' ').nth(1).unwrap_or_default(), login.unwrap_or_default());
+                let header = |name: &str| headers.iter().find_map(|line| line.split_once(name)).map(|(_, value)| value);
+                let login = header("uthorization: ").unwrap_or_default();
+                let length = header("ontent-length: ").map_or(0, |length| length.parse().unwrap());
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                let body = String::from_utf8(body).unwrap();
+                let (method, path) = first.split_once(' ').unwrap_or_default();
+                let path = path.split(' ').next().unwrap_or_default();
+                let asked = match method {
+                    "GET" => format!("{path}{login}"),
+                    _ => format!("{method} {path}{login} {body}"),
+                };
                 let before = kept.lock().unwrap().iter().filter(|before| **before == asked).count();
                 kept.lock().unwrap().push(asked.clone());
                 let (status, body) = answer(&asked, before);
@@ -47,14 +59,14 @@ impl StandIn {
         Self { url, asked }
     }
 
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
 
     fn codec(&self, login: Option<(&str, &str)>, subject: Option<&str>) -> Box<dyn Codec> {
         let (user, password) = login.map(|(user, password)| (user.to_owned(), password.to_owned())).unzip();
         let subject = subject.map(str::to_owned);
-        let registry = model::Registry { url: self.url.clone(), user, password, subject };
+        let registry = model::Registry { url: self.url.clone(), user, password, subject, register: true };
         codec(&Config::Avro(model::Avro { registry: Some(registry), schema: None, framing: AvroFraming::Confluent }))
     }
 }
@@ -116,6 +128,31 @@ async fn records_are_read_by_the_schemas_that_they_name() {
     assert_eq!(asked, [path(1), path(2), path(3), path(4), path(9), path(9)], "an unknown one twice, the others once");
     codec.prepare(&slices).await.unwrap();
     assert_eq!(registry.asked(), [""; 0], "what is known is not asked for again");
+}
+
+/// What a batch was decoded with is named by its plan: another process, whose registry has learned more, makes the same.
+#[tokio::test]
+async fn a_replay_knows_no_more_schemas_than_the_plan_names() {
+    let registry = StandIn::new(by_id);
+    let slices = [of_records(&[framed(1, &[2]), framed(9, &[2]), framed(3, &[])])];
+    let codec = registry.codec(None, None);
+    let schema = codec.first_schema(&slices).await.unwrap();
+    let readable = codec.readable(&slices).unwrap();
+    assert_eq!(readable, [1], "neither what is missing nor what is no schema");
+    let learned = StandIn::new(|asked, at| match asked {
+        "/schemas/ids/9" => (200, json!({"schema": one()})),
+        _ => by_id(asked, at),
+    });
+    let replay = learned.codec(None, None);
+    replay.prepare(&slices).await.unwrap();
+    assert_eq!(replay.readable(&slices).unwrap(), [1, 9]);
+    assert_eq!(replay.decoder(&schema, &schema).decode(&slices[0]).records, [0, 1]);
+    for codec in [codec, replay] {
+        let decoded = codec.decoder_of(&schema, &schema, &readable).decode(&slices[0]);
+        assert_eq!(decoded.records, [0]);
+        let rejects: Vec<_> = decoded.rejects.iter().map(|reject| (reject.record, reject.reason)).collect();
+        assert_eq!(rejects, [(1, "unknown_schema"), (2, "unknown_schema")]);
+    }
 }
 
 #[tokio::test]
@@ -210,6 +247,35 @@ async fn schemas_may_refer_to_others() {
     assert_eq!(as_json(&decoded.rows), [json!({"at": {"x": {"m": 1}, "y": {"m": 2}}})], "{:?}", decoded.rejects);
 }
 
+/// What the registry does not have yet it may have later: such a schema is asked for again, like an id.
+#[tokio::test]
+async fn a_reference_that_comes_late_is_found() {
+    for late in [1, 2] {
+        let registry = StandIn::new(move |asked, before| match asked {
+            "/schemas/ids/1" => {
+                let references = json!([{"name": "P", "subject": "point", "version": 2}]);
+                (200, json!({"schema": schema(&json!([{"name": "at", "type": "P"}])), "references": references}))
+            }
+            "/subjects/point/versions/2" if before >= late => {
+                let point = json!({"type": "record", "name": "P", "fields": [{"name": "x", "type": "int"}]});
+                (200, json!({"schema": point.to_string()}))
+            }
+            _ => missing(),
+        });
+        let given =
+            model::Registry { url: registry.url.clone(), user: None, password: None, subject: None, register: true };
+        let asking = Registry::new(&given).unwrap();
+        asking.fetch(&[1]).await.unwrap();
+        match asking.known(1).unwrap() {
+            Known::Schema(_) => assert_eq!(late, 1, "the second look finds it"),
+            Known::Missing(why) => assert!(late == 2 && why.contains("refers to point, version 2"), "{why}"),
+            Known::Unusable(why) => panic!("{why}"),
+        }
+        asking.ask_for(&[1]).await.unwrap();
+        assert!(matches!(asking.known(1), Some(Known::Schema(_))));
+    }
+}
+
 #[tokio::test]
 async fn an_answer_that_never_comes_is_not_waited_for_without_end() {
     let (release, held) = mpsc::channel::<()>();
@@ -218,7 +284,8 @@ async fn an_answer_that_never_comes_is_not_waited_for_without_end() {
         let _ = held.lock().unwrap().recv();
         missing()
     });
-    let given = model::Registry { url: registry.url.clone(), user: None, password: None, subject: None };
+    let given =
+        model::Registry { url: registry.url.clone(), user: None, password: None, subject: None, register: true };
     let mut asking = Registry::new(&given).unwrap();
     asking.client.timeout = Duration::from_millis(200);
     let error = asking.fetch(&[1]).await.unwrap_err();

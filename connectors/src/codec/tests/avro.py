@@ -74,7 +74,15 @@ def leaf():
     """A type, and a function that makes a value and what its column shows."""
     fixed, enum = named("fixed", size=5), named("enum", symbols=["A", "B", "C"])
     wide = named("fixed", size=12, logicalType="decimal", precision=25, scale=3)
+    months, days, millis = (random.randrange(2**32) for _ in range(3))
+    duration = struct.pack("<III", months, days, millis), f"P{months}M{days}DT{millis // 1000}.{millis % 1000:03}S"
+    clock = lambda: datetime.time(random.randrange(24), 5, 9, random.randrange(1000000))
     return random.choice([
+        (named("fixed", size=12, logicalType="duration"), lambda: duration),
+        ({"type": "long", "logicalType": "local-timestamp-micros"},
+         lambda: with_text(lambda: moment().replace(tzinfo=None), stamp)),
+        ({"type": "long", "logicalType": "time-micros"},
+         lambda: with_text(clock, lambda time: time.isoformat("microseconds" if time.microsecond else "seconds"))),
         ("boolean", lambda: single(random.random() < 0.5)),
         ("int", lambda: single(random.randrange(-(2**31), 2**31))),
         ("long", lambda: single(random.choice([0, -1, 2**63 - 1, -(2**63), random.randrange(-9999, 9999)]))),
@@ -199,5 +207,38 @@ def resolutions():
            "rows": [{"m": shown} for _, shown in values]}
 
 
-cases = list(resolutions()) + [random_case() for _ in range(int(sys.argv[2]))]
+def trees():
+    """A record inside of itself, and unions of which a text says which of their types it is."""
+    schema = {"type": "record", "name": "Tree", "fields": [
+        field("v", "int"), field("children", {"type": "array", "items": "Tree"}), field("named", {"type": "map", "values": "Tree"}),
+        field("more", ["null", "long", "boolean", "Tree", {"type": "map", "values": ["null", "double", "long", "string"]}]),
+        field("kind", [{"type": "enum", "name": "K", "symbols": ["A", "B"]}, {"type": "long", "logicalType": "timestamp-millis"}]),
+    ]}
+    parsed = fastavro.parse_schema(json.loads(json.dumps(schema)))
+
+    def tree(depth):
+        def some(make):
+            return {text(): make() for _ in range(random.randrange(3))}
+        below = (lambda: tree(depth - 1)) if depth else (lambda: None)
+        children = [below() for _ in range(random.randrange(3) if depth else 0)]
+        names = some(below) if depth else {}
+        # What is no whole number stays none.
+        values = some(lambda: random.choice([None, random.uniform(-9, 9), 2.0, random.randrange(99), text()]))
+        more = random.choice([(None, None), (7, 7), (True, True), (values, values)] + ([below()] if depth else []))
+        kind = random.choice([("A", "A"), with_text(by_millis, stamp)])
+        made = {"v": random.randrange(99), "children": [child for child, _ in children],
+                "named": {name: child for name, (child, _) in names.items()}, "more": more[0], "kind": kind[0]}
+        shown = {"v": made["v"], "children": [child for _, child in children],
+                 "named": {name: child for name, (_, child) in names.items()}, "more": more[1], "kind": kind[1]}
+        return made, shown
+
+    made = [tree(3) for _ in range(100)]
+    def row(shown):
+        more = shown["more"]
+        return {"v": shown["v"], "children": [{"json": child} for child in shown["children"]], "named": {"json": shown["named"]},
+                "more": None if more is None else {"json": more}, "kind": shown["kind"]}
+    return {"schema": schema, "records": [written(parsed, value) for value, _ in made], "rows": [row(shown) for _, shown in made]}
+
+
+cases = list(resolutions()) + [trees()] + [random_case() for _ in range(int(sys.argv[2]))]
 print(json.dumps(cases))

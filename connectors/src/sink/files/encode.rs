@@ -75,7 +75,7 @@ impl Format {
             Codec::Text => "txt",
             Codec::Parquet => "parquet",
             // Sinks do not write them.
-            Codec::Bytes | Codec::Avro(_) | Codec::Protobuf(_) => "bin",
+            Codec::Bytes(_) | Codec::Avro(_) | Codec::Protobuf(_) => "bin",
         };
         let compression = match self.compression {
             _ if self.codec == Codec::Parquet => "",

@@ -14,7 +14,10 @@ use rdkafka::{
 };
 use tidemill_config::KafkaSink;
 
-use crate::sink::SinkError;
+use crate::{
+    kafka::{On, Operation, is_denied, missing},
+    sink::SinkError,
+};
 
 /// How long one question to the brokers may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
@@ -22,17 +25,28 @@ pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// What a connection said so long ago has nothing to do with an error of now.
 const FRESH: Duration = Duration::from_secs(30);
 
-/// What the sink sets itself, because its guarantee depends on it.
-const OWN: [&str; 8] = [
-    "bootstrap.servers",
-    "transactional.id",
-    "transaction.timeout.ms",
-    "enable.idempotence",
-    "acks",
-    "isolation.level",
-    "enable.auto.commit",
-    "enable.partition.eof",
-];
+/// Operations, and on which thing.
+pub(super) type Right<'a> = (&'a [Operation], On<'a>);
+
+/// The right to write a topic.
+pub(super) fn to_write(topic: &str) -> Right<'_> {
+    (&[Operation::Write], On::Topic(topic))
+}
+
+/// The right to read a topic.
+pub(super) fn to_read(topic: &str) -> Right<'_> {
+    (&[Operation::Read], On::Topic(topic))
+}
+
+/// All that a marks' topic needs: for one that this user does not see, so that nobody knows whether it is there.
+pub(super) fn to_keep_marks(topic: &str) -> Right<'_> {
+    (&[Operation::Create, Operation::Read, Operation::Write], On::Topic(topic))
+}
+
+/// The right to a transactional id. All ids of a job begin with its marks' topic, and one rule is enough for all of them.
+pub(super) fn to_take(id: &str) -> Right<'_> {
+    (&[Operation::Write], On::Ids(id.find('/').map_or(id, |end| &id[..=end])))
+}
 
 /// The brokers, and how they are spoken to.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,13 +57,8 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) fn new(config: &KafkaSink) -> Result<Self, SinkError> {
-        if let Some((name, _)) = config.properties.iter().find(|(name, _)| OWN.contains(&name.as_str())) {
-            return Err(SinkError::Fatal(format!(
-                "properties: `{name}` is set by the sink itself, its guarantee depends on it: leave it out"
-            )));
-        }
-        Ok(Self { brokers: config.brokers.clone(), properties: config.properties.clone() })
+    pub(super) fn new(config: &KafkaSink) -> Self {
+        Self { brokers: config.brokers.clone(), properties: config.properties.clone() }
     }
 
     /// The value of a property of the user.
@@ -81,6 +90,10 @@ impl Cluster {
 
     /// A reader of partitions that it is told; it is in no group.
     pub(super) fn reader(&self, isolation: &str) -> Result<BaseConsumer<Context>, SinkError> {
+        self.make(&self.reader_config(isolation))
+    }
+
+    fn reader_config(&self, isolation: &str) -> ClientConfig {
         let mut config = self.config();
         if self.property("group.id").is_none() {
             // Never joined. librdkafka reads for nobody who has no name.
@@ -96,16 +109,11 @@ impl Cluster {
         config.set("queued.max.messages.kbytes", "4096");
         // Reads from leaders only: a follower's end may lie before a mark that is committed.
         config.set("client.rack", "");
-        self.make(&config)
+        config
     }
 
-    /// A producer that is the only one of its name: whoever comes later shuts this one out.
-    pub(super) fn transactional(
-        &self,
-        id: &str,
-        timeout: Duration,
-        compression: &str,
-    ) -> Result<BaseProducer<Context>, SinkError> {
+    /// How rows are sent.
+    fn for_rows(&self, compression: &str) -> ClientConfig {
         let mut config = self.config();
         config.set("compression.codec", compression);
         if self.property("partitioner").is_none() {
@@ -115,8 +123,26 @@ impl Cluster {
             // A batch is handed over as a whole: there is nothing to wait for.
             config.set("linger.ms", "1");
         }
+        config
+    }
+
+    /// A producer that is the only one of its name: whoever comes later shuts this one out.
+    pub(super) fn transactional(
+        &self,
+        id: &str,
+        timeout: Duration,
+        compression: &str,
+    ) -> Result<BaseProducer<Context>, SinkError> {
+        let mut config = self.for_rows(compression);
         config.set("transactional.id", id);
         config.set("transaction.timeout.ms", timeout.as_millis().to_string());
+        self.make(&config)
+    }
+
+    /// A producer without transactions, whose own tries to send a record again neither double nor reorder anything.
+    pub(super) fn idempotent(&self, compression: &str) -> Result<BaseProducer<Context>, SinkError> {
+        let mut config = self.for_rows(compression);
+        config.set("enable.idempotence", "true");
         self.make(&config)
     }
 
@@ -133,17 +159,27 @@ impl Cluster {
         self.make(&self.config())
     }
 
-    /// What an error means to the sink. `context` knows what the brokers' connections said.
-    pub(super) fn explain(&self, what: &str, error: &KafkaError, context: &Context) -> SinkError {
-        self.explain_code(what, error.rdkafka_error_code(), &error.to_string(), context)
+    /// What this user lacks, and how it is given.
+    pub(super) fn lacks(&self, lacks: Right<'_>) -> String {
+        missing(&self.brokers, &self.properties, lacks.0, lacks.1)
     }
 
-    pub(super) fn explain_code(&self, what: &str, code: Option<Code>, text: &str, context: &Context) -> SinkError {
+    /// What an error means to the sink. `needs` is the right that was used, `context` knows what the brokers' connections
+    /// said.
+    pub(super) fn explain(&self, what: &str, needs: Right<'_>, error: &KafkaError, context: &Context) -> SinkError {
+        self.explain_code(what, needs, error.rdkafka_error_code(), &error.to_string(), context)
+    }
+
+    pub(super) fn explain_code(
+        &self,
+        what: &str,
+        needs: Right<'_>,
+        code: Option<Code>,
+        text: &str,
+        context: &Context,
+    ) -> SinkError {
         let brokers = &self.brokers;
         let said = context.last_error();
-        let denied = |right: &str| {
-            SinkError::Fatal(format!("{what} at {brokers}: not allowed: give this user the right to {right}"))
-        };
         let login = |said: &str| {
             // A broker may refuse one that is right while it starts, or while a password is changed.
             SinkError::Transient {
@@ -154,12 +190,9 @@ impl Cluster {
             }
         };
         match code {
-            Some(Code::TopicAuthorizationFailed) => denied("Describe, Read and Write the topic (ACLs)"),
-            Some(Code::TransactionalIdAuthorizationFailed) => {
-                denied("Write and Describe the transactional ids that begin with the name of the marks' topic (ACLs)")
-            }
-            Some(Code::ClusterAuthorizationFailed) => {
-                denied("IdempotentWrite on the cluster, or Create the marks' topic yourself (ACLs)")
+            // Rights are changed while a job runs: it waits for one that was taken, as for a broker that went.
+            code if is_denied(code) => {
+                SinkError::Transient { what: format!("{what} at {brokers}"), cause: self.lacks(needs) }
             }
             Some(Code::SaslAuthenticationFailed | Code::Authentication) => login(text),
             Some(Code::InvalidTransactionTimeout) => SinkError::Fatal(format!(
@@ -186,7 +219,21 @@ impl Cluster {
 #[derive(Default)]
 pub(super) struct Context {
     error: Mutex<Option<(Instant, String)>>,
-    undelivered: Mutex<Option<(Code, String)>>,
+    undelivered: Mutex<Option<Undelivered>>,
+}
+
+/// A record that the brokers did not take.
+pub(super) struct Undelivered {
+    pub(super) code: Code,
+    pub(super) topic: String,
+    pub(super) text: String,
+}
+
+impl Undelivered {
+    /// It was thrown away by the client, because of something else that the brokers refused.
+    pub(super) fn is_purged(&self) -> bool {
+        matches!(self.code, Code::PurgeQueue | Code::PurgeInflight | Code::Fatal)
+    }
 }
 
 impl Context {
@@ -201,7 +248,7 @@ impl Context {
     }
 
     /// The first record that the brokers did not take since the last call.
-    pub(super) fn take_undelivered(&self) -> Option<(Code, String)> {
+    pub(super) fn take_undelivered(&self) -> Option<Undelivered> {
         self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -231,7 +278,8 @@ impl ProducerContext for Context {
         let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_none() {
             let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
-            *first = Some((code, format!("topic {}: {error}", message.topic())));
+            let topic = message.topic().to_owned();
+            *first = Some(Undelivered { code, text: format!("topic {topic}: {error}"), topic });
         }
     }
 }
@@ -241,9 +289,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_login_that_is_refused_while_a_job_runs_stops_no_lane() {
+    fn marks_are_read_from_leaders_whatever_the_job_says() {
+        let properties = vec![("client.rack".to_owned(), "near".to_owned())];
+        let cluster = Cluster { brokers: "a:9092".into(), properties };
+        for isolation in ["read_committed", "read_uncommitted"] {
+            let config = cluster.reader_config(isolation);
+            assert_eq!((config.get("client.rack"), config.get("isolation.level")), (Some(""), Some(isolation)));
+        }
+    }
+
+    #[test]
+    fn a_login_or_a_right_that_is_refused_while_a_job_runs_stops_no_lane() {
         let cluster = Cluster { brokers: "a:9092".into(), properties: Vec::new() };
-        let explain = |code, context: &Context| cluster.explain_code("sending records", code, "refused", context);
+        let explain =
+            |code, context: &Context| cluster.explain_code("sending records", to_write("t"), code, "refused", context);
         let said = Context::default();
         said.said("SASL authentication error: bad password");
         for error in [
@@ -252,6 +311,8 @@ mod tests {
         ] {
             assert!(error.is_transient() && error.to_string().contains("the login was refused"), "{error}");
         }
-        assert!(!explain(Some(Code::TopicAuthorizationFailed), &said).is_transient());
+        let denied = explain(Some(Code::TopicAuthorizationFailed), &said);
+        assert!(denied.is_transient() && denied.to_string().contains("lacks Write on topic t"), "{denied}");
+        assert!(!explain(Some(Code::InvalidTransactionTimeout), &said).is_transient());
     }
 }

@@ -1,4 +1,6 @@
 //! Rows to records: a value, a key and headers for each. Dead letters are records of their own kind.
+//!
+//! Codecs of binary records have a writer for each schema of rows, made before ([`Format::writer`]): it may ask a registry.
 
 use std::ops::Range;
 
@@ -16,7 +18,10 @@ use tidemill_config::{Codec, KafkaSink};
 
 use super::dead_letters;
 use crate::{
-    codec::{CodecError, Texts, encoder},
+    codec::{
+        CodecError, PrepareError, Texts, encoder,
+        records::{Columns, Records, Value, Writer},
+    },
     sink::{SinkError, SinkReject, cell},
 };
 
@@ -27,10 +32,17 @@ const MAX_RECORD_BYTES: usize = 1_000_000;
 /// What a record has beside its key and value: its fields' lengths, and the batch's head.
 const RECORD_OVERHEAD: usize = 128;
 
+/// Writers that are kept: a job's lanes have rows of one schema, or of two while it changes.
+const WRITERS: usize = 8;
+
 /// How rows become records.
-#[derive(Clone, Debug)]
 pub(super) struct Format {
     codec: Codec,
+    /// The codec, where its records are no lines.
+    records: Option<Records>,
+    /// By the columns of the rows.
+    writers: tokio::sync::Mutex<Vec<(SchemaRef, Arc<dyn Writer>)>>,
+    topic: String,
     key: Option<String>,
     headers: Vec<(String, String)>,
     delete_when: Option<String>,
@@ -43,9 +55,17 @@ pub(super) struct Format {
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     chunks: Vec<Chunk>,
-    /// Rows that are too long: row, how long, and the row.
-    too_long: Vec<(u64, usize, String)>,
-    max_bytes: usize,
+    refused: Vec<Refused>,
+}
+
+/// A row that is no record.
+#[derive(Debug)]
+struct Refused {
+    row: u64,
+    reason: &'static str,
+    detail: String,
+    /// The row as JSON.
+    record: String,
 }
 
 /// Records of one slice of rows.
@@ -56,8 +76,8 @@ pub(super) struct Chunk {
     pub(super) values: Vec<Option<Range<usize>>>,
     pub(super) keys: Option<Texts>,
     pub(super) headers: Vec<(String, Texts)>,
-    /// Records that are not sent.
-    left_out: Vec<usize>,
+    /// Records that are not sent, in order, and why: a short word and a sentence.
+    left_out: Vec<(usize, &'static str, String)>,
 }
 
 /// One record as it is sent.
@@ -76,13 +96,17 @@ impl Format {
                 SinkError::Fatal("properties: `message.max.bytes` is a number of bytes like `1000000`".into())
             })?,
         };
+        let dead_letters = id.name() == SinkId::DEAD_LETTERS;
         Ok(Self {
+            records: if dead_letters { None } else { Records::new(&config.codec, &config.topic).map_err(fatal)? },
+            writers: tokio::sync::Mutex::default(),
+            topic: config.topic.clone(),
             codec: config.codec.clone(),
             key: config.key.as_ref().map(|key| key.value.clone()),
             headers: config.headers.iter().map(|(name, column)| (name.clone(), column.value.clone())).collect(),
             delete_when: config.delete_when.as_ref().map(|column| column.value.clone()),
             max_bytes: max_bytes.saturating_sub(RECORD_OVERHEAD),
-            dead_letters: id.name() == SinkId::DEAD_LETTERS,
+            dead_letters,
         })
     }
 
@@ -116,7 +140,54 @@ impl Format {
         }
         self.key_column(schema)?;
         let (written, _) = self.written(schema)?;
-        encoder(&self.codec, &written).map(drop).map_err(fatal)
+        match &self.records {
+            Some(records) => {
+                let columns = Columns { fields: written.fields(), spare: &self.spare() };
+                records.fits(columns).map_err(|why| self.not_asked(PrepareError::Fatal(why)))
+            }
+            None => encoder(&self.codec, &written).map(drop).map_err(fatal),
+        }
+    }
+
+    /// Whether [`Self::writer`] would work. Changes nothing.
+    pub(super) async fn ask(&self, schema: Option<&SchemaRef>) -> Result<(), SinkError> {
+        let Some(records) = &self.records else { return Ok(()) };
+        let written = schema.map(|schema| self.written(schema)).transpose()?;
+        let spare = self.spare();
+        let columns = written.as_ref().map(|(written, _)| Columns { fields: written.fields(), spare: &spare });
+        records.check(columns).await.map_err(|error| self.not_asked(error))
+    }
+
+    /// The writer of rows of this schema, where the codec has one. Asks the registry once for each.
+    pub(super) async fn writer(&self, schema: &Schema) -> Result<Option<Arc<dyn Writer>>, SinkError> {
+        let Some(records) = &self.records else { return Ok(None) };
+        let (written, _) = self.written(schema)?;
+        // One at a time: all lanes would ask for the same.
+        let mut writers = self.writers.lock().await;
+        if let Some((_, writer)) = writers.iter().find(|(known, _)| *known == written) {
+            return Ok(Some(writer.clone()));
+        }
+        let columns = Columns { fields: written.fields(), spare: &self.spare() };
+        let writer = records.prepare(columns).await.map_err(|error| self.not_asked(error))?;
+        if writers.len() >= WRITERS {
+            writers.remove(0);
+        }
+        writers.push((written, writer.clone()));
+        Ok(Some(writer))
+    }
+
+    /// Columns that are in a record beside its value.
+    fn spare(&self) -> Vec<String> {
+        self.headers.iter().map(|(_, column)| column).chain(&self.key).cloned().collect()
+    }
+
+    fn not_asked(&self, error: PrepareError) -> SinkError {
+        match error {
+            PrepareError::Transient(cause) => {
+                SinkError::Transient { what: format!("asking for the schema of topic {}", self.topic), cause }
+            }
+            PrepareError::Fatal(why) => SinkError::Fatal(format!("records of topic {}: {why}", self.topic)),
+        }
     }
 
     /// The column of the key: of its own name, or what the steps made of the expression.
@@ -137,8 +208,8 @@ impl Format {
         Ok((Arc::new(Schema::new(fields)), places))
     }
 
-    /// The records of a batch's rows.
-    pub(super) fn encode(&self, batches: &[RecordBatch]) -> Result<Rows, SinkError> {
+    /// The records of a batch's rows, by the writer of their schema, where there is one.
+    pub(super) fn encode(&self, batches: &[RecordBatch], writer: Option<&dyn Writer>) -> Result<Rows, SinkError> {
         let mut slices = Vec::new();
         let mut before = 0;
         for batch in batches.iter().filter(|batch| batch.num_rows() > 0) {
@@ -148,31 +219,42 @@ impl Format {
             before += batch.num_rows() as u64;
         }
         let encode = |(first, slice): &(u64, RecordBatch)| {
-            let mut chunk = if self.dead_letters { dead_letters::chunk(slice)? } else { self.chunk(slice)? };
-            let too_long = chunk.leave_out(self.max_bytes);
-            let too_long = too_long
-                .into_iter()
-                .map(|(row, bytes)| (first + row as u64, bytes, Json::Object(cell::record(slice, row)).to_string()));
-            Ok((chunk, too_long.collect::<Vec<_>>()))
+            let mut chunk = if self.dead_letters { dead_letters::chunk(slice)? } else { self.chunk(slice, writer)? };
+            chunk.leave_out(self.max_bytes);
+            let refused = chunk.left_out.iter().map(|(row, reason, detail)| Refused {
+                row: first + *row as u64,
+                reason,
+                detail: detail.clone(),
+                record: Json::Object(cell::record(slice, *row)).to_string(),
+            });
+            let refused = refused.collect::<Vec<_>>();
+            Ok((chunk, refused))
         };
         // A hand-over to another thread costs more than a small batch.
         let done = match &slices[..] {
             [only] => vec![encode(only)?],
             _ => slices.par_iter().map(encode).collect::<Result<Vec<_>, SinkError>>()?,
         };
-        let mut rows = Rows { max_bytes: self.max_bytes, ..Rows::default() };
-        for (chunk, too_long) in done {
+        let mut rows = Rows::default();
+        for (chunk, refused) in done {
             rows.chunks.push(chunk);
-            rows.too_long.extend(too_long);
+            rows.refused.extend(refused);
         }
         Ok(rows)
     }
 
-    fn chunk(&self, rows: &RecordBatch) -> Result<Chunk, SinkError> {
+    fn chunk(&self, rows: &RecordBatch, writer: Option<&dyn Writer>) -> Result<Chunk, SinkError> {
         let schema = rows.schema();
         let (written, places) = self.written(&schema)?;
         let bare = rows.project(&places).map_err(|error| SinkError::Fatal(error.to_string()))?;
-        let (bytes, values) = self.values(&bare, &written)?;
+        let (bytes, values) = match writer {
+            None => self.values(&bare, &written)?,
+            Some(writer) => {
+                let mut bytes = Vec::new();
+                let values = writer.write(&bare, &mut bytes).map_err(fatal)?;
+                (bytes, values)
+            }
+        };
         let column = |at: usize| Texts::new(rows.column(at)).map_err(fatal);
         let mut headers = Vec::new();
         for (name, from) in &self.headers {
@@ -181,15 +263,22 @@ impl Format {
         }
         let keys = self.key_column(&schema)?.map(column).transpose()?;
         let flags = self.delete_when.as_ref().and_then(|flag| rows.column_by_name(flag)).and_then(flags);
-        let values = values.into_iter().enumerate().map(|(row, value)| {
-            let gone = flags.is_some_and(|flags| flags.is_valid(row) && flags.value(row));
-            (!gone).then_some(value)
+        let mut left_out = Vec::new();
+        let values = values.into_iter().enumerate().map(|(row, value)| match value {
+            // A tombstone has no value that had to fit.
+            _ if flags.is_some_and(|flags| flags.is_valid(row) && flags.value(row)) => None,
+            Value::At(range) => Some(range),
+            Value::Absent => None,
+            Value::Refused(reason, detail) => {
+                left_out.push((row, reason, detail));
+                None
+            }
         });
-        Ok(Chunk { bytes, values: values.collect(), keys, headers, left_out: Vec::new() })
+        Ok(Chunk { bytes, values: values.collect(), keys, headers, left_out })
     }
 
     /// The bytes of all values, and where each lies.
-    fn values(&self, rows: &RecordBatch, schema: &SchemaRef) -> Result<(Vec<u8>, Vec<Range<usize>>), SinkError> {
+    fn values(&self, rows: &RecordBatch, schema: &SchemaRef) -> Result<(Vec<u8>, Vec<Value>), SinkError> {
         let mut encoder = encoder(&self.codec, schema).map_err(fatal)?;
         let (mut bytes, mut values) = (Vec::new(), Vec::with_capacity(rows.num_rows()));
         if self.codec == Codec::Json {
@@ -197,7 +286,7 @@ impl Format {
             encoder.encode(rows, &mut bytes).map_err(fatal)?;
             let mut start = 0;
             for end in memchr_iter(b'\n', &bytes) {
-                values.push(start..end);
+                values.push(Value::At(start..end));
                 start = end + 1;
             }
         } else {
@@ -206,7 +295,7 @@ impl Format {
                 encoder.encode(&rows.slice(row, 1), &mut bytes).map_err(fatal)?;
                 // What ends a line in a file is no part of a record.
                 let end = bytes.len() - usize::from(bytes.last() == Some(&b'\n'));
-                values.push(start..end);
+                values.push(Value::At(start..end));
             }
         }
         if values.len() == rows.num_rows() {
@@ -234,23 +323,27 @@ impl Chunk {
         self.bytes.get(self.values[row].clone()?)
     }
 
-    /// Leaves out records that are longer than `most`; returns them with their lengths.
-    fn leave_out(&mut self, most: usize) -> Vec<(usize, usize)> {
+    /// Leaves out records that are longer than `most`.
+    fn leave_out(&mut self, most: usize) {
         let length = |row: usize| {
             let headers = self.headers.iter().map(|(name, texts)| name.len() + texts.get(row).map_or(0, <[u8]>::len));
             let key = self.keys.as_ref().and_then(|keys| keys.get(row)).map_or(0, <[u8]>::len);
             self.value(row).map_or(0, <[u8]>::len) + key + headers.sum::<usize>()
         };
-        let long: Vec<(usize, usize)> =
-            (0..self.values.len()).map(|row| (row, length(row))).filter(|(_, length)| *length > most).collect();
-        self.left_out = long.iter().map(|(row, _)| *row).collect();
-        long
+        let long = (0..self.values.len()).map(|row| (row, length(row))).filter(|(_, length)| *length > most);
+        let detail = |bytes| format!("the record has {bytes} bytes, at most {most} are allowed (`message.max.bytes`)");
+        let long: Vec<_> = long.map(|(row, bytes)| (row, "too_big", detail(bytes))).collect();
+        if !long.is_empty() {
+            self.left_out.extend(long);
+            self.left_out.sort_by_key(|(row, ..)| *row);
+            self.left_out.dedup_by_key(|(row, ..)| *row);
+        }
     }
 
     fn each(&self, send: &mut dyn FnMut(Out<'_>) -> Result<(), SinkError>) -> Result<(), SinkError> {
         let mut left_out = self.left_out.iter().peekable();
         for row in 0..self.values.len() {
-            if left_out.next_if(|left| **left == row).is_some() {
+            if left_out.next_if(|(left, ..)| *left == row).is_some() {
                 continue;
             }
             let headers = (!self.headers.is_empty()).then(|| {
@@ -282,18 +375,15 @@ impl Rows {
     /// Rows that no record can hold, numbered from `first` on.
     pub(super) fn rejects(&self, permit: &Permit, first: u64) -> Vec<SinkReject> {
         let plan = &permit.mark().plan;
-        let reject = |((row, bytes, record), number): (&(u64, usize, String), u64)| SinkReject {
+        let reject = |(refused, number): (&Refused, u64)| SinkReject {
             number,
             seq: plan.seq,
-            input: plan.input(),
-            row: *row,
-            reason: "too_big".into(),
-            detail: format!(
-                "the record has {bytes} bytes, at most {} are allowed (`message.max.bytes`)",
-                self.max_bytes
-            ),
-            record: record.clone(),
+            input: permit.input(),
+            row: refused.row,
+            reason: refused.reason.into(),
+            detail: refused.detail.clone(),
+            record: refused.record.clone(),
         };
-        self.too_long.iter().zip(first..).map(reject).collect()
+        self.refused.iter().zip(first..).map(reject).collect()
     }
 }

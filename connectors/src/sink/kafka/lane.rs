@@ -21,6 +21,8 @@ use crate::sink::{SinkError, rejects_shard};
 /// How long a claim waits for transactions of other lanes. They may be a dead daemon's, which end when their own lanes are
 /// claimed: so the next claim must not wait for this one.
 const OPEN_TRANSACTIONS: Duration = Duration::from_secs(5);
+/// The same, once a transaction of this lane can be none of them.
+const SWEPT: Duration = Duration::from_secs(2);
 
 /// What this process knows of a lane of which it is the owner.
 #[derive(Default)]
@@ -66,11 +68,37 @@ impl Inner {
         }
         passed("kafka.before-init")?;
         let id = format!("{}/{}/{}/{}", self.marks_topic, place.job, place.sink, place.lane);
-        let writer = Writer::open(&self.cluster, &self.marks_topic, &id, self.transaction_timeout, self.compression)?;
+        let mut writer =
+            Writer::open(&self.cluster, &self.marks_topic, &id, self.transaction_timeout, self.compression)?;
         passed("kafka.after-init")?;
-        let kept = self.kept(place, End::All(OPEN_TRANSACTIONS))?;
+        let kept = self.kept(place, End::All(OPEN_TRANSACTIONS)).or_else(|error| {
+            if !self.sweep(&mut writer, place)? {
+                return Err(error);
+            }
+            self.kept(place, End::All(SWEPT))
+        })?;
         may(kept.owned.as_ref())?;
         Ok((writer, kept))
+    }
+
+    /// Ends what the id's former owner left open, where the brokers did not. Whoever takes an id has its open transaction
+    /// ended; yet a coordinator that finds no leader of a partition takes it for deleted, and never ends the transaction
+    /// there: readers stop before it, and what is committed next would make its records seen. A transaction that is undone
+    /// takes them with it. Says whether there was anything to end; it may also have been another lane's.
+    fn sweep(&self, writer: &mut Writer, place: &Place) -> Result<bool, SinkError> {
+        let (marks, rows) = (&self.marks_topic, &self.topic);
+        if !self.reader.held_back(marks)?.contains(&place.partition()) {
+            return Ok(false);
+        }
+        let record = place.beat(Generation::default(), 0);
+        let held_back = self.reader.held_back(rows)?;
+        writer.undone(|writer| {
+            writer.send(marks, Some(place.partition()), Some(&record.key), record.value.as_deref(), None)?;
+            held_back
+                .iter()
+                .try_for_each(|partition| writer.send(rows, Some(*partition), Some(&record.key), None, None))
+        })?;
+        Ok(true)
     }
 
     pub(super) fn claim(&self, slot: &mut Slot, key: &LaneKey) -> Result<Option<Mark>, SinkError> {
@@ -82,7 +110,8 @@ impl Inner {
             _ => Ok(()),
         };
         slot.close();
-        let partition = place.partition(self.make_marks_topic()?);
+        self.make_marks_topic()?;
+        let partition = place.partition();
         let (mut writer, kept) = self.take(place, generation, &may)?;
         let claim = Claim { generation, owner: key.owner.clone(), released: false };
         let owned =
@@ -187,8 +216,7 @@ impl Inner {
         let rejects = rows.rejects(permit, kept.next_reject().max(read(permit.mark())));
         records.extend(rejects.iter().flat_map(|reject| place.reject(reject, self.format.max_bytes())));
         records.push(place.mark(&next));
-        let partitions = self.reader.partitions().map_err(Failure::Undone)?;
-        let partition = place.partition(partitions);
+        let partition = place.partition();
         writer.transact(|writer| {
             passed("kafka.before-rows")?;
             rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
@@ -214,7 +242,7 @@ impl Inner {
         let mut released = live.owned.clone();
         released.claim.released = true;
         let record = place.mark(&released);
-        let partition = place.partition(self.reader.partitions()?);
+        let partition = place.partition();
         let result = live.writer.transact(|writer| {
             writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)
         });
@@ -233,7 +261,7 @@ impl Inner {
     pub(super) fn forget(&self, slot: &mut Slot, place: &Place) -> Result<(), SinkError> {
         slot.close();
         let (mut writer, kept) = self.take(place, Generation::default(), &|_| Ok(()))?;
-        let partition = place.partition(self.reader.partitions()?);
+        let partition = place.partition();
         let sent = writer.transact(|writer| {
             for record in kept.gone(place) {
                 writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;

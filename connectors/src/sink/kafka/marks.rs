@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Compaction keeps the last record of each key. Partition 0 has the beats, which no transaction ever holds back; a lane's
-//! other records are all in one of the rest.
+//! other records are all in one of the eight after it. That does not depend on how many partitions the topic has: it may
+//! grow at any time, and two daemons that have seen it at different times must look for a lane's marks in the same place.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,10 @@ use uuid::Uuid;
 
 use crate::sink::{SinkError, SinkReject};
 
+/// Partitions of the topic that are used, and that it is made with: one for beats, the others for lanes. Lanes of one
+/// partition wait for each other's transactions when they are claimed, and no longer. Part of the format: with another
+/// number, marks that are there would not be found.
+pub(super) const PARTITIONS: i32 = 9;
 /// Bytes of a rejected row in one record: far below what a topic takes, unless it is told to take less.
 const PART_BYTES: usize = 256 * 1024;
 /// What a part has beside them: its key, and why the row was rejected.
@@ -34,15 +39,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The partition of its marks, of a topic with so many.
-    pub(super) fn partition(&self, partitions: i32) -> i32 {
-        let others = u64::try_from(partitions - 1).unwrap_or_default();
-        if others == 0 {
-            return 0;
-        }
+    /// The partition of its marks.
+    pub(super) fn partition(&self) -> i32 {
         let digest = Digest::of_json(&(&self.job, &self.sink, &self.lane));
         let mut first = [0; 8];
         first.copy_from_slice(&digest.bytes()[..8]);
+        let others = u64::from(PARTITIONS.unsigned_abs()) - 1;
         1 + i32::try_from(u64::from_be_bytes(first) % others).unwrap_or_default()
     }
 
@@ -327,10 +329,8 @@ mod tests {
     #[test]
     fn a_lane_keeps_its_partition_and_leaves_that_of_beats_alone() {
         // Marks that are there must be found again: these numbers never change.
-        assert_eq!(["all", "in/t/0", "in/t/1"].map(|lane| place(lane).partition(9)), [7, 3, 1]);
-        assert_eq!(place("all").partition(1), 0);
-        let used: std::collections::BTreeSet<i32> =
-            (0..100).map(|n| place(&format!("in/t/{n}")).partition(9)).collect();
+        assert_eq!(["all", "in/t/0", "in/t/1"].map(|lane| place(lane).partition()), [7, 3, 1]);
+        let used: std::collections::BTreeSet<i32> = (0..100).map(|n| place(&format!("in/t/{n}")).partition()).collect();
         assert_eq!(used.into_iter().collect::<Vec<_>>(), (1..9).collect::<Vec<_>>());
     }
 

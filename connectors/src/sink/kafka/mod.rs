@@ -1,4 +1,5 @@
-//! A Kafka topic. Rows and mark are one transaction; the mark is a record of a compacted topic of the job.
+//! A Kafka topic. Rows and mark are one transaction; the mark is a record of a compacted topic of the job. Without marks
+//! ([`plain`]) there is no transaction either.
 //!
 //! Every lane has a producer with a `transactional.id` of its own, which stays the same: the broker lets the newest
 //! producer of an id write, and no other. Start with [`lane`]: how a lane is claimed, and how it commits. [`marks`] says
@@ -22,6 +23,7 @@ mod dead_letters;
 mod encode;
 mod lane;
 mod marks;
+mod plain;
 mod reader;
 mod topic;
 mod writer;
@@ -40,17 +42,24 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use tidemill_checkpoint::{Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt, SinkId, Timestamp};
-use tidemill_config::KafkaSink;
+use tidemill_config::{Guarantee, KafkaSink};
 
 pub use self::topic::marks_topic;
+
+/// Whether rows of this schema can be written, as far as that shows without a broker or a registry.
+pub(super) fn fits(id: &SinkId, config: &KafkaSink, schema: &SchemaRef) -> Result<(), SinkError> {
+    encode::Format::new(id, config)?.check(schema)
+}
+
 use self::{
-    cluster::{ANSWER, Cluster, Context},
+    cluster::{ANSWER, Cluster, Context, to_write},
     encode::{Format, Rows},
     lane::Slot,
     marks::{Book, Kept, Place},
     reader::{End, Reader},
+    writer::Writer,
 };
-use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking};
+use super::{Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking, commit_as_one};
 
 /// Lanes of a group whose transactions are committed at the same time.
 const COMMITTING: usize = 32;
@@ -72,9 +81,12 @@ struct Inner {
     marks_topic: String,
     format: Format,
     compression: &'static str,
+    guarantee: Guarantee,
     transaction_timeout: Duration,
     reader: Arc<Reader>,
     lanes: Mutex<BTreeMap<Lane, Arc<Mutex<Slot>>>>,
+    /// The producer of records without marks.
+    plain: Mutex<Option<Writer>>,
     beats: Mutex<Option<BaseProducer<Context>>>,
     last_beat: AtomicU64,
     /// Set once the marks' topic is known to keep them.
@@ -84,7 +96,7 @@ struct Inner {
 impl Kafka {
     /// The sink `id` of `job`. Connects nowhere.
     pub fn open(id: SinkId, job: &str, config: &KafkaSink) -> Result<Self, SinkError> {
-        let cluster = Cluster::new(config)?;
+        let cluster = Cluster::new(config);
         let marks_topic = config.marks_topic.clone().unwrap_or_else(|| topic::marks_topic(job));
         if marks_topic == config.topic {
             return Err(SinkError::Fatal(format!(
@@ -100,8 +112,10 @@ impl Kafka {
             topic: config.topic.clone(),
             marks_topic,
             compression: config.compression.name(),
+            guarantee: config.guarantee,
             transaction_timeout: config.transaction_timeout,
             lanes: Mutex::default(),
+            plain: Mutex::default(),
             beats: Mutex::default(),
             last_beat: AtomicU64::default(),
             keeps_marks: OnceLock::new(),
@@ -175,14 +189,15 @@ impl Inner {
         let mut sent = BaseRecord::<[u8], [u8]>::to(&self.marks_topic).partition(0).key(&record.key);
         sent.payload = record.value.as_deref();
         writer::send(producer, &self.cluster, sent, ANSWER)?;
+        let (what, needs) = ("sending a beat", to_write(&self.marks_topic));
         let flushed = writer::flush(producer, ANSWER);
         let context = producer.context();
         if !flushed {
-            return Err(self.cluster.explain_code("sending a beat", None, "no answer", context));
+            return Err(self.cluster.explain_code(what, needs, None, "no answer", context));
         }
         match context.take_undelivered() {
             None => Ok(()),
-            Some((code, text)) => Err(self.cluster.explain_code("sending a beat", Some(code), &text, context)),
+            Some(lost) => Err(self.cluster.explain_code(what, needs, Some(lost.code), &lost.text, context)),
         }
     }
 
@@ -201,7 +216,7 @@ impl Sink for Kafka {
     }
 
     fn guarantee(&self) -> Guarantee {
-        Guarantee::ExactlyOnce
+        self.inner.guarantee
     }
 
     async fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError> {
@@ -237,11 +252,13 @@ impl Sink for Kafka {
         if let Some(schema) = schema {
             self.inner.format.check(schema)?;
         }
+        self.inner.format.ask(schema).await?;
         self.run(|inner| inner.check()).await
     }
 
     async fn prepare(&self, schema: &SchemaRef) -> Result<(), SinkError> {
         self.inner.format.check(schema)?;
+        self.inner.format.writer(schema).await?;
         self.run(|inner| inner.find_topic()).await
     }
 
@@ -251,11 +268,15 @@ impl Sink for Kafka {
             return Ok(Staged { rows: 0, bytes: 0, data: Box::new(Rows::default()) });
         }
         let rows = rows.to_vec();
-        let encoded = self.run(move |inner| inner.format.encode(&rows)).await?;
+        let writer = self.inner.format.writer(&rows[0].schema()).await?;
+        let encoded = self.run(move |inner| inner.format.encode(&rows, writer.as_deref())).await?;
         Ok(Staged { rows: count, bytes: encoded.bytes(), data: Box::new(encoded) })
     }
 
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
+        if self.guarantee() == Guarantee::AtLeastOnce {
+            return commit_as_one(group, |group| self.run(move |inner| Ok(inner.send_group(&group)))).await;
+        }
         let commits = group.into_iter().map(|(permit, staged)| async move {
             let rows: Rows = staged.unpack()?;
             self.run(move |inner| inner.on(&permit.key().lane, |slot| inner.commit(slot, &permit, &rows))).await

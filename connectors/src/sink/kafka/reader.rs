@@ -20,10 +20,10 @@ use rdkafka::{
 };
 
 use super::{
-    cluster::{ANSWER, Cluster, Context},
-    marks::{Book, Place},
+    cluster::{ANSWER, Cluster, Context, Right, to_keep_marks, to_read, to_write},
+    marks::{Book, PARTITIONS, Place},
 };
-use crate::sink::SinkError;
+use crate::{kafka::is_denied, sink::SinkError};
 
 /// Between two looks at transactions that are open.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -56,10 +56,9 @@ pub(super) struct Reader {
 #[derive(Default)]
 struct State {
     clients: Option<Clients>,
-    /// Of the topic; 0: not known to be there.
+    /// Of the topic when it was found; 0: not known to be there. More may have come since, and hold no marks.
     partitions: i32,
-    /// Whether every partition was read once: where the topic was given more than it had, a lane's marks are not where
-    /// they are looked for, and only then are they seen to be elsewhere.
+    /// Whether every partition was read once: marks that somebody copied to where they do not belong are seen only then.
     whole: bool,
     /// The next offset of each partition that was read.
     at: BTreeMap<i32, i64>,
@@ -90,30 +89,45 @@ impl Reader {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Partitions of the topic, 0 where it is not there. Does not make it.
-    pub(super) fn partitions(&self) -> Result<i32, SinkError> {
-        self.state().find(&self.cluster, &self.topic)
+    /// Whether the topic is there. Does not make it.
+    pub(super) fn finds_marks(&self) -> Result<bool, SinkError> {
+        Ok(self.state().find(&self.cluster, &self.topic)? > 0)
     }
 
-    /// Whether there is a topic of this name beside the marks' one.
-    pub(super) fn finds(&self, topic: &str) -> Result<bool, SinkError> {
-        Ok(partitions(&self.state().clients(&self.cluster)?.committed, &self.cluster, topic)?.is_some())
+    /// Whether there is a topic of this name beside the marks' one, of which these rights are needed.
+    pub(super) fn finds(&self, topic: &str, needs: Right<'_>) -> Result<bool, SinkError> {
+        Ok(partitions(&self.state().clients(&self.cluster)?.committed, &self.cluster, topic, needs)?.is_some())
+    }
+
+    /// Partitions of a topic in which a transaction is open.
+    pub(super) fn held_back(&self, topic: &str) -> Result<BTreeSet<i32>, SinkError> {
+        let mut state = self.state();
+        let client = &state.clients(&self.cluster)?.committed;
+        let count = partitions(client, &self.cluster, topic, to_write(topic))?.unwrap_or(0);
+        let mut held_back = BTreeSet::new();
+        for partition in 0..count {
+            let end = state.end(&self.cluster, topic, partition, true)?;
+            if state.end(&self.cluster, topic, partition, false)? < end {
+                held_back.insert(partition);
+            }
+        }
+        Ok(held_back)
     }
 
     /// Reads on, for these lanes and the beats, and says what `look` sees then: before anybody else can read, who may
     /// have to begin anew. Where there is no such topic, nothing is read.
     pub(super) fn read<T>(&self, places: &[Place], end: End, look: impl FnOnce(&Book) -> T) -> Result<T, SinkError> {
-        self.read_where(|partitions| places.iter().map(|place| place.partition(partitions)).collect(), end, look)
+        self.read_where(places.iter().map(Place::partition).collect(), end, look)
     }
 
     /// Reads on, for all lanes.
     pub(super) fn read_whole<T>(&self, end: End, look: impl FnOnce(&Book) -> T) -> Result<T, SinkError> {
-        self.read_where(|partitions| (0..partitions).collect(), end, look)
+        self.read_where((0..PARTITIONS).collect(), end, look)
     }
 
     fn read_where<T>(
         &self,
-        wanted: impl FnOnce(i32) -> BTreeSet<i32>,
+        mut wanted: BTreeSet<i32>,
         end: End,
         look: impl FnOnce(&Book) -> T,
     ) -> Result<T, SinkError> {
@@ -123,7 +137,6 @@ impl Reader {
         if partitions == 0 {
             return Ok(look(&state.book));
         }
-        let mut wanted = wanted(partitions);
         wanted.insert(BEATS);
         let mut ends = BTreeMap::new();
         for partition in &wanted {
@@ -141,7 +154,8 @@ impl Reader {
                             what: format!("reading the marks in topic {} at {}", self.topic, self.cluster.brokers),
                             cause: format!(
                                 "a transaction is open in its partition {partition}: it ends with the claim of its \
-                                 lane, or after its `transaction_timeout`"
+                                 lane, or after its `transaction_timeout`; where it stays, kafka-transactions.sh \
+                                 find-hanging shows it"
                             ),
                         });
                     }
@@ -156,7 +170,7 @@ impl Reader {
             thread::sleep(PAUSE);
             state = self.state();
         }
-        if ends.iter().any(|(partition, end)| state.at.get(partition).is_some_and(|at| at > end)) {
+        if state.is_beyond(&self.cluster, &self.topic, &ends)? {
             tracing::warn!(topic = self.topic, "the marks' topic was deleted and made again: reading it anew");
             state.at.clear();
             state.book = Book::default();
@@ -168,7 +182,7 @@ impl Reader {
                 other.insert(state.end(&self.cluster, &self.topic, partition, false)?);
             }
         }
-        state.read_to(&self.cluster, &self.topic, &ends, partitions)?;
+        state.read_to(&self.cluster, &self.topic, &ends)?;
         state.whole = true;
         Ok(look(&state.book))
     }
@@ -187,7 +201,15 @@ impl State {
         if self.partitions > 0 {
             return Ok(self.partitions);
         }
-        let count = partitions(&self.clients(cluster)?.committed, cluster, topic)?.unwrap_or(0);
+        let needs = to_keep_marks(topic);
+        let count = partitions(&self.clients(cluster)?.committed, cluster, topic, needs)?.unwrap_or(0);
+        if (1..PARTITIONS).contains(&count) {
+            let brokers = &cluster.brokers;
+            return Err(SinkError::Fatal(format!(
+                "the marks' topic {topic} has {count} partitions, and marks are kept in {PARTITIONS}: \
+                 kafka-topics.sh --bootstrap-server {brokers} --alter --topic {topic} --partitions {PARTITIONS}"
+            )));
+        }
         self.partitions = count;
         Ok(count)
     }
@@ -205,7 +227,7 @@ impl State {
             if !moves(error.rdkafka_error_code()) || begun.elapsed() > MOVING {
                 drain(client);
                 let what = format!("looking for the end of topic {topic}");
-                let explained = cluster.explain(&what, &error, client.client().context());
+                let explained = cluster.explain(&what, to_read(topic), &error, client.client().context());
                 if is_unknown(error.rdkafka_error_code()) {
                     // It may have been deleted: the next call looks anew.
                     self.partitions = 0;
@@ -216,14 +238,23 @@ impl State {
         }
     }
 
+    /// Whether something was read that is not there: beyond these ends, and those of now, since others may have read on since
+    /// they were asked for.
+    fn is_beyond(&mut self, cluster: &Cluster, topic: &str, ends: &BTreeMap<i32, i64>) -> Result<bool, SinkError> {
+        let beyond = |(partition, end): (&i32, &i64)| {
+            let at = *self.at.get(partition)?;
+            (at > *end).then_some((*partition, at))
+        };
+        for (partition, at) in ends.iter().filter_map(beyond).collect::<Vec<_>>() {
+            if at > self.end(cluster, topic, partition, true)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Reads committed records up to these ends, which are known to be readable.
-    fn read_to(
-        &mut self,
-        cluster: &Cluster,
-        topic: &str,
-        ends: &BTreeMap<i32, i64>,
-        partitions: i32,
-    ) -> Result<(), SinkError> {
+    fn read_to(&mut self, cluster: &Cluster, topic: &str, ends: &BTreeMap<i32, i64>) -> Result<(), SinkError> {
         let mut open: BTreeMap<i32, i64> = BTreeMap::new();
         let mut assignment = TopicPartitionList::new();
         let what = format!("reading topic {topic}");
@@ -242,7 +273,7 @@ impl State {
         }
         let clients = self.clients.as_ref().ok_or_else(|| SinkError::Fatal("clients were not kept".into()))?;
         let client = &clients.committed;
-        let explain = |error: KafkaError| cluster.explain(&what, &error, client.client().context());
+        let explain = |error: KafkaError| cluster.explain(&what, to_read(topic), &error, client.client().context());
         client.assign(&assignment).map_err(explain)?;
         let mut quiet_since = Instant::now();
         let result = loop {
@@ -257,11 +288,13 @@ impl State {
                         Ok(place) => place,
                         Err(error) => break Err(error),
                     };
-                    if partition != BEATS && place.partition(partitions) != partition {
+                    if partition != BEATS && place.partition() != partition {
                         break Err(SinkError::Fatal(format!(
-                            "the marks' topic {topic} was given other partitions than it had: lane {} is in {partition}. \
-                             Stop every daemon, and copy its records to a new topic by their keys (`marks_topic`)",
-                            place.lane
+                            "the marks' topic {topic} has a record of lane {} in its partition {partition}, which is not \
+                             where it belongs ({}): it was copied there. Stop every daemon, and copy the marks to another \
+                             topic, each to the partition that it was in (`marks_topic`)",
+                            place.lane,
+                            place.partition()
                         )));
                     }
                     at.insert(partition, next);
@@ -279,7 +312,8 @@ impl State {
                     }
                 }
                 Some(Err(error))
-                    if matches!(explain(error.clone()), SinkError::Transient { .. }) || is_group(&error) =>
+                    if is_group(&error)
+                        || (explain(error.clone()).is_transient() && !is_denied(error.rdkafka_error_code())) =>
                 {
                     tracing::debug!(topic, %error, "reading marks");
                 }
@@ -320,17 +354,22 @@ fn drain(client: &BaseConsumer<Context>) {
 }
 
 /// How many partitions a topic has; `None` where there is no such topic.
-fn partitions(client: &BaseConsumer<Context>, cluster: &Cluster, topic: &str) -> Result<Option<i32>, SinkError> {
+fn partitions(
+    client: &BaseConsumer<Context>,
+    cluster: &Cluster,
+    topic: &str,
+    needs: Right<'_>,
+) -> Result<Option<i32>, SinkError> {
     let what = format!("looking for topic {topic}");
     let context = client.client().context();
     let metadata = client.fetch_metadata(Some(topic), ANSWER).map_err(|error| {
         drain(client);
-        cluster.explain(&what, &error, context)
+        cluster.explain(&what, needs, &error, context)
     })?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     match found.error().map(Code::from) {
         Some(code) if is_unknown(Some(code)) => Ok(None),
-        Some(code) => Err(cluster.explain_code(&what, Some(code), &code.to_string(), context)),
+        Some(code) => Err(cluster.explain_code(&what, needs, Some(code), &code.to_string(), context)),
         None => Ok(Some(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)).filter(|count| *count > 0)),
     }
 }

@@ -9,13 +9,22 @@ use rdkafka::{
     admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     error::RDKafkaErrorCode as Code,
 };
+use tidemill_config::Guarantee;
 
-use super::{Inner, cluster::ANSWER, writer::Writer};
-use crate::sink::SinkError;
+use super::{
+    Inner,
+    cluster::{ANSWER, to_read, to_write},
+    marks::PARTITIONS,
+    writer::Writer,
+};
+use crate::{
+    kafka::{
+        On, Operation,
+        native::{self, Ask},
+    },
+    sink::SinkError,
+};
 
-/// Of the marks' topic: one for beats, the others for lanes. Lanes of one partition wait for each other's transactions
-/// when they are claimed, and no longer.
-const PARTITIONS: i32 = 9;
 /// A log of marks is read from its beginning at each start: it is cleaned soon and often.
 const MARKS_CONFIG: [(&str, &str); 3] =
     [("cleanup.policy", "compact"), ("segment.bytes", "16777216"), ("min.cleanable.dirty.ratio", "0.1")];
@@ -31,7 +40,7 @@ pub fn marks_topic(job: &str) -> String {
 impl Inner {
     /// Whether the user's topic is there.
     pub(super) fn find_topic(&self) -> Result<(), SinkError> {
-        if self.reader.finds(&self.topic)? {
+        if self.reader.finds(&self.topic, to_write(&self.topic))? {
             return Ok(());
         }
         let (topic, brokers) = (&self.topic, &self.cluster.brokers);
@@ -41,41 +50,47 @@ impl Inner {
         )))
     }
 
-    /// Makes the marks' topic where it is absent. How many partitions it has.
-    pub(super) fn make_marks_topic(&self) -> Result<i32, SinkError> {
-        let found = self.reader.partitions()?;
-        if found > 0 {
-            self.keeps_marks()?;
-            return Ok(found);
+    /// Makes the marks' topic where it is absent.
+    pub(super) fn make_marks_topic(&self) -> Result<(), SinkError> {
+        if self.reader.finds_marks()? {
+            return self.keeps_marks();
         }
-        let topic = &self.marks_topic;
-        let what = format!("making the marks' topic {topic}");
-        let mut new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1));
-        for (name, value) in MARKS_CONFIG {
-            new = new.set(name, value);
-        }
-        let admin = self.cluster.admin()?;
-        let options = AdminOptions::new().operation_timeout(Some(ANSWER)).request_timeout(Some(ANSWER));
-        // The client has a thread of its own that answers; this one may block.
-        let answer = tokio::runtime::Handle::current().block_on(admin.create_topics([&new], &options));
-        let context = admin.inner().context();
-        let answer = answer.map_err(|error| self.cluster.explain(&what, &error, context))?;
-        if let Some(Err((_, code))) = answer.into_iter().next()
-            && code != Code::TopicAlreadyExists
-        {
-            return Err(self.cluster.explain_code(&what, Some(code), &code.to_string(), context));
-        }
+        self.create_marks_topic(false)?;
+        let what = format!("making the marks' topic {}", self.marks_topic);
         let begun = Instant::now();
         loop {
-            let found = self.reader.partitions()?;
-            if found > 0 {
-                return Ok(found);
+            if self.reader.finds_marks()? {
+                return Ok(());
             }
             if begun.elapsed() > KNOWN {
                 return Err(SinkError::Transient { what, cause: "the brokers do not show it yet".into() });
             }
             thread::sleep(PAUSE);
         }
+    }
+
+    /// Makes the marks' topic, or only asks whether that could be.
+    fn create_marks_topic(&self, only_asks: bool) -> Result<(), SinkError> {
+        let topic = &self.marks_topic;
+        let what = format!("making the marks' topic {topic}");
+        let needs = (&[Operation::Create][..], On::Topic(topic));
+        let mut new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1));
+        for (name, value) in MARKS_CONFIG {
+            new = new.set(name, value);
+        }
+        let admin = self.cluster.admin()?;
+        let options = AdminOptions::new().operation_timeout(Some(ANSWER)).request_timeout(Some(ANSWER));
+        let options = options.validate_only(only_asks);
+        // The client has a thread of its own that answers; this one may block.
+        let answer = tokio::runtime::Handle::current().block_on(admin.create_topics([&new], &options));
+        let context = admin.inner().context();
+        let answer = answer.map_err(|error| self.cluster.explain(&what, needs, &error, context))?;
+        if let Some(Err((_, code))) = answer.into_iter().next()
+            && code != Code::TopicAlreadyExists
+        {
+            return Err(self.cluster.explain_code(&what, needs, Some(code), &code.to_string(), context));
+        }
+        Ok(())
     }
 
     /// Whether the marks' topic, which is there, keeps the last record of every key. Asked once.
@@ -90,7 +105,7 @@ impl Inner {
         let asked = [ResourceSpecifier::Topic(topic)];
         let answer = tokio::runtime::Handle::current().block_on(admin.describe_configs(&asked, &options));
         let context = admin.inner().context();
-        let answer = answer.map_err(|error| self.cluster.explain(&what, &error, context))?;
+        let answer = answer.map_err(|error| self.cluster.explain(&what, to_read(topic), &error, context))?;
         let policy = match answer.into_iter().next() {
             Some(Ok(found)) => found.get("cleanup.policy").and_then(|entry| entry.value.clone()),
             // Whoever may write there need not be allowed to see this.
@@ -98,12 +113,16 @@ impl Inner {
                 tracing::warn!(topic, "not allowed to see whether the marks' topic has cleanup.policy=compact");
                 None
             }
-            Some(Err(code)) => return Err(self.cluster.explain_code(&what, Some(code), &code.to_string(), context)),
+            Some(Err(code)) => {
+                return Err(self.cluster.explain_code(&what, to_read(topic), Some(code), &code.to_string(), context));
+            }
             None => None,
         };
         if let Some(policy) = policy.filter(|policy| policy != "compact") {
             return Err(SinkError::Fatal(format!(
-                "the marks' topic {topic} has cleanup.policy={policy}: its marks would be deleted, and rows written                  twice: kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic}                  --add-config cleanup.policy=compact"
+                "the marks' topic {topic} has cleanup.policy={policy}: its marks would be deleted, and rows written \
+                 twice: kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} \
+                 --add-config cleanup.policy=compact"
             )));
         }
         let _ = self.keeps_marks.set(());
@@ -113,11 +132,44 @@ impl Inner {
     /// Whether the sink could work: nothing is claimed, and no record written.
     pub(super) fn check(&self) -> Result<(), SinkError> {
         self.find_topic()?;
-        if self.reader.partitions()? > 0 {
+        self.may(&self.topic, &[Operation::Write])?;
+        if self.guarantee == Guarantee::AtLeastOnce {
+            return Ok(());
+        }
+        if self.reader.finds_marks()? {
+            self.may(&self.marks_topic, &[Operation::Read, Operation::Write])?;
             self.keeps_marks()?;
+        } else {
+            self.create_marks_topic(true)?;
         }
         // An id of its own, which shuts nobody out: whether transactions work here, and this user may use such ids.
         let id = format!("{}/check", self.marks_topic);
         Writer::open(&self.cluster, &self.topic, &id, self.transaction_timeout, self.compression).map(drop)
+    }
+
+    /// Whether this user may do these things with a topic that is there, as far as the brokers tell. Nothing is written to
+    /// find it out.
+    fn may(&self, topic: &str, wanted: &[Operation]) -> Result<(), SinkError> {
+        let what = format!("asking for the rights on topic {topic}");
+        let admin = self.cluster.admin()?;
+        let answer = native::describe_topics(admin.inner(), &[topic], Ask::Rights, ANSWER);
+        let answer = answer.map_err(|cause| SinkError::Transient { what: what.clone(), cause })?;
+        let context = admin.inner().context();
+        match answer.into_iter().next() {
+            Some(Ok(found)) => {
+                let rights = found.rights.unwrap_or_else(|| wanted.to_vec());
+                let lacks: Vec<_> = wanted.iter().filter(|one| !rights.contains(one)).copied().collect();
+                if lacks.is_empty() {
+                    Ok(())
+                } else {
+                    Err(SinkError::Fatal(self.cluster.lacks((&lacks, On::Topic(topic)))))
+                }
+            }
+            Some(Err((_, code))) => {
+                let needs = (wanted, On::Topic(topic));
+                Err(self.cluster.explain_code(&what, needs, Some(code), &code.to_string(), context))
+            }
+            None => Ok(()),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The producer of one lane: transactions, and what can become of them.
+//! The producer of one lane: transactions, and what can become of them. Also the one that has none.
 
 use std::{
     thread,
@@ -12,22 +12,24 @@ use rdkafka::{
 };
 use tidemill_checkpoint::failpoint;
 
-use super::cluster::{ANSWER, Cluster, Context};
-use crate::sink::SinkError;
+use super::cluster::{ANSWER, Cluster, Context, to_take, to_write};
+use crate::{kafka::is_denied, sink::SinkError};
 
 /// How long the coordinator may take to end a former owner's transaction.
 const SHUTTING_OUT: Duration = Duration::from_secs(60);
 /// Between two tries of what may pass.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Between two looks at what is on its way.
-const LOOK: Duration = Duration::from_millis(1);
+const LOOK: Duration = Duration::from_micros(500);
 /// Reports of delivery are taken in after so many records.
 const REPORTS_EVERY: usize = 10_000;
 
-/// A producer whose name no other live producer has.
+/// A producer; one of transactions has a name that no other live producer has.
 pub(super) struct Writer {
     producer: BaseProducer<Context>,
     cluster: Cluster,
+    /// The name, where it has one.
+    id: Option<String>,
     timeout: Duration,
     sent: usize,
 }
@@ -65,14 +67,20 @@ impl Writer {
         loop {
             let Err(error) = producer.init_transactions(ANSWER) else { break };
             producer.poll(Duration::ZERO);
-            let explained = cluster.explain(&what, &error, producer.context());
+            let explained = cluster.explain(&what, to_take(id), &error, producer.context());
             let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
             if !passes || !explained.is_transient() || begun.elapsed() > SHUTTING_OUT {
                 return Err(explained);
             }
             thread::sleep(PAUSE);
         }
-        Ok(Self { producer, cluster: cluster.clone(), timeout, sent: 0 })
+        Ok(Self { producer, cluster: cluster.clone(), id: Some(id.to_owned()), timeout, sent: 0 })
+    }
+
+    /// One without a name: it sends, and waits no longer than `timeout` for the answers.
+    pub(super) fn plain(cluster: &Cluster, timeout: Duration, compression: &str) -> Result<Self, SinkError> {
+        let producer = cluster.idempotent(compression)?;
+        Ok(Self { producer, cluster: cluster.clone(), id: None, timeout, sent: 0 })
     }
 
     /// Sends everything that `send` gives, and commits it.
@@ -101,6 +109,20 @@ impl Writer {
         passed("kafka.after-commit").map_err(Failure::Unknown)
     }
 
+    /// Sends everything that `send` gives, and undoes it.
+    pub(super) fn undone(&mut self, send: impl FnOnce(&mut Self) -> Result<(), SinkError>) -> Result<(), SinkError> {
+        self.producer.context().take_undelivered();
+        let begun = self.producer.begin_transaction();
+        begun.map_err(|error| self.explain("beginning a transaction", &error))?;
+        let sent = send(self).and_then(|()| self.settle());
+        let nothing = || SinkError::Transient { what: "undoing a transaction".into(), cause: "no answer".into() };
+        match (sent, self.undo(nothing())) {
+            (Ok(()), Failure::Undone(_)) => Ok(()),
+            (Ok(()), failed) => Err(failed.error()),
+            (Err(error), _) => Err(error),
+        }
+    }
+
     /// Waits until the brokers have every record that was handed over.
     pub(super) fn settle(&self) -> Result<(), SinkError> {
         if !flush(&self.producer, self.timeout) {
@@ -111,7 +133,7 @@ impl Writer {
 
     /// Whether another producer took the id. Who, the marks tell, once it has written its claim.
     pub(super) fn is_shut_out(&self) -> bool {
-        self.producer.client().fatal_error().is_some()
+        self.producer.client().fatal_error().is_some_and(|(code, _)| !is_denied(Some(code)))
     }
 
     fn undo(&self, error: SinkError) -> Failure {
@@ -129,12 +151,29 @@ impl Writer {
     }
 
     fn undelivered(&self) -> Option<SinkError> {
-        let (code, text) = self.producer.context().take_undelivered()?;
-        Some(self.cluster.explain_code("sending records", Some(code), &text, self.producer.context()))
+        self.producer.poll(Duration::ZERO);
+        let lost = self.producer.context().take_undelivered()?;
+        let (code, text) = if lost.is_purged() { self.why() } else { None }.unwrap_or((lost.code, lost.text));
+        let needs = match &self.id {
+            Some(id) if code == Code::TransactionalIdAuthorizationFailed => to_take(id),
+            _ => to_write(&lost.topic),
+        };
+        let what = format!("sending records to topic {}", lost.topic);
+        Some(self.cluster.explain_code(&what, needs, Some(code), &text, self.producer.context()))
+    }
+
+    /// Why the client threw records away. Nothing begins: a transaction is open, and the client says what became of it.
+    fn why(&self) -> Option<(Code, String)> {
+        if let Some(fatal) = self.producer.client().fatal_error() {
+            return Some(fatal);
+        }
+        let error = self.id.as_ref().and_then(|_| self.producer.begin_transaction().err())?;
+        Some((error.rdkafka_error_code()?, error.to_string()))
     }
 
     fn explain(&self, what: &str, error: &KafkaError) -> SinkError {
-        self.cluster.explain(what, error, self.producer.context())
+        let needs = self.id.as_deref().map_or(to_write(""), to_take);
+        self.cluster.explain(what, needs, error, self.producer.context())
     }
 
     /// Hands a record over to be sent. `partition`: `None` leaves it to the key.
@@ -160,14 +199,24 @@ impl Writer {
     }
 }
 
-/// Waits until every record that was handed over is answered. The client's own `flush` looks every 100 ms only.
+/// Takes in reports of delivery, or waits a moment where there are none. The client's own `poll` stays to its deadline, and
+/// spins over the last millisecond; its `flush` looks every 100 ms only.
+fn look(producer: &BaseProducer<Context>) {
+    let before = producer.in_flight_count();
+    producer.poll(Duration::ZERO);
+    if producer.in_flight_count() == before {
+        thread::sleep(LOOK);
+    }
+}
+
+/// Waits until every record that was handed over is answered.
 pub(super) fn flush(producer: &BaseProducer<Context>, patience: Duration) -> bool {
     let begun = Instant::now();
     while producer.in_flight_count() > 0 {
         if begun.elapsed() > patience {
             return false;
         }
-        producer.poll(LOOK);
+        look(producer);
     }
     true
 }
@@ -179,17 +228,17 @@ pub(super) fn send(
     mut record: BaseRecord<'_, [u8], [u8]>,
     patience: Duration,
 ) -> Result<(), SinkError> {
-    let begun = Instant::now();
+    let (begun, topic) = (Instant::now(), record.topic);
     loop {
         match producer.send(record) {
             Ok(()) => return Ok(()),
             Err((error, back)) => {
                 let full = error.rdkafka_error_code() == Some(Code::QueueFull);
                 if !full || begun.elapsed() > patience {
-                    return Err(cluster.explain("sending records", &error, producer.context()));
+                    return Err(cluster.explain("sending records", to_write(topic), &error, producer.context()));
                 }
                 record = back;
-                producer.poll(LOOK);
+                look(producer);
             }
         }
     }

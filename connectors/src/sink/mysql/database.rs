@@ -1,6 +1,7 @@
 //! Connections to a server, and what its errors mean.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -60,7 +61,7 @@ impl Address {
             return Err(format!("{shown}: this address cannot be read: {way_out}"));
         }
         // The driver's own words may hold parts of the address, the password too.
-        let opts = Opts::from_url(url).map_err(|error| match error {
+        let opts = Opts::from_url(&with_tls(url, ca.is_some())).map_err(|error| match error {
             mysql_async::UrlError::UnknownParameter { param } => {
                 format!(
                     "{shown}: its option `{param}` is not known: `require_ssl`, `verify_ca` and `verify_identity` are"
@@ -75,7 +76,11 @@ impl Address {
         Ok(Self { opts, ca: ca.map(Path::to_owned), shown, database, user })
     }
 
-    /// A new connection as the server gives it: who reads alone needs no more.
+    fn has_tls(&self) -> bool {
+        self.ca.is_some() || self.opts.ssl_opts().is_some()
+    }
+
+    /// A new connection, set up.
     pub(crate) async fn open(&self) -> Result<Conn, Failure> {
         // A local server would be reached by its socket, past whatever stands between (a tunnel, a proxy).
         let mut builder = OptsBuilder::from_opts(self.opts.clone()).prefer_socket(self.opts.socket().is_some());
@@ -87,18 +92,19 @@ impl Address {
             let given = self.opts.ssl_opts().cloned().unwrap_or_default();
             builder = builder.ssl_opts(given.with_root_certs(vec![pem.into()]).with_disable_built_in_roots(true));
         }
-        match timeout(CONNECT_TIMEOUT, Conn::new(builder)).await {
-            Ok(conn) => conn.doing("connecting to"),
-            Err(_) => Err(Failure::Slow("connecting to", CONNECT_TIMEOUT)),
+        let mut conn = match timeout(CONNECT_TIMEOUT, Conn::new(builder)).await {
+            Ok(conn) => conn.doing("connecting to")?,
+            Err(_) => return Err(Failure::Slow("connecting to", CONNECT_TIMEOUT)),
+        };
+        for statement in [SESSION, ISOLATION, NAMES] {
+            within("setting up a session in", conn.query_drop(statement)).await?;
         }
+        Ok(conn)
     }
 
-    /// A new connection, set up.
+    /// The same, and what a writer has to know of it.
     pub(crate) async fn connect(&self) -> Result<Session, Failure> {
         let mut session = Session { conn: self.open().await?, used: Instant::now(), max_statement: 0 };
-        session.run("setting up a session in", SESSION).await?;
-        session.run("setting up a session in", ISOLATION).await?;
-        session.run("setting up a session in", NAMES).await?;
         let limit: Option<u64> = session.first("setting up a session in", "SELECT @@max_allowed_packet", ()).await?;
         session.max_statement = usize::try_from(limit.unwrap_or(1 << 20)).unwrap_or(usize::MAX) - MARGIN;
         Ok(session)
@@ -115,9 +121,9 @@ impl Address {
         };
         let error = match error {
             Error::Server(error) => error,
-            Error::Io(IoError::Tls(error)) => {
+            Error::Io(IoError::Tls(error)) if !was_cut(&error) => {
                 return SinkError::Fatal(format!(
-                    "{what} {shown}: TLS: {error}: give the certificates of its authority by `ca:`, and a host that its certificate is for"
+                    "{what} {shown}: TLS: {error}: give the certificates of its authority by `ca:`, and a host that its certificate is for (`?verify_identity=false` where it is for none, like the one that MySQL makes for itself)"
                 ));
             }
             Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer) => {
@@ -134,27 +140,50 @@ impl Address {
         let (user, database) = (&self.user, &self.database);
         match code {
             1045 | 1698 | 1251 => SinkError::Fatal(format!(
-                "{what} {shown}: {said} ({code}): correct the user or the password in `url`, or allow this user to log in from here"
+                "{what} {shown}: {said} ({code}): correct the user or the password in `url`, or allow this user to log in from here{}",
+                if self.has_tls() { "" } else { "; one who may by TLS alone needs `?require_ssl=true`" }
             )),
+            3159 => SinkError::Fatal(format!("{what} {shown}: {said} ({code}): add `?require_ssl=true` to `url`")),
             1049 => SinkError::Fatal(format!(
                 "{what} {shown}: {said} ({code}): CREATE DATABASE `{database}`, or correct `url`"
             )),
             1044 | 1142 | 1143 | 1227 | 1370 => SinkError::Fatal(format!(
                 "{what} {shown}: {said} ({code}): GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON `{database}`.* TO '{user}'"
             )),
+            3098 | 3750 => SinkError::Fatal(format!(
+                "{what} {shown}: {said} ({code}): the server wants every table to have a primary key: make the table with one of its own (`id BIGINT AUTO_INCREMENT PRIMARY KEY`) beside the job's columns"
+            )),
             1665 => SinkError::Fatal(format!(
                 "{what} {shown}: {said} ({code}): the server's binlog_format must be MIXED or ROW"
             )),
             1213 => transient(what, "a deadlock with another client".into()),
             1205 => transient(what, "another client holds a lock for more than 10 s".into()),
-            // Too many connections, shutting down, a session that was ended, a full disk, a replica that is read-only.
+            // Too many connections, shutting down, a session that was ended, a full disk, a replica that is read-only, a group
+            // of servers that does not agree.
             3 | 1020 | 1021 | 1028 | 1030 | 1040 | 1053 | 1114 | 1129 | 1152 | 1180 | 1192 | 1203 | 1206 | 1226
-            | 1290 | 1317 | 1412 | 1613 | 1836 | 1927 | 1969 | 3024 | 4031 => {
+            | 1290 | 1317 | 1412 | 1613 | 1836 | 1927 | 1969 | 3024 | 3032 | 3100 | 3101 | 3168 | 3169 | 4031 => {
                 transient(what, format!("{said} ({code})"))
             }
             _ => SinkError::Fatal(format!("{what} {shown}: {said} ({code})")),
         }
     }
+}
+
+/// Whether the connection ended while keys were exchanged, which says nothing of them.
+fn was_cut(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| cause.is::<std::io::Error>() || cause.to_string().contains("unexpected EOF"))
+}
+
+/// The address, in which whatever is said about TLS asks for it: the driver forgets it otherwise, and would go without.
+fn with_tls(url: &str, has_ca: bool) -> Cow<'_, str> {
+    let options = url.split_once('?').map_or("", |(_, options)| options);
+    let mut names = options.split('&').map(|option| option.split_once('=').map_or(option, |(name, _)| name));
+    let asks = has_ca || names.clone().any(|name| matches!(name, "verify_ca" | "verify_identity"));
+    if !asks || names.any(|name| name == "require_ssl") {
+        return url.into();
+    }
+    format!("{url}{}require_ssl=true", if url.contains('?') { '&' } else { '?' }).into()
 }
 
 /// Room for what surrounds the rows in a packet.
@@ -330,7 +359,9 @@ impl Failure {
     pub(crate) fn breaks(&self) -> bool {
         match self {
             // The server's own answer leaves it as it was, but for those by which it says good-bye.
-            Self::Server(_, Error::Server(error)) => matches!(error.code, 1053 | 1152 | 1153 | 1927 | 1969 | 4031),
+            Self::Server(_, Error::Server(error)) => {
+                matches!(error.code, 1053 | 1152 | 1153 | 1927 | 1969 | 3032 | 3169 | 4031)
+            }
             Self::Server(..) | Self::Slow(..) => true,
             Self::Sink(_) => false,
         }

@@ -11,6 +11,9 @@ use crate::sink::{SinkError, SinkReject, rejects_shard};
 
 /// Names are compared by their bytes, and a table's keys have at most 3,072 of them (four for each character).
 const KEY: &str = "job VARCHAR(64) NOT NULL, sink VARCHAR(64) NOT NULL, lane VARCHAR(400) NOT NULL";
+/// Rejected rows of one statement, and how long they may be together.
+const TOGETHER: usize = 64;
+const TOGETHER_BYTES: usize = 256 * 1024;
 const KIND: &str = "ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin";
 /// In the order in which they are made: where the marks are, all are, also after a process that died in between.
 const TABLES: [(&str, &str); 4] = [
@@ -255,19 +258,36 @@ impl Scope {
         let shard = rejects_shard(&self.sink);
         let read = permit.mark().positions.get(&shard).and_then(Position::as_number).unwrap_or_default();
         let first = last.flatten().map_or(0, |last| last + 1).max(read);
-        let sql = "INSERT INTO tidemill_rejects (job, sink, lane, number, seq, input, `row`, reason, detail, record)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
-        for (reject, number) in rejects.iter().zip(first..) {
-            let values: [Value; 7] = [
-                number.into(),
-                reject.seq.into(),
-                reject.input.to_string().into(),
-                reject.row.into(),
-                reject.reason.as_str().into(),
-                reject.detail.as_str().into(),
-                reject.record.as_str().into(),
-            ];
-            session.exec(what, sql, self.with(lane, values)).await?;
+        let numbered: Vec<(&SinkReject, u64)> = rejects.iter().zip(first..).collect();
+        let together = TOGETHER_BYTES.min(session.max_statement / 2);
+        let mut rest = numbered.as_slice();
+        while !rest.is_empty() {
+            // One statement for many, as long as they are short: one may be as long as a statement can be.
+            let bytes = |(reject, _): &(&SinkReject, u64)| reject.record.len() + reject.detail.len();
+            let many = rest.get(..TOGETHER).filter(|many| many.iter().map(bytes).sum::<usize>() <= together);
+            let (these, after) = rest.split_at(many.map_or(1, <[_]>::len));
+            let row = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+            let sql = format!(
+                "INSERT INTO tidemill_rejects (job, sink, lane, number, seq, input, `row`, reason, detail, record) VALUES {}",
+                vec![row; these.len()].join(", ")
+            );
+            let (job, sink, lane) = self.keys(lane);
+            let values = these.iter().flat_map(|(reject, number)| -> [Value; 10] {
+                [
+                    job.as_str().into(),
+                    sink.as_str().into(),
+                    lane.as_str().into(),
+                    (*number).into(),
+                    reject.seq.into(),
+                    reject.input.to_string().into(),
+                    reject.row.into(),
+                    reject.reason.as_str().into(),
+                    reject.detail.as_str().into(),
+                    reject.record.as_str().into(),
+                ]
+            });
+            session.exec(what, &sql, Params::Positional(values.collect())).await?;
+            rest = after;
         }
         Ok(())
     }

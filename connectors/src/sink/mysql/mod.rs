@@ -7,7 +7,8 @@
 //! The mark's row is updated first and stays locked until the transaction ends, so a claim, which locks it too, sees what
 //! every older generation did. A process that is paused in a transaction holds that lock until the server ends its session
 //! after 20 idle seconds. A COMMIT whose answer is lost is resolved by locking and reading the mark from a new connection:
-//! once the lock is had, the old transaction has ended. A deadlock undoes the whole transaction, which is tried again.
+//! once the lock is had, the old transaction has ended. Without marks there are the rows alone. A deadlock undoes the whole
+//! transaction, which is tried again.
 //!
 //! Failpoints: `mysql.before-begin`, `mysql.after-mark`, `mysql.after-rows`, `mysql.before-commit`, `mysql.after-commit`,
 //! `mysql.claim-before-commit`, `mysql.claim-after-commit`.
@@ -24,7 +25,7 @@ use async_trait::async_trait;
 use tidemill_checkpoint::{
     Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt, SinkId, failpoint::pass,
 };
-use tidemill_config::{DatabaseSink, Mode};
+use tidemill_config::{DatabaseSink, Guarantee, Mode};
 
 use self::{
     database::{Address, Database, Doing, Failure, Session},
@@ -32,7 +33,7 @@ use self::{
     rows::Rows,
     table::Table,
 };
-use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking, commit_as_one};
+use super::{Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking, commit_as_one, unmarked};
 
 /// How often a transaction that lost to another one is begun again before the batch is.
 const TRIES: u32 = 5;
@@ -47,6 +48,7 @@ pub struct Mysql {
     database: Database,
     scope: Scope,
     table: Arc<Table>,
+    guarantee: Guarantee,
 }
 
 impl Mysql {
@@ -61,10 +63,19 @@ impl Mysql {
         };
         let address = Address::new(&config.url, config.ca.as_deref()).map_err(SinkError::Fatal)?;
         let table = Arc::new(Table { name: config.table.clone(), key, delete_when });
-        Ok(Self { database: Database::new(address), scope: Scope { job: job.to_owned(), sink: id }, table })
+        Ok(Self {
+            database: Database::new(address),
+            scope: Scope { job: job.to_owned(), sink: id },
+            table,
+            guarantee: config.guarantee,
+        })
     }
 
-    /// One try to commit the group. A COMMIT without an answer is resolved.
+    fn keeps_marks(&self) -> bool {
+        self.guarantee == Guarantee::ExactlyOnce
+    }
+
+    /// One try to commit the group. A COMMIT without an answer is resolved, where marks tell.
     async fn try_commit(&self, group: &[(Permit, Rows)]) -> Result<Tried, SinkError> {
         let mut used = self.database.writer().await?;
         let session = used.session();
@@ -81,7 +92,7 @@ impl Mysql {
                 let passed = pass("mysql.after-commit").doing("committing to the database");
                 used.done(passed).map(|()| Tried::Done(receipts))
             }
-            Err(failure) if failure.breaks() => {
+            Err(failure) if failure.breaks() && self.keeps_marks() => {
                 let error = used.done::<()>(Err(failure)).err();
                 self.resolve(group, receipts, error).await.map(Tried::Done)
             }
@@ -135,15 +146,20 @@ impl Mysql {
     }
 
     async fn write(&self, session: &mut Session, permit: &Permit, rows: &Rows) -> Result<Receipt, Failure> {
-        if !self.scope.swap(session, permit).await? {
+        if self.keeps_marks() && !self.scope.swap(session, permit).await? {
             return Ok(Receipt::written(permit));
         }
         pass("mysql.after-mark").doing("writing to the database")?;
         let rejects = rows.write(session, permit).await?;
-        self.scope.reject(session, permit, &rejects).await?;
-        self.scope.append(session, permit).await?;
+        let receipt = if self.keeps_marks() {
+            self.scope.reject(session, permit, &rejects).await?;
+            self.scope.append(session, permit).await?;
+            Receipt::written(permit).with_rejected(rejects.len() as u64)
+        } else {
+            unmarked::receipt(permit, &rejects)?
+        };
         pass("mysql.after-rows").doing("writing to the database")?;
-        Ok(Receipt::written(permit).with_rejected(rejects.len() as u64))
+        Ok(receipt)
     }
 
     /// Whether a COMMIT without an answer came to pass: each mark tells, once its lock is had. `cause`: why there was none.
@@ -233,7 +249,9 @@ impl Mysql {
     }
 
     async fn looked_at(&self, session: &mut Session, schema: Option<&SchemaRef>) -> Result<(), Failure> {
-        Scope::look(session).await?;
+        if self.keeps_marks() {
+            Scope::look(session).await?;
+        }
         self.table.look(session, schema.map(AsRef::as_ref)).await
     }
 
@@ -280,7 +298,7 @@ impl Sink for Mysql {
     }
 
     fn guarantee(&self) -> Guarantee {
-        Guarantee::ExactlyOnce
+        self.guarantee
     }
 
     async fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError> {

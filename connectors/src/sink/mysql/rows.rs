@@ -21,7 +21,7 @@ use super::{
     database::{Failure, Session},
     table::{Table, quoted},
 };
-use crate::sink::{SinkReject, cell};
+use crate::sink::{SinkReject, cell, dense::is_dense};
 
 /// Text of rows in one statement.
 const STATEMENT_BYTES: usize = 1 << 20;
@@ -221,7 +221,6 @@ impl Rows {
         refused.sort_by_key(|(at, _)| *at);
         let room = session.max_statement.saturating_sub(REJECT_BYTES);
         let plan = &permit.mark().plan;
-        let input = plan.input();
         let firsts: Vec<u64> = self
             .batches
             .iter()
@@ -230,7 +229,7 @@ impl Rows {
         let reject = |((batch, row), (reason, detail)): ((usize, usize), Refusal)| SinkReject {
             number: 0,
             seq: plan.seq,
-            input,
+            input: permit.input(),
             row: firsts[batch] + row as u64,
             reason: reason.into(),
             detail,
@@ -337,23 +336,31 @@ fn kept(record: String, room: usize) -> String {
     serde_json::json!({ "too_big": { "bytes": record.len(), "begins": begins } }).to_string()
 }
 
-/// Which rows are sent next, so that one refused row of many is found in about twice their logarithm of statements.
+/// Which rows are sent next, so that one refused row of many is found in about twice their logarithm of statements. Where
+/// many of the last rows were refused, the next one comes alone.
 struct Halves {
     open: Vec<Range<usize>>,
+    refused: Vec<usize>,
 }
 
 impl Halves {
     fn new(rows: usize) -> Self {
-        Self { open: (rows > 0).then_some(0..rows).into_iter().collect() }
+        Self { open: (rows > 0).then_some(0..rows).into_iter().collect(), refused: Vec::new() }
     }
 
     fn next(&mut self) -> Option<Range<usize>> {
-        self.open.pop()
+        let rows = self.open.pop()?;
+        if rows.len() == 1 || !is_dense(&self.refused, rows.start) {
+            return Some(rows);
+        }
+        self.open.push(rows.start + 1..rows.end);
+        Some(rows.start..rows.start + 1)
     }
 
     /// These rows were refused: they are sent again in two halves, the first one first. `Some`: it is this one row.
     fn refused(&mut self, rows: Range<usize>) -> Option<usize> {
         if rows.len() == 1 {
+            self.refused.push(rows.start);
             return Some(rows.start);
         }
         let middle = rows.start + rows.len() / 2;
@@ -461,5 +468,26 @@ mod tests {
         assert_eq!(rows.refused[0].0, (0, 1), "a part of the key is null");
         assert_eq!(rows.refused[1].0, (0, 3));
         assert_eq!(rows.refused[1].1.0, "null_key");
+    }
+
+    /// How many statements it takes where rows of these numbers are refused.
+    fn statements(rows: usize, is_bad: impl Fn(usize) -> bool) -> usize {
+        let (mut halves, mut statements, mut found) = (Halves::new(rows), 0, Vec::new());
+        while let Some(sent) = halves.next() {
+            statements += 1;
+            if sent.clone().any(&is_bad) {
+                found.extend(halves.refused(sent));
+            }
+        }
+        assert_eq!(found, (0..rows).filter(|row| is_bad(*row)).collect::<Vec<_>>());
+        statements
+    }
+
+    #[test]
+    fn one_refused_row_costs_its_halvings_and_many_cost_a_statement_a_row() {
+        assert!(statements(100_000, |row| row == 61_803) <= 36);
+        assert!(statements(10_000, |row| row % 2 == 1) <= 10_200);
+        let some = statements(10_000, |row| (2_000..4_000).contains(&row) && row % 2 == 1);
+        assert!(some <= 2_200, "{some}: back to halving where they end");
     }
 }

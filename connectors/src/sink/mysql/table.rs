@@ -8,6 +8,18 @@ use crate::{codec::type_name, sink::SinkError};
 /// Bytes of a key in an index, in all its text columns together.
 const KEY_BYTES: usize = 3072;
 
+/// By these texts are compared by their bytes: MariaDB's, MySQL's from 8.0.17 on, and the one that all have, to which spaces at
+/// the end are nothing.
+const COLLATIONS: [&str; 3] = ["utf8mb4_nopad_bin", "utf8mb4_0900_bin", "utf8mb4_bin"];
+
+/// The first of [`COLLATIONS`] that the server has.
+async fn collation(session: &mut Session) -> Result<&'static str, Failure> {
+    let [first, second, last] = COLLATIONS;
+    let sql = "SELECT collation_name FROM information_schema.collations WHERE collation_name IN (?, ?)";
+    let found: Vec<String> = session.rows("looking at the collations of", sql, (first, second)).await?;
+    Ok([first, second].into_iter().find(|name| found.iter().any(|there| there == name)).unwrap_or(last))
+}
+
 /// The table, and how rows get into it.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
@@ -167,7 +179,8 @@ impl Table {
         if self.check(session, Some(schema)).await? {
             return Ok(());
         }
-        session.run("making the table in", self.create(schema)).await.map(drop)
+        let collation = collation(session).await?;
+        session.run("making the table in", self.create(schema, collation)).await.map(drop)
     }
 
     /// Looks whether rows of the schema could be written. Whether the table is there.
@@ -189,7 +202,10 @@ impl Table {
         let what = "looking at the rights of the user in";
         let there = self.check(session, schema).await?;
         match schema {
-            Some(schema) if !there => session.look(what, &self.create(schema)).await,
+            Some(schema) if !there => {
+                let collation = collation(session).await?;
+                session.look(what, &self.create(schema, collation)).await
+            }
             Some(schema) => {
                 let names: Vec<&str> = self.stored(schema).map(|field| field.name().as_str()).collect();
                 let values = vec!["?"; names.len()].join(", ");
@@ -225,7 +241,7 @@ impl Table {
         }
     }
 
-    fn create(&self, schema: &Schema) -> String {
+    fn create(&self, schema: &Schema, collation: &str) -> String {
         let texts = |field: &&Field| matches!(declared(field.data_type()).as_str(), "LONGTEXT" | "LONGBLOB");
         let is_key = |field: &&Field| self.key.contains(field.name());
         let limited = self.stored(schema).filter(is_key).filter(texts).count();
@@ -242,7 +258,7 @@ impl Table {
             parts.push(format!("PRIMARY KEY ({})", list(self.key.iter().map(String::as_str))));
         }
         let (path, parts) = (self.path(), parts.join(", "));
-        format!("CREATE TABLE IF NOT EXISTS {path} ({parts}) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin")
+        format!("CREATE TABLE IF NOT EXISTS {path} ({parts}) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={collation}")
     }
 
     fn check_columns(&self, columns: &[Column], schema: &Schema) -> Result<(), SinkError> {

@@ -1,6 +1,7 @@
 //! What `validate --connect` looks at: the place, the table, the user's rights. Nothing is changed.
 
 use arrow::datatypes::SchemaRef;
+use tidemill_config::Guarantee;
 
 use super::{
     Postgres,
@@ -45,12 +46,13 @@ impl Postgres {
                 "no right to make {what}: GRANT CREATE ON SCHEMA {name} TO {user}, or make them as another user"
             ))
         };
-        let mut own = 0;
-        for name in NAMES {
-            own += usize::from(self.rights(session, name, &["SELECT", "INSERT", "UPDATE", "DELETE"], &user).await?);
+        let own = if self.guarantee == Guarantee::ExactlyOnce { &NAMES[..] } else { &[] };
+        let mut found = 0;
+        for name in own {
+            found += usize::from(self.rights(session, name, &["SELECT", "INSERT", "UPDATE", "DELETE"], &user).await?);
         }
-        if own < NAMES.len() && !creates {
-            return creating("Tidemill's own tables, which keep its marks");
+        if found < own.len() && !creates {
+            return creating("Tidemill's own tables, which keep its marks (`guarantee: at_least_once` needs none)");
         }
         let upserts = !self.table.key.is_empty();
         let mut needed = vec!["INSERT"];

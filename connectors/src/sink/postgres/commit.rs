@@ -2,6 +2,7 @@
 //!
 //! A lane that is fenced costs the others nothing: its mark is not swapped, and its rows are left out. A transaction that
 //! stood in another one's way is tried again in place. Where the answer to COMMIT is lost, the marks say what became of it.
+//! Without marks nobody can say it, and the batch is written again.
 
 use std::{
     pin::pin,
@@ -17,6 +18,7 @@ use arrow::{
     datatypes::{Schema, SchemaRef},
 };
 use tidemill_checkpoint::{Lane, Permit, Receipt, failpoint::pass};
+use tidemill_config::Guarantee;
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -26,7 +28,7 @@ use super::{
     session::{Ready, Session, begin},
     table::same_columns,
 };
-use crate::sink::{SinkError, SinkReject};
+use crate::sink::{SinkError, SinkReject, unmarked};
 
 /// How often a transaction that met a deadlock, a serialization failure or a changed table is tried again in place.
 const TRIES: u32 = 5;
@@ -58,8 +60,23 @@ impl From<Failure> for Halt {
 }
 
 impl Postgres {
+    /// Commits a group together. Without marks, rows that the table refuses stop it: then lane by lane, so that no lane's
+    /// rows stop another.
+    pub(super) async fn commit_lanes(&self, group: &Group) -> Result<Receipts, SinkError> {
+        let together = self.commit_group(group).await;
+        if !matches!(together, Err(SinkError::Fatal(_))) || self.guarantee == Guarantee::ExactlyOnce || group.len() < 2
+        {
+            return together;
+        }
+        let mut receipts = Receipts::with_capacity(group.len());
+        for lane in group.chunks(1) {
+            receipts.extend(self.commit_group(lane).await.unwrap_or_else(|error| vec![Err(error)]));
+        }
+        Ok(receipts)
+    }
+
     /// Commits a group. One result for each permit; an error stops all of them.
-    pub(super) async fn commit_group(&self, group: &Group) -> Result<Receipts, SinkError> {
+    async fn commit_group(&self, group: &Group) -> Result<Receipts, SinkError> {
         let mut pause = PAUSE;
         for tries in 1.. {
             let mut slot = self.writer.lock().await;
@@ -74,6 +91,9 @@ impl Postgres {
                 Err(Halt::Unanswered(receipts, failure)) => {
                     let lost = failure.explain_with(&self.server, session.connection.last_words());
                     drop((session, slot));
+                    if self.guarantee == Guarantee::AtLeastOnce {
+                        return Err(lost);
+                    }
                     return self.ask(group, receipts, &lost).await;
                 }
                 Err(Halt::Failed(failure)) => failure,
@@ -105,7 +125,13 @@ impl Postgres {
         pass("postgres.before-begin").doing(COMMITTING)?;
         let permits: Vec<&Permit> = group.iter().map(|(permit, _)| permit).collect();
         let Session { connection, place, .. } = session;
-        let swapped = self.scope.swap(connection, place, &begin(), &permits).await?;
+        let swapped = match self.guarantee {
+            Guarantee::ExactlyOnce => self.scope.swap(connection, place, &begin(), &permits).await?,
+            Guarantee::AtLeastOnce => {
+                connection.client.batch_execute(&begin()).await.doing(COMMITTING)?;
+                permits.iter().map(|_| Ok(true)).collect()
+            }
+        };
         pass("postgres.after-mark").doing(COMMITTING)?;
         let mut rejected = Vec::new();
         let mut guards = String::new();
@@ -144,6 +170,10 @@ impl Postgres {
         }
         let mut receipts = Vec::with_capacity(group.len());
         for (((permit, _), swapped), rejects) in group.iter().zip(swapped).zip(of_lanes) {
+            if self.guarantee == Guarantee::AtLeastOnce {
+                receipts.push(Ok(unmarked::receipt(permit, &rejects)?));
+                continue;
+            }
             let Session { connection, place, .. } = &mut *session;
             if matches!(swapped, Ok(true)) {
                 if !rejects.is_empty() {

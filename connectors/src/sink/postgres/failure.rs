@@ -139,7 +139,12 @@ impl Failure {
             };
         };
         match (&code[..2], code) {
-            (_, "42501") => fatal(": GRANT the user what it lacks, or take another user"),
+            (_, "42501") => match said.split_once("permission denied for schema ") {
+                Some((_, schema)) => {
+                    fatal(&format!(": GRANT USAGE ON SCHEMA {schema} to the user, or take another user"))
+                }
+                None => fatal(": GRANT the user what it lacks, or take another user"),
+            },
             (_, "42P01" | "3F000") => fatal(": make it, or name another in the job"),
             (_, "42703") => {
                 fatal(": the table has lost a column: ALTER TABLE ... ADD COLUMN it, or drop it in the job")

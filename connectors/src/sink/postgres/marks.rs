@@ -311,7 +311,7 @@ impl Scope {
         let of = |text: fn(&SinkReject) -> &str| rejects.iter().map(text).collect::<Vec<&str>>();
         let (reasons, details, records) = (of(|r| &r.reason), of(|r| &r.detail), of(|r| &r.record));
         let plan = &permit.mark().plan;
-        let (lane, input) = (permit.key().lane.as_str(), plan.input().to_string());
+        let (lane, input) = (permit.key().lane.as_str(), permit.input().to_string());
         let values: [&(dyn tokio_postgres::types::ToSql + Sync); 10] = [
             &self.job,
             &self.sink(),

@@ -1,4 +1,5 @@
-//! A PostgreSQL table. Rows and mark are one transaction, durable once COMMIT is answered (`synchronous_commit = on`).
+//! A PostgreSQL table. Rows and mark are one transaction, durable once COMMIT is answered (`synchronous_commit = on`). Without
+//! marks the rows are: then only what writes them is used.
 //!
 //! [`marks`] has Tidemill's own tables, which lie in the schema of the user's table; [`table`] looks at that one and makes
 //! it; [`encode`] and [`numeric`] write Arrow arrays as binary COPY, [`rows`] sends them and finds the rows that the server
@@ -21,6 +22,7 @@ mod encode;
 pub(crate) mod failure;
 mod marks;
 mod numeric;
+mod one_by_one;
 mod rows;
 mod session;
 mod table;
@@ -32,7 +34,7 @@ use async_trait::async_trait;
 use tidemill_checkpoint::{
     Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt, SinkId, failpoint::pass,
 };
-use tidemill_config::{DatabaseSink, Mode};
+use tidemill_config::{DatabaseSink, Guarantee, Mode};
 use tokio::{sync::Mutex, time::timeout};
 
 use self::{
@@ -42,7 +44,7 @@ use self::{
     session::{Session, begin},
     table::Table,
 };
-use super::{Guarantee, Marks, Sink, SinkError, SinkReject, StageContext, Staged, commit_as_one};
+use super::{Marks, Sink, SinkError, SinkReject, StageContext, Staged, commit_as_one};
 
 /// How long a claim waits for the transaction of an older owner before it has a silent one ended.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -52,6 +54,7 @@ pub struct Postgres {
     server: Server,
     scope: Scope,
     table: Table,
+    guarantee: Guarantee,
     writer: Mutex<Option<Session>>,
     reader: Mutex<Option<Session>>,
 }
@@ -69,6 +72,7 @@ impl Postgres {
             server: Server::new(&config.url, config.ca.as_deref(), &format!("tidemill {job}/{}", id.name()))?,
             scope: Scope { job: job.to_owned(), sink: id },
             table: Table::new(&config.table, key, delete_when),
+            guarantee: config.guarantee,
             writer: Mutex::default(),
             reader: Mutex::default(),
         })
@@ -140,7 +144,7 @@ impl Sink for Postgres {
     }
 
     fn guarantee(&self) -> Guarantee {
-        Guarantee::ExactlyOnce
+        self.guarantee
     }
 
     async fn peek(&self, lanes: &[Lane]) -> Result<Marks, SinkError> {
@@ -181,7 +185,7 @@ impl Sink for Postgres {
     }
 
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
-        commit_as_one(group, |group| async move { self.commit_group(&group).await }).await
+        commit_as_one(group, |group| async move { self.commit_lanes(&group).await }).await
     }
 
     async fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {

@@ -16,22 +16,23 @@ use bytes::Bytes;
 use futures::SinkExt as _;
 use serde_json::Value as Json;
 use tidemill_checkpoint::{Permit, failpoint::pass};
-use tokio_postgres::CopyInSink;
+use tokio_postgres::{CopyInSink, Statement};
 
 use super::{
     database::Connection,
     encode::Column,
     failure::{Doing, Failure},
+    one_by_one::{self, AT_ONCE},
     table::{Target, list, quoted, same_columns},
 };
-use crate::sink::{SinkReject, cell};
+use crate::sink::{SinkReject, cell, dense::is_dense};
 
 /// COPY's data is sent in pieces of about this size.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// What a COPY in binary begins with: a signature, no flags, no extension.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const END: i16 = -1;
-const WRITING: &str = "writing rows to";
+pub(super) const WRITING: &str = "writing rows to";
 
 /// The rows that a group's lanes write, one after the other.
 pub(super) struct Rows<'a> {
@@ -86,13 +87,18 @@ impl<'a> Rows<'a> {
         Some((piece, row - piece.first))
     }
 
-    fn rejected(&self, row: usize, reason: &str, detail: String) -> Option<Rejected> {
+    /// Appends a row as COPY sends it, or says why it cannot be sent.
+    pub(super) fn write(&self, target: &Target, row: usize, out: &mut Vec<u8>) -> Result<(), (&'static str, String)> {
+        self.at(row).map_or(Ok(()), |(piece, of_piece)| piece.write(target, of_piece, row, out))
+    }
+
+    pub(super) fn rejected(&self, row: usize, reason: &str, detail: String) -> Option<Rejected> {
         let (piece, row) = self.at(row)?;
         let plan = &piece.permit.mark().plan;
         let reject = SinkReject {
             number: 0,
             seq: plan.seq,
-            input: plan.input(),
+            input: piece.permit.input(),
             row: (piece.of_lane + row) as u64,
             reason: reason.into(),
             detail: detail.replace('\0', "\\0"),
@@ -153,8 +159,12 @@ pub(super) struct Writer {
     /// Makes the temporary table of an upsert, outside of any batch.
     pub(super) setup: Option<String>,
     copy: String,
+    /// One row to where COPY brings many.
+    pub(super) insert: String,
     /// From the temporary table into the target, for the rows of a range of numbers.
     merge: Option<String>,
+    /// Empties the temporary table.
+    pub(super) clear: Option<String>,
 }
 
 /// Names of our own in the temporary table: no column of a user begins so.
@@ -167,8 +177,14 @@ impl Writer {
         let names: Vec<&String> = target.fields.iter().map(|field| &field.name).collect();
         let columns = list(names.iter().copied());
         let copy = |table: &str, columns: &str| format!("COPY {table} ({columns}) FROM STDIN (FORMAT binary)");
+        let insert = |table: &str, columns: &str, count: usize| {
+            let values: Vec<String> = (1..=count).map(|number| format!("${number}")).collect();
+            // Like COPY, which takes what is given for an identity column.
+            format!("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE VALUES ({})", values.join(", "))
+        };
         if target.key.is_empty() {
-            return Self { setup: None, copy: copy(&target.table, &columns), merge: None };
+            let (copy, insert) = (copy(&target.table, &columns), insert(&target.table, &columns, names.len()));
+            return Self { setup: None, copy, insert, merge: None, clear: None };
         }
         let temporary = format!("pg_temp.{}", quoted(temporary));
         let own = format!("{columns}, {ROW}, {DELETES}");
@@ -179,7 +195,16 @@ impl Writer {
             target.table
         );
         let merge = merge(target, &names, &columns, &temporary);
-        Self { setup: Some(setup), copy: copy(&temporary, &own), merge: Some(merge) }
+        let (copy, insert) = (copy(&temporary, &own), insert(&temporary, &own, names.len() + 2));
+        Self { setup: Some(setup), copy, insert, merge: Some(merge), clear: Some(format!("TRUNCATE {temporary}; ")) }
+    }
+
+    /// The statement of `merge`, where rows go by a temporary table.
+    pub(super) async fn merging(&self, connection: &mut Connection) -> Result<Option<Statement>, Failure> {
+        Ok(match &self.merge {
+            Some(merge) => Some(connection.statement(merge).await.doing(WRITING)?),
+            None => None,
+        })
     }
 }
 
@@ -208,6 +233,9 @@ fn merge(target: &Target, names: &[&String], columns: &str, temporary: &str) -> 
     )
 }
 
+/// The savepoint after rows that were written.
+const GO_ON: &str = "RELEASE SAVEPOINT rows; SAVEPOINT rows";
+
 /// A part of the rows that is still to be written.
 struct Part {
     range: Range<usize>,
@@ -226,26 +254,38 @@ pub(super) async fn write(
     moved: &AtomicU64,
 ) -> Result<Vec<Rejected>, Failure> {
     let mut rejected = Vec::new();
-    let mut refused = 0;
+    let mut refused: Vec<usize> = Vec::new();
     let mut open = vec![Part { range: 0..rows.count, right: None }];
     let mut savepoint = "SAVEPOINT rows";
     while let Some(Part { range, right }) = open.pop() {
+        if is_dense(&refused, range.start) {
+            let until = range.end.min(range.start + AT_ONCE);
+            let these = range.start..until;
+            let these = one_by_one::write(connection, target, writer, rows, these, savepoint, moved).await?;
+            savepoint = GO_ON;
+            for (row, this) in these {
+                refused.push(row);
+                rejected.push(this);
+            }
+            open.extend((until < range.end).then_some(Part { range: until..range.end, right: None }));
+            continue;
+        }
         let alone = range.len() <= 1;
-        let known_bad = right == Some(refused);
+        let known_bad = right == Some(refused.len());
         if alone || !known_bad {
             let attempted = attempt(connection, target, writer, rows, range.clone(), savepoint).await;
             moved.fetch_add(1, Ordering::Relaxed);
             match attempted {
                 Ok(mut unsent) => {
                     rejected.append(&mut unsent);
-                    savepoint = "RELEASE SAVEPOINT rows; SAVEPOINT rows";
+                    savepoint = GO_ON;
                     continue;
                 }
                 Err(failure) => {
                     let (reason, why) = failure.refuses_row()?;
                     savepoint = "ROLLBACK TO SAVEPOINT rows";
                     if alone {
-                        refused += 1;
+                        refused.push(range.start);
                         rejected.extend(rows.rejected(range.start, reason, why));
                         continue;
                     }
@@ -253,7 +293,7 @@ pub(super) async fn write(
             }
         }
         let middle = range.start + range.len() / 2;
-        open.push(Part { range: middle..range.end, right: Some(refused) });
+        open.push(Part { range: middle..range.end, right: Some(refused.len()) });
         open.push(Part { range: range.start..middle, right: None });
     }
     if savepoint.starts_with("ROLLBACK") {
@@ -272,10 +312,7 @@ async fn attempt(
     savepoint: &str,
 ) -> Result<Vec<Rejected>, Failure> {
     let copy = connection.statement(&writer.copy).await.doing(WRITING)?;
-    let merge = match &writer.merge {
-        Some(merge) => Some(connection.statement(merge).await.doing(WRITING)?),
-        None => None,
-    };
+    let merge = writer.merging(connection).await?;
     // Sent together: one way to the server and back for both.
     let (set, sink) =
         futures::join!(connection.client.batch_execute(savepoint), connection.client.copy_in::<_, Bytes>(&copy));

@@ -329,7 +329,7 @@ impl Table {
                     column.shown,
                     type_name(kind),
                     declared(kind),
-                    quoted(&self.name),
+                    self.as_named(),
                     quoted(name),
                     declared(kind)
                 )));
@@ -347,7 +347,7 @@ impl Table {
                 near.name
             ));
         }
-        let (table, column, wanted) = (quoted(&self.name), quoted(name), declared(kind));
+        let (table, column, wanted) = (self.as_named(), quoted(name), declared(kind));
         self.fatal(&format!(
             "it has no column `{name}` ({}): ALTER TABLE {table} ADD COLUMN {column} {wanted}, or drop the column in the job",
             type_name(kind)
@@ -361,10 +361,16 @@ impl Table {
                 "its column `{0}` must not be null and has no default, but the rows do not have it: ALTER TABLE {1} ALTER \
                  COLUMN {2} SET DEFAULT ..., or `add: {{ {0}: ... }}` in the job",
                 column.name,
-                quoted(&self.name),
+                self.as_named(),
                 quoted(&column.name)
             )))
         })
+    }
+
+    /// The table in a statement for the user, who has the same `search_path`.
+    fn as_named(&self) -> String {
+        let schema = self.schema.as_ref().map(|schema| format!("{}.", quoted(schema))).unwrap_or_default();
+        format!("{schema}{}", quoted(&self.name))
     }
 
     pub(super) fn fatal(&self, why: &str) -> SinkError {

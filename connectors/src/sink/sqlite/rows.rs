@@ -113,11 +113,10 @@ pub(super) fn write(
                 let plan = &permit.mark().plan;
                 let record = Json::Object(cell::record(batch, row)).to_string();
                 let row = before + row as u64;
-                let input = plan.input();
                 rejects.push(SinkReject {
                     number: 0,
                     seq: plan.seq,
-                    input,
+                    input: permit.input(),
                     row,
                     reason: reason.into(),
                     detail,

@@ -11,9 +11,12 @@ use rdkafka::{
 use super::{
     client::{ANSWER_LIMIT, Context, explained},
     core::Core,
-    topics::{Partition, Topology, missing},
+    topics::{Partition, Topology},
 };
-use crate::source::SourceError;
+use crate::{
+    kafka::{On, Operation, native::Ask},
+    source::SourceError,
+};
 
 /// How long a client is served, from one complaint to the next, and how many there may be.
 const SERVE: Duration = Duration::from_millis(50);
@@ -25,14 +28,20 @@ const LOOK: Duration = Duration::from_millis(500);
 pub(super) fn check(core: &Core) -> Result<(), SourceError> {
     let client = core.client()?;
     reach(core, &client)?;
-    let topology = Topology::fetch(&client, &core.wanted, &core.voice)?;
-    if let Some(trouble) = topology.trouble() {
+    let topology = Topology::fetch(&client, &core.wanted, Ask::Rights, &core.voice)?;
+    if let Some(trouble) = core.trouble(&topology) {
         return Err(SourceError::Fatal(trouble));
     }
     let Some(first) = topology.partitions().next() else {
         return Err(SourceError::Fatal(format!("no topic is like {}", core.topics().join(", "))));
     };
-    may_use_group(core, &client, &first)?;
+    // Read on the topic is asked of the brokers' rules, since a fetch of a partition that nobody leads has no answer.
+    let is_refused =
+        |rights: &Option<Vec<Operation>>| rights.as_ref().is_some_and(|rights| !rights.contains(&Operation::Read));
+    if let Some((topic, _)) = topology.topics.iter().find(|(_, topic)| is_refused(&topic.rights)) {
+        return Err(SourceError::Fatal(core.lacks(Operation::Read, On::Topic(topic))));
+    }
+    may_use_group(core, &first)?;
     topology.topics.keys().try_for_each(|topic| may_read(core, &client, &Partition { topic: topic.clone(), number: 0 }))
 }
 
@@ -61,22 +70,37 @@ fn reach(core: &Core, client: &BaseConsumer<Context>) -> Result<(), SourceError>
                 return Err(SourceError::Fatal(explained(code, &reason).unwrap_or(reason)));
             }
             (Err(error), _) if Instant::now() > deadline => {
-                return Err(core.transient(format!("reaching the brokers {}", core.config.brokers), error.to_string()));
+                let said = error.to_string();
+                let cause = error.rdkafka_error_code().and_then(|code| explained(code, &said)).unwrap_or(said);
+                return Err(core.transient(format!("reaching the brokers {}", core.config.brokers), cause));
             }
             _ => {}
         }
     }
 }
 
-fn may_use_group(core: &Core, client: &BaseConsumer<Context>, partition: &Partition) -> Result<(), SourceError> {
+fn may_use_group(core: &Core, partition: &Partition) -> Result<(), SourceError> {
+    // Who may not know the group's coordinator is told so once, beside an answer that never comes: by a client of which
+    // nothing was heard before.
+    let client = core.client()?;
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition(&partition.topic, partition.number);
-    match client.committed_offsets(list, ANSWER_LIMIT) {
-        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
-            let group = &core.group;
-            Err(SourceError::Fatal(format!(
-                "no right to use group {group}: grant Read on it to this user, or name another `group`"
-            )))
+    let is_denied = |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed);
+    let deadline = Instant::now() + ANSWER_LIMIT;
+    let mut answer = client.committed_offsets(list.clone(), LOOK);
+    while let Err(error) = &answer
+        && !is_denied(error)
+        && Instant::now() < deadline
+    {
+        answer = match client.poll(SERVE) {
+            Some(Err(error)) if is_denied(&error) => Err(error),
+            _ => client.committed_offsets(list.clone(), LOOK),
+        };
+    }
+    match answer {
+        Err(error) if is_denied(&error) => {
+            let lacks = core.lacks(Operation::Read, On::Group(&core.group));
+            Err(SourceError::Fatal(format!("{lacks}, or name another `group:`")))
         }
         // A coordinator that is not ready is none of the configuration's faults.
         _ => Ok(()),
@@ -96,7 +120,7 @@ fn may_read(core: &Core, client: &BaseConsumer<Context>, partition: &Partition) 
             Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => break Ok(()),
             Some(Err(error)) => match error.rdkafka_error_code() {
                 Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) => {
-                    break Err(SourceError::Fatal(missing(&partition.topic, code)));
+                    break Err(SourceError::Fatal(core.absent(&partition.topic, code)));
                 }
                 _ if Instant::now() > deadline => break Err(failed(error)),
                 _ => {}

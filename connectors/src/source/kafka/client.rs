@@ -13,7 +13,7 @@ use rdkafka::{
 };
 use tidemill_config::KafkaSource as Config;
 
-use crate::source::SourceError;
+use crate::{kafka::is_denied, source::SourceError};
 
 /// How long one question to the brokers may take.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -46,22 +46,34 @@ pub(super) fn config(config: &Config, group: &str) -> ClientConfig {
     client
 }
 
+/// A client that asks, and reads spans again. It speaks to leaders alone: a follower that is near may not know the end of a
+/// span yet, and what it lacks would be left out of a batch.
+pub(super) fn asking_config(given: &Config, group: &str) -> ClientConfig {
+    let mut client = config(given, group);
+    client.set("client.rack", "");
+    client
+}
+
 /// A client that reads: what it fetches ahead of the batches stays below `ahead_bytes`, over so many partitions.
 pub(super) fn reader_config(given: &Config, group: &str, ahead_bytes: usize, partitions: usize) -> ClientConfig {
     /// Below this a fetch costs more than what it brings.
     const LEAST_BYTES: usize = 64 * 1024;
     let mut client = config(given, group);
     let each = (ahead_bytes / partitions.max(1)).clamp(LEAST_BYTES, 1 << 30);
-    let is_given = |name: &str| given.properties.iter().any(|(given, _)| given == name);
     let mut set = |name: &str, value: usize| {
-        if !is_given(name) {
+        if property(given, name).is_none() {
             client.set(name, value.to_string());
         }
     };
     // A queue for each partition: the bound counts for each.
     set("queued.max.messages.kbytes", each / 1024);
     set("max.partition.fetch.bytes", each.min(1 << 20));
-    set("fetch.max.bytes", ahead_bytes.clamp(LEAST_BYTES, 50 << 20));
+    // The client wants a fetch to be at least as large as the largest record that it would send itself.
+    let sends = property(given, "message.max.bytes").and_then(|bytes| bytes.parse().ok());
+    let fetch = ahead_bytes.clamp(LEAST_BYTES, 50 << 20).max(sends.unwrap_or(0));
+    let fetch = property(given, "fetch.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(fetch);
+    set("fetch.max.bytes", fetch);
+    set("message.max.bytes", fetch.min(1_000_000));
     // How long the brokers wait for a first byte: partitions that are new to the client wait for the answer.
     set("fetch.wait.max.ms", 100);
     // A full queue is asked again soon: a batch empties it at once.
@@ -159,8 +171,13 @@ pub(super) fn heard(voice: &Voice, error: &KafkaError, reason: &str) {
 pub(super) fn committed(result: &KafkaResult<()>) {
     match result.as_ref().err().and_then(KafkaError::rdkafka_error_code) {
         None | Some(RDKafkaErrorCode::NoOffset) => {}
+        Some(code) if is_denied(Some(code)) => {
+            tracing::warn!(
+                "kafka: the group's offsets could not be committed: the user lacks Read on the group (`kafka-acls.sh ... --operation Read --group NAME`); monitors show an older state, and nothing is lost"
+            );
+        }
         Some(code) => {
-            tracing::warn!(%code, "kafka: the group's offsets could not be committed; tried again with the next batch")
+            tracing::warn!(%code, "kafka: the group's offsets could not be committed; tried again")
         }
     }
 }
@@ -186,8 +203,63 @@ pub(super) fn explained(code: RDKafkaErrorCode, reason: &str) -> Option<String> 
         }
         Code::Resolve => format!("no such host ({reason}): look at `brokers`"),
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::OperationTimedOut => {
-            format!("no broker can be reached ({reason})")
+            format!(
+                "no broker can be reached ({reason}): look at `brokers`, and at security.protocol where they want TLS or a login"
+            )
         }
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::consumer::BaseConsumer;
+    use tidemill_config::{OnLostOffsets, Start, Tombstones};
+
+    use super::*;
+
+    fn given(properties: &[(&str, &str)]) -> Config {
+        Config {
+            brokers: "a:9092".into(),
+            topics: Vec::new(),
+            group: None,
+            start: Start::Earliest,
+            on_lost_offsets: OnLostOffsets::Stop,
+            tombstones: Tombstones::Reject,
+            members: 1,
+            properties: properties.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+        }
+    }
+
+    #[test]
+    fn a_client_is_made_however_little_is_read_ahead() {
+        let sizes = [0, 64 << 10, 100 << 10, 999_999, 1 << 20, 16 << 20, 1 << 40];
+        for (properties, is_small) in [
+            (&[][..], true),
+            (&[("fetch.max.bytes", "65536")], true),
+            (&[("message.max.bytes", "5000000")], false),
+            (&[("message.max.bytes", "5000000"), ("fetch.max.bytes", "9000000")], false),
+        ] {
+            for bytes in sizes {
+                for partitions in [0, 1, 4, 1000] {
+                    let config = reader_config(&given(properties), "g", bytes, partitions);
+                    let made: Result<BaseConsumer, _> = config.create();
+                    assert!(made.is_ok(), "{properties:?}, {bytes} bytes: {:?}", made.err());
+                    let fetch = config.get("fetch.max.bytes").and_then(|bytes| bytes.parse::<usize>().ok());
+                    let fetch = fetch.expect("the reader always bounds what it fetches");
+                    assert!(!is_small || fetch <= bytes.max(64 << 10), "{properties:?}, {bytes} bytes: {fetch}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_may_lag_is_read_from_a_follower() {
+        let given = given(&[("client.rack", "near")]);
+        let asking = asking_config(&given, "g");
+        assert_eq!(asking.get("client.rack"), Some(""), "ends and spans are the leader's");
+        let reading = reader_config(&given, "g", 1 << 20, 1);
+        assert_eq!(reading.get("client.rack"), Some("near"));
+        assert_eq!(reading.get("isolation.level"), Some("read_committed"));
+    }
 }

@@ -10,20 +10,28 @@ use std::{
     time::Duration,
 };
 
-use rdkafka::{consumer::BaseConsumer, error::KafkaError};
+use rdkafka::{
+    consumer::BaseConsumer,
+    error::{KafkaError, RDKafkaErrorCode},
+};
 use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Spans};
 use tidemill_config::{self as config, OnLostOffsets, Start};
 use tokio::sync::Notify;
 
 use super::{
     chunk::Form,
-    client::{self, Context, Voice, transient},
+    client::{self, ANSWER_LIMIT, Context, Voice, transient},
     lost,
+    member::Members,
     reader::Reader,
     replay::{self, Replayed, watermarks},
+    share::Share,
     topics::{Partition, Topology, Wanted, parse_shard},
 };
-use crate::source::{Adopted, RawBatch, Settings, SourceError};
+use crate::{
+    kafka::{On, Operation, is_denied, missing, native::Ask},
+    source::{Adopted, RawBatch, Settings, SourceError},
+};
 
 /// A partition that ends before its mark is asked again: right after a broker's start its end may lie behind.
 const END_TRIES: usize = 4;
@@ -36,6 +44,8 @@ pub(super) struct Core {
     pub group: String,
     pub wanted: Wanted,
     pub partitioned: bool,
+    /// In the group, with `lanes: partition`.
+    pub members: Members,
     pub form: Form,
     ahead_bytes: usize,
     pub voice: Arc<Voice>,
@@ -44,6 +54,7 @@ pub(super) struct Core {
     query: Mutex<Option<Arc<BaseConsumer<Context>>>>,
     reader: Mutex<Option<Reader>>,
     view: Mutex<View>,
+    share: Mutex<Share>,
     turn: AtomicUsize,
 }
 
@@ -74,6 +85,7 @@ impl Core {
             group,
             wanted,
             partitioned: settings.partitioned,
+            members: Members::default(),
             form: Form::new(source.metadata.iter().map(|item| item.value.as_str()), kafka.tombstones),
             ahead_bytes: settings.ahead_bytes,
             voice: Arc::default(),
@@ -81,6 +93,7 @@ impl Core {
             query: Mutex::default(),
             reader: Mutex::default(),
             view: Mutex::default(),
+            share: Mutex::new(Share::new(settings.trigger)),
             turn: AtomicUsize::new(0),
         };
         let checked = client::config(&core.config, &core.group).create_native_config();
@@ -88,10 +101,33 @@ impl Core {
         Ok(core)
     }
 
-    /// The topics as a group's member subscribes to them.
+    /// The topics as the job names them, and a group's member subscribes to them.
     pub fn topics(&self) -> Vec<String> {
         self.config.topics.iter().map(|topic| topic.value.clone()).collect()
     }
+
+    pub fn share(&self) -> MutexGuard<'_, Share> {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many members of the group this daemon may have.
+    pub fn most_members(&self) -> usize {
+        let property = |name| client::property(&self.config, name);
+        // Where partitions that stay are taken back too, each join stops every daemon.
+        let is_eager = property("partition.assignment.strategy").is_some_and(|text| !text.contains("cooperative"));
+        match (self.partitioned, self.config.members) {
+            (false, _) => 0,
+            // A name of a static member is one member's.
+            _ if is_eager || property("group.instance.id").is_some() => 1,
+            (true, members) => members,
+        }
+    }
+
+    /// A member joins the group, unless so many are there; whether it did.
+    pub fn join(&self, most: usize) -> Result<bool, SourceError> {
+        self.members.join(&self.config, &self.group, &self.topics(), &self.voice, &self.wake, most)
+    }
+
     pub fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,6 +140,34 @@ impl Core {
     pub fn transient(&self, what: impl Into<String>, cause: impl Into<String>) -> SourceError {
         transient(&self.voice, what, cause)
     }
+    /// What a right that is missing is, and how it is given. It may come back at any time: the job waits for it.
+    pub fn lacks(&self, operation: Operation, on: On<'_>) -> String {
+        missing(&self.config.brokers, &self.config.properties, &[operation], on)
+    }
+    /// An error about a topic.
+    pub fn failed(&self, what: impl Into<String>, topic: &str, error: &KafkaError) -> SourceError {
+        match error.rdkafka_error_code() {
+            // What connections said before has nothing to do with it.
+            code if is_denied(code) => {
+                SourceError::Transient { what: what.into(), cause: self.lacks(Operation::Read, On::Topic(topic)) }
+            }
+            _ => self.transient(what, error.to_string()),
+        }
+    }
+    /// Why a topic cannot be read.
+    pub fn absent(&self, topic: &str, code: RDKafkaErrorCode) -> String {
+        match code {
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
+                format!("there is no topic {topic}: make it, or correct `topics`")
+            }
+            code if is_denied(Some(code)) => self.lacks(Operation::Read, On::Topic(topic)),
+            other => format!("topic {topic}: {other}"),
+        }
+    }
+    /// What keeps one of the topics from being read, in words.
+    pub fn trouble(&self, topology: &Topology) -> Option<String> {
+        topology.missing.iter().next().map(|(topic, code)| self.absent(topic, *code))
+    }
     pub fn not_owned(&self, lane: &Lane) -> SourceError {
         SourceError::Transient {
             what: format!("reading lane {lane}"),
@@ -111,11 +175,10 @@ impl Core {
         }
     }
 
-    /// A client of its own. It asks leaders alone: a follower that is near may not know the end of a span yet.
+    /// A client of its own, which asks.
     pub fn client(&self) -> Result<BaseConsumer<Context>, SourceError> {
         let context = Context { voice: self.voice.clone() };
-        let mut config = client::config(&self.config, &self.group);
-        config.set("client.rack", "");
+        let config = client::asking_config(&self.config, &self.group);
         config.create_with_context(context).map_err(|error| refused(&error))
     }
 
@@ -155,7 +218,7 @@ impl Core {
 
     /// Asks for the topics, and keeps the answer.
     pub fn refresh(&self) -> Result<Topology, SourceError> {
-        let topology = Topology::fetch(&*self.query()?, &self.wanted, &self.voice)?;
+        let topology = Topology::fetch(&*self.query()?, &self.wanted, Ask::Topics, &self.voice)?;
         self.view().topology = topology.clone();
         Ok(topology)
     }
@@ -166,7 +229,7 @@ impl Core {
         let read = self.reader().as_mut().map(Reader::offsets_to_confirm).unwrap_or_default();
         let names: BTreeSet<_> = read.iter().map(|(partition, ..)| partition.topic.clone()).collect();
         let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-        let topology = Topology::describe(&*self.query()?, &names, &self.voice)?;
+        let topology = Topology::describe(&*self.query()?, &names, Ask::Topics, &self.voice)?;
         let mut guard = self.reader();
         let Some(reader) = guard.as_mut() else { return Ok(false) };
         reader.stop_made_again(|partition| topology.shard(&self.name, partition));
@@ -176,8 +239,13 @@ impl Core {
 
     /// First offset and last stable one.
     pub fn watermarks(&self, partition: &Partition) -> Result<(u64, u64), SourceError> {
-        let found = watermarks(&*self.query()?, partition)
-            .map_err(|error| self.transient(format!("asking where {partition} begins and ends"), error.to_string()))?;
+        self.watermarks_within(partition, ANSWER_LIMIT)
+    }
+    /// The same, where an answer is not worth waiting for longer.
+    pub fn watermarks_within(&self, partition: &Partition, limit: Duration) -> Result<(u64, u64), SourceError> {
+        let found = watermarks(&*self.query()?, partition, limit).map_err(|error| {
+            self.failed(format!("asking where {partition} begins and ends"), &partition.topic, &error)
+        })?;
         self.view().watermarks.insert(partition.clone(), found);
         Ok(found)
     }
@@ -196,7 +264,7 @@ impl Core {
     /// nobody could say.
     fn partitions_of(&self, lane: &Lane, topology: &Topology) -> Result<Vec<Partition>, SourceError> {
         let partitions: Vec<_> = topology.partitions().filter(|partition| self.is_of(lane, partition)).collect();
-        let trouble = match topology.trouble() {
+        let trouble = match self.trouble(topology) {
             Some(trouble) if !self.partitioned || partitions.is_empty() => trouble,
             _ if self.partitioned && partitions.is_empty() => "there is no such partition".to_owned(),
             _ => return Ok(partitions),
@@ -412,7 +480,7 @@ impl Core {
             match now {
                 Some(now) if now == *shard => {
                     let span = (from, to);
-                    match replay::replay(client, &self.voice, &self.form, &partition, span, accepts)? {
+                    match replay::replay(self, client, &partition, span, accepts)? {
                         Replayed::All(chunk) => chunk.read(shard, from, to, &mut batch),
                         Replayed::Gone(low, high) => {
                             return Err(lost::span_gone(&partition, shard, span, (low, high)));
@@ -424,7 +492,7 @@ impl Core {
                 }
                 Some(now) => return Err(lost::made_again(shard, &now)),
                 None => {
-                    let cause = topology.trouble().unwrap_or_else(|| format!("{partition} is not there"));
+                    let cause = self.trouble(topology).unwrap_or_else(|| format!("{partition} is not there"));
                     return Err(SourceError::Transient { what: format!("reading {partition} again"), cause });
                 }
             }

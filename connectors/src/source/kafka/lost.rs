@@ -7,9 +7,9 @@ use super::{
     client::explained,
     core::Core,
     reader::Stuck,
-    topics::{Partition, missing, parse_shard},
+    topics::{Partition, parse_shard},
 };
-use crate::source::SourceError;
+use crate::{kafka::is_denied, source::SourceError};
 
 /// Another incarnation of a partition that a mark knows, where it knows the present one not.
 pub(super) fn former<'p>(at: &'p Positions, partition: &Partition) -> Option<&'p ShardId> {
@@ -86,12 +86,16 @@ pub(super) fn resolve(
     stuck: Stuck,
 ) -> Result<(), SourceError> {
     if let Stuck::Refused(code) = stuck {
-        let cause = explained(code, "").unwrap_or_else(|| missing(&partition.topic, code));
-        return Err(core.transient(format!("reading {partition}"), cause));
+        let what = format!("reading {partition}");
+        let cause = explained(code, "").unwrap_or_else(|| core.absent(&partition.topic, code));
+        return Err(match is_denied(Some(code)) {
+            true => SourceError::Transient { what, cause },
+            false => core.transient(what, cause),
+        });
     }
     let topology = core.refresh()?;
     let Some(now) = topology.shard(&core.name, partition) else {
-        let cause = topology.trouble().unwrap_or_else(|| format!("{partition} is not there any more"));
+        let cause = core.trouble(&topology).unwrap_or_else(|| format!("{partition} is not there any more"));
         return Err(SourceError::Transient { what: format!("reading {partition}"), cause });
     };
     if now != *shard {

@@ -1,24 +1,24 @@
-//! The member of the consumer group: says which partitions this daemon has, commits their offsets for monitors, and reads
-//! nothing. It lives in a thread of its own, which librdkafka calls when partitions move.
+//! The members of the consumer group: they say which partitions this daemon has, commit their offsets for monitors, and read
+//! nothing. Each lives in a thread of its own, which librdkafka calls when partitions move.
 //!
 //! A revocation waits in that call until the lanes are let go, or until [`let_go_limit`] has passed. The group then gives
 //! them to somebody else. The group decides who works; that nobody works twice, the sinks' generations decide.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::BTreeMap,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rdkafka::{
     ClientConfig, ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
 use tidemill_config::KafkaSource as Config;
@@ -26,132 +26,29 @@ use tokio::sync::Notify;
 
 use super::{
     client::{self, Voice, property},
+    group::{Group, Id},
     topics::Partition,
 };
-use crate::source::SourceError;
+use crate::{
+    kafka::{On, Operation, missing},
+    source::SourceError,
+};
 
 /// What librdkafka assumes where the job says nothing else.
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(300);
 /// A batch that is committed when its lane is revoked gets so long at most.
 const LONGEST_LET_GO: Duration = Duration::from_secs(30);
-/// The batch loop shows that it lives at least this often. A member whose loop does not leaves the group.
-const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
-
-/// How partitions move.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Move {
-    Assigned(Vec<Partition>),
-    Revoked(Vec<Partition>, Duration),
-    Lost(Vec<Partition>),
-}
-
-/// What the thread and the batch loop share.
-#[derive(Default)]
-pub(super) struct Shared {
-    state: Mutex<State>,
-    /// Lanes were let go, or the member ends.
-    changed: Condvar,
-    ending: AtomicBool,
-}
-
-#[derive(Default)]
-struct State {
-    moves: VecDeque<Move>,
-    /// The group's partitions of this member.
-    mine: BTreeSet<Partition>,
-    /// Revoked, and still worked on.
-    leaving: BTreeSet<Partition>,
-    /// Offsets that the group does not have yet.
-    offsets: BTreeMap<Partition, u64>,
-    /// When the batch loop was heard of.
-    alive: Option<Instant>,
-    fault: Option<String>,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    pub fn next_move(&self) -> Option<Move> {
-        self.state().moves.pop_front()
-    }
-    pub fn mine(&self) -> BTreeSet<Partition> {
-        self.state().mine.clone()
-    }
-    /// What keeps the member from working, where it cannot pass.
-    pub fn fault(&self) -> Option<String> {
-        self.state().fault.clone()
-    }
-    /// The batch loop lives.
-    pub fn alive(&self) {
-        self.state().alive = Some(Instant::now());
-    }
-    pub fn let_go(&self, partition: &Partition) {
-        self.state().leaving.remove(partition);
-        self.changed.notify_all();
-    }
-    /// Notes how far a partition is done.
-    pub fn done(&self, partition: &Partition, offset: u64) {
-        let mut state = self.state();
-        if state.mine.contains(partition) || state.leaving.contains(partition) {
-            state.offsets.insert(partition.clone(), offset);
-        }
-    }
-    fn is_stuck(&self) -> bool {
-        self.state().alive.is_some_and(|at| at.elapsed() > LONGEST_SILENCE)
-    }
-
-    fn came(&self, partitions: Vec<Partition>) {
-        let mut state = self.state();
-        state.mine.extend(partitions.iter().cloned());
-        state.moves.push_back(Move::Assigned(partitions));
-    }
-
-    /// Waits until the lanes are let go.
-    fn goes(&self, partitions: &[Partition], limit: Duration, wake: &Notify) {
-        let deadline = Instant::now() + limit;
-        let mut state = self.state();
-        state.mine.retain(|one| !partitions.contains(one));
-        if self.ending.load(Ordering::Acquire) {
-            return;
-        }
-        state.leaving.extend(partitions.iter().cloned());
-        state.moves.push_back(Move::Revoked(partitions.to_vec(), limit));
-        wake.notify_one();
-        while !self.ending.load(Ordering::Acquire) && partitions.iter().any(|one| state.leaving.contains(one)) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                tracing::warn!(
-                    "kafka: revoked partitions are given up while a batch of theirs is open; their next owner fences it"
-                );
-                break;
-            }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.leaving.retain(|one| !partitions.contains(one));
-    }
-
-    fn lost(&self, partitions: Vec<Partition>) {
-        let mut state = self.state();
-        for partition in &partitions {
-            state.mine.remove(partition);
-            state.offsets.remove(partition);
-        }
-        state.moves.push_back(Move::Lost(partitions));
-    }
-
-    fn take_offsets(&self) -> BTreeMap<Partition, u64> {
-        std::mem::take(&mut self.state().offsets)
-    }
-}
 
 /// Hears the member's client.
 struct Context {
+    id: Id,
     voice: Arc<Voice>,
-    shared: Arc<Shared>,
+    group: Arc<Group>,
     wake: Arc<Notify>,
     limit: Duration,
+    /// What to say where the brokers do not let it into the group.
+    kept_out: String,
 }
 
 impl ClientContext for Context {
@@ -172,8 +69,10 @@ impl ConsumerContext for Context {
             let moved = if is_cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
             // Nothing is read here, whatever the group has of offsets.
             let moved = moved.and_then(|()| consumer.pause(list));
-            tracing::info!(partitions = shown(&partitions), "kafka: the group gave partitions to this daemon");
-            self.shared.came(partitions);
+            if !partitions.is_empty() {
+                tracing::info!(partitions = shown(&partitions), "kafka: the group gave partitions to this daemon");
+            }
+            self.group.came(self.id, partitions);
             moved
         } else {
             if consumer.assignment_lost() {
@@ -181,11 +80,11 @@ impl ConsumerContext for Context {
                     partitions = shown(&partitions),
                     "kafka: the group took partitions away: it had not heard of this daemon in time"
                 );
-                self.shared.lost(partitions);
+                self.group.lost(self.id, partitions);
             } else {
                 tracing::info!(partitions = shown(&partitions), "kafka: the group takes partitions back");
-                self.shared.goes(&partitions, self.limit, &self.wake);
-                commit(consumer, &self.shared, CommitMode::Sync);
+                let done = self.group.goes(self.id, partitions, self.limit, &self.wake);
+                commit(consumer, &done, CommitMode::Sync);
             }
             if is_cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() }
         };
@@ -194,8 +93,8 @@ impl ConsumerContext for Context {
         }
         self.wake.notify_one();
     }
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        client::committed(&result);
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        self.group.answered(&result, offsets);
     }
 }
 
@@ -203,9 +102,8 @@ fn shown(partitions: &[Partition]) -> String {
     partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-fn commit(consumer: &BaseConsumer<Context>, shared: &Shared, mode: CommitMode) {
-    let offsets = shared.take_offsets();
-    if let Some(list) = offset_list(&offsets)
+fn commit(consumer: &BaseConsumer<Context>, offsets: &BTreeMap<Partition, u64>, mode: CommitMode) {
+    if let Some(list) = offset_list(offsets)
         && let Err(error) = consumer.commit(&list, mode)
     {
         client::committed(&Err(error));
@@ -228,67 +126,163 @@ fn let_go_limit(config: &Config) -> Duration {
     (interval.map_or(DEFAULT_POLL_INTERVAL, Duration::from_millis) / 2).min(LONGEST_LET_GO)
 }
 
-/// A member at work. Dropping it leaves the group.
-pub(super) struct Member {
-    pub shared: Arc<Shared>,
-    thread: Option<thread::JoinHandle<()>>,
+/// A member at work.
+struct Member {
+    /// It shall leave the group, once its lanes are let go.
+    leaving: Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
 }
 
-impl Member {
-    /// Joins the group.
+/// The members of one source. Dropping them leaves the group.
+#[derive(Default)]
+pub(super) struct Members {
+    team: Mutex<Team>,
+}
+
+#[derive(Default)]
+struct Team {
+    group: Arc<Group>,
+    members: Vec<Member>,
+    /// Members so far.
+    last: Id,
+}
+
+impl Members {
+    fn team(&self) -> MutexGuard<'_, Team> {
+        self.team.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What they have together.
+    pub fn group(&self) -> Arc<Group> {
+        self.team().group.clone()
+    }
+
+    /// How many work, and are not about to leave.
+    pub fn count(&self) -> usize {
+        self.team().members.iter().filter(|member| member.stays()).count()
+    }
+
+    /// One joins the group `name`, unless so many are there; whether it did. Of several that are allowed the first is not joined
+    /// so: a source that was stopped meanwhile stays so.
     pub fn join(
+        &self,
         config: &Config,
-        group: &str,
+        name: &str,
         topics: &[String],
-        voice: Arc<Voice>,
-        wake: Arc<Notify>,
-    ) -> Result<Self, SourceError> {
-        let shared = Arc::new(Shared::default());
-        let context = Context { voice, shared: shared.clone(), wake, limit: let_go_limit(config) };
-        let settings: ClientConfig = client::member_config(config, group);
+        voice: &Arc<Voice>,
+        wake: &Arc<Notify>,
+        most: usize,
+    ) -> Result<bool, SourceError> {
+        let mut team = self.team();
+        team.members.retain(|member| !member.thread.is_finished());
+        let first = usize::from(most > 1);
+        if !(first..most).contains(&team.members.len()) {
+            return Ok(false);
+        }
+        let id = team.last + 1;
+        let context = Context {
+            id,
+            voice: voice.clone(),
+            group: team.group.clone(),
+            wake: wake.clone(),
+            limit: let_go_limit(config),
+            kept_out: missing(&config.brokers, &config.properties, &[Operation::Read], On::Group(name)),
+        };
+        let settings: ClientConfig = client::member_config(config, name);
         let consumer: BaseConsumer<Context> = settings.create_with_context(context).map_err(|error| {
             SourceError::Fatal(format!("the properties of this kafka source are not accepted: {error}"))
         })?;
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics).map_err(|error| SourceError::Fatal(format!("joining group {group}: {error}")))?;
-        let its = shared.clone();
+        consumer.subscribe(&topics).map_err(|error| SourceError::Fatal(format!("joining group {name}: {error}")))?;
+        let leaving = Arc::new(AtomicBool::new(false));
+        let its = leaving.clone();
         let thread = thread::Builder::new()
             .name("kafka-member".to_owned())
             .spawn(move || live(consumer, &its))
             .map_err(|error| SourceError::io("starting the thread of a group's member", &error))?;
-        Ok(Self { shared, thread: Some(thread) })
+        team.members.push(Member { leaving, thread });
+        team.last = id;
+        Ok(true)
+    }
+
+    /// The last one that joined leaves, once its lanes are let go; whether it does. The only one stays.
+    pub fn leave(&self) -> bool {
+        let team = self.team();
+        let mut staying = team.members.iter().filter(|member| member.stays()).rev();
+        match (staying.next(), staying.next()) {
+            (Some(last), Some(_)) => {
+                last.leaving.store(true, Ordering::Release);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// All leave at once; who joins later begins anew.
+    pub fn end(&self) {
+        let team = std::mem::take(&mut *self.team());
+        team.group.end();
+        for member in team.members {
+            if member.thread.join().is_err() {
+                tracing::warn!("kafka: the thread of a group's member panicked");
+            }
+        }
     }
 }
 
-fn live(consumer: BaseConsumer<Context>, shared: &Shared) {
-    while !shared.ending.load(Ordering::Acquire) {
-        // A loop that hangs has to lose its lanes, which it does once its member is silent for `max.poll.interval.ms`.
-        if shared.is_stuck() {
+impl Drop for Members {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Member {
+    fn stays(&self) -> bool {
+        !self.leaving.load(Ordering::Acquire) && !self.thread.is_finished()
+    }
+}
+
+fn live(consumer: BaseConsumer<Context>, leaving: &AtomicBool) {
+    let (id, group) = (consumer.context().id, consumer.context().group.clone());
+    let _at_the_end = Obituary(id, group.clone());
+    let mut has_left = false;
+    let is_done = |has_left| group.is_ending() || has_left && group.is_idle(id);
+    while !is_done(has_left) {
+        if group.is_stuck() {
             thread::sleep(POLL);
             continue;
         }
-        // What is not paused in time is of no interest; complaints are heard by the context.
-        if let Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) = consumer.poll(POLL) {
-            let text = consumer.client().fatal_error().map_or_else(|| error.to_string(), |(_, text)| text);
-            shared.state().fault = Some(text);
-            consumer.context().wake.notify_one();
-            return;
+        if !has_left && leaving.load(Ordering::Acquire) {
+            // Its partitions are taken back by the next polls.
+            consumer.unsubscribe();
+            has_left = true;
         }
-        commit(&consumer, shared, CommitMode::Async);
+        // What is not paused in time is of no interest; complaints are heard by the context.
+        match consumer.poll(POLL) {
+            Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
+                group.fails(consumer.client().fatal_error().map_or_else(|| error.to_string(), |(_, text)| text));
+                consumer.context().wake.notify_one();
+                drop(consumer);
+                return;
+            }
+            Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                group.is_kept_out(&consumer.context().kept_out);
+                consumer.context().wake.notify_one();
+            }
+            _ => {}
+        }
+        commit(&consumer, &group.take_offsets(id), CommitMode::Async);
     }
-    commit(&consumer, shared, CommitMode::Sync);
+    commit(&consumer, &group.take_offsets(id), CommitMode::Sync);
     // Leaves the group, so that others need not wait for the session's end.
     drop(consumer);
 }
 
-impl Drop for Member {
+/// Tells when a member's thread ends, also by a panic.
+struct Obituary(Id, Arc<Group>);
+
+impl Drop for Obituary {
     fn drop(&mut self) {
-        self.shared.ending.store(true, Ordering::Release);
-        self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::warn!("kafka: the thread of the group's member panicked");
-        }
+        self.1.ended(self.0);
     }
 }

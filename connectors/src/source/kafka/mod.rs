@@ -2,8 +2,9 @@
 //!
 //! - A shard's name holds cluster and topic id: a topic that was made again is another shard, and the old one is lost.
 //! - `reader` reads: one client, each partition assigned by hand where its mark stands. `replay` reads a plan's spans again.
-//! - `member` is in the consumer group, with `lanes: partition`: which partitions are this daemon's. With `lanes: single`
-//!   nobody is in the group, and who works the sinks' generations say alone.
+//! - `member` is in the consumer group, with `lanes: partition`: which partitions are this daemon's. `group` is what several
+//!   members know together, `share` says how many there are. With `lanes: single` nobody is in the group, and who works the
+//!   sinks' generations say alone.
 //! - `core` keeps what all calls share and asks the brokers; `watch` is the thread that keeps it fresh.
 //! - Truth is in the sinks' marks. The group's offsets are written for monitors and never read.
 
@@ -11,17 +12,19 @@ mod check;
 mod chunk;
 mod client;
 mod core;
+mod group;
 mod lost;
 mod member;
-mod native;
+mod offsets;
 mod reader;
 mod replay;
+mod share;
 mod topics;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -32,7 +35,7 @@ use tidemill_config as config;
 pub use self::chunk::{TOMBSTONE, metadata_type};
 use self::{
     core::Core,
-    member::{Member, Move},
+    group::{Group, Move},
     reader::{Stuck, Taken},
     topics::{Partition, parse_shard},
     watch::Watch,
@@ -49,7 +52,6 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Topics of Kafka.
 pub struct KafkaSource {
     core: Arc<Core>,
-    member: Mutex<Option<Member>>,
     _watch: Watch,
 }
 
@@ -75,15 +77,12 @@ impl KafkaSource {
         settings: &Settings,
     ) -> Result<Self, SourceError> {
         let core = Arc::new(Core::new(config, kafka, settings)?);
-        Ok(Self { _watch: Watch::new(core.clone()), core, member: Mutex::default() })
+        Ok(Self { _watch: Watch::new(core.clone()), core })
     }
 
-    fn member(&self) -> MutexGuard<'_, Option<Member>> {
-        self.member.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn group(&self) -> Option<Arc<member::Shared>> {
-        self.member().as_ref().map(|member| member.shared.clone())
+    /// What its members of the group know, with `lanes: partition`.
+    fn group(&self) -> Option<Arc<Group>> {
+        self.core.partitioned.then(|| self.core.members.group())
     }
 
     /// Runs what asks the brokers, which blocks.
@@ -120,8 +119,18 @@ impl KafkaSource {
                 None => {}
             }
         }
-        if let Some(trouble) = self.core.view().trouble.take() {
-            return Err(SourceError::Transient { what: format!("source {}", self.core.name), cause: trouble });
+        let trouble = |cause| Err(SourceError::Transient { what: format!("source {}", self.core.name), cause });
+        if let Some(group) = self.group()
+            && let Some(cause) = group.take_trouble()
+        {
+            // Lanes that it has it keeps until the group takes them away.
+            if group.mine().is_empty() {
+                return trouble(cause);
+            }
+            tracing::warn!(source = self.core.name, "kafka: the group: {cause}");
+        }
+        if let Some(cause) = self.core.view().trouble.take() {
+            return trouble(cause);
         }
         if self.is_at_end() {
             return Ok(Some(SourceEvent::End));
@@ -130,11 +139,7 @@ impl KafkaSource {
     }
 
     fn is_at_end(&self) -> bool {
-        let mine: Option<BTreeSet<Partition>> = match (self.core.partitioned, self.group()) {
-            (false, _) => None,
-            (true, None) => return false,
-            (true, Some(group)) => Some(group.mine()),
-        };
+        let mine: Option<BTreeSet<Partition>> = self.group().map(|group| group.mine());
         mine.as_ref().is_none_or(|mine| !mine.is_empty()) && self.core.is_at_end(mine.as_ref())
     }
 
@@ -200,8 +205,7 @@ impl KafkaSource {
             }
             match &group {
                 Some(group) => group.done(&partition, offset),
-                None if !self.core.partitioned => drop(self.core.view().offsets.insert(partition, offset)),
-                None => {}
+                None => drop(self.core.view().offsets.insert(partition, offset)),
             }
         }
     }
@@ -232,19 +236,13 @@ impl Source for KafkaSource {
     }
 
     async fn start(&self) -> Result<(), SourceError> {
-        if self.core.partitioned && self.member().is_none() {
-            let core = &self.core;
-            let member =
-                Member::join(&core.config, &core.group, &core.topics(), core.voice.clone(), core.wake.clone())?;
-            *self.member() = Some(member);
-        }
-        Ok(())
+        if self.core.partitioned { self.core.join(1).map(drop) } else { Ok(()) }
     }
 
     async fn stop(&self) {
-        let member = self.member().take();
+        let core = self.core.clone();
         // Leaving the group asks the brokers.
-        if let Err(error) = tokio::task::spawn_blocking(move || drop(member)).await {
+        if let Err(error) = tokio::task::spawn_blocking(move || core.members.end()).await {
             tracing::warn!(source = self.core.name, %error, "kafka: leaving the group");
         }
         self.core.forget_all();
@@ -344,6 +342,12 @@ impl Source for KafkaSource {
 
     fn lag(&self, at: &Positions) -> Lag {
         Lag { records: self.core.lag(at), ..Lag::default() }
+    }
+
+    fn worked(&self, worked: Duration, passed: Duration) {
+        if self.core.most_members() > 1 {
+            self.core.share().worked(worked, passed);
+        }
     }
 
     fn finish(&self) {

@@ -27,10 +27,12 @@ use tokio::sync::Notify;
 use super::{
     chunk::{Builder, Chunk, Form, Size},
     client::{ANSWER_LIMIT, Context, Voice, transient},
-    native,
     topics::Partition,
 };
-use crate::source::{Budget, RawBatch, SourceError};
+use crate::{
+    kafka::native,
+    source::{Budget, RawBatch, SourceError},
+};
 
 /// One chunk's bytes are addressed by 32 bits.
 const MAX_CHUNK_BYTES: usize = 1 << 30;

@@ -9,12 +9,15 @@ use rdkafka::{
 };
 
 use super::{
-    chunk::{Builder, Chunk, Form},
-    client::{ANSWER_LIMIT, Context, Voice, transient},
-    native,
+    chunk::{Builder, Chunk},
+    client::{ANSWER_LIMIT, Context},
+    core::Core,
     topics::Partition,
 };
-use crate::source::SourceError;
+use crate::{
+    kafka::{is_denied, native},
+    source::SourceError,
+};
 
 /// So long without a word from the brokers, and the try is given up.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -29,21 +32,20 @@ pub(super) enum Replayed {
 
 /// The records of `[from, to)`. Blocks.
 pub(super) fn replay(
+    core: &Core,
     consumer: &BaseConsumer<Context>,
-    voice: &Voice,
-    form: &Form,
     partition: &Partition,
     (from, to): (u64, u64),
     even_if_gone: bool,
 ) -> Result<Replayed, SourceError> {
     let what = format!("reading {partition} [{from}, {to}) again");
-    let failed = |error: KafkaError| transient(voice, what.clone(), error.to_string());
-    let (low, high) = watermarks(consumer, partition).map_err(failed)?;
+    let failed = |error: KafkaError| core.failed(what.clone(), &partition.topic, &error);
+    let (low, high) = watermarks(consumer, partition, ANSWER_LIMIT).map_err(failed)?;
     let begin = if even_if_gone { from.max(low).min(high) } else { from };
     if !even_if_gone && (from < low || to > high) {
         return Ok(Replayed::Gone(low, high));
     }
-    let mut builder = Builder::new(form, partition);
+    let mut builder = Builder::new(&core.form, partition);
     let end = to.min(high);
     if begin >= end {
         return Ok(Replayed::All(builder.finish()));
@@ -81,7 +83,7 @@ pub(super) fn replay(
                 if at >= end || again_from == Some(at) {
                     break;
                 }
-                if watermarks(consumer, partition).map_err(failed)?.1 >= end {
+                if watermarks(consumer, partition, ANSWER_LIMIT).map_err(failed)?.1 >= end {
                     again_from = Some(at);
                     assign(consumer, partition, at).map_err(failed)?;
                 }
@@ -89,15 +91,16 @@ pub(super) fn replay(
             Some(Err(KafkaError::PartitionEOF(_))) => {}
             Some(Err(error)) => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                    let (low, high) = watermarks(consumer, partition).map_err(failed)?;
+                    let (low, high) = watermarks(consumer, partition, ANSWER_LIMIT).map_err(failed)?;
                     return Ok(Replayed::Gone(low, high));
                 }
+                code if is_denied(code) => return Err(failed(error)),
                 _ => tracing::debug!(%partition, %error, "kafka: reading again"),
             },
             None => {}
         }
         if heard.elapsed() > SILENCE {
-            return Err(transient(voice, what, format!("nothing came in {SILENCE:?}")));
+            return Err(core.transient(what, format!("nothing came in {SILENCE:?}")));
         }
     }
     let _ = consumer.unassign();
@@ -112,7 +115,11 @@ fn assign(consumer: &BaseConsumer<Context>, partition: &Partition, at: u64) -> R
 }
 
 /// The first offset that is there, and the last stable one.
-pub(super) fn watermarks(consumer: &BaseConsumer<Context>, partition: &Partition) -> Result<(u64, u64), KafkaError> {
-    let (low, high) = consumer.fetch_watermarks(&partition.topic, partition.number, ANSWER_LIMIT)?;
+pub(super) fn watermarks(
+    consumer: &BaseConsumer<Context>,
+    partition: &Partition,
+    limit: Duration,
+) -> Result<(u64, u64), KafkaError> {
+    let (low, high) = consumer.fetch_watermarks(&partition.topic, partition.number, limit)?;
     Ok((u64::try_from(low).unwrap_or_default(), u64::try_from(high).unwrap_or_default()))
 }

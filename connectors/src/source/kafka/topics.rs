@@ -9,11 +9,14 @@ use rdkafka::{
 };
 use tidemill_checkpoint::{Lane, ShardId};
 
-use super::{
-    client::{ANSWER_LIMIT, Context, Voice, transient},
-    native::{self, Described},
+use super::client::{ANSWER_LIMIT, Context, Voice, transient};
+use crate::{
+    kafka::{
+        Operation,
+        native::{self, Ask, Described},
+    },
+    source::SourceError,
 };
-use crate::source::SourceError;
 
 /// What is being done, in messages.
 const WHAT: &str = "asking the brokers for their topics";
@@ -84,6 +87,8 @@ pub(super) struct Topic {
     /// Cluster and topic id.
     pub incarnation: String,
     pub partitions: i32,
+    /// What this user may do with it, where that was asked.
+    pub rights: Option<Vec<Operation>>,
 }
 
 /// All topics of a source that are there.
@@ -96,7 +101,12 @@ pub(super) struct Topology {
 
 impl Topology {
     /// Asks the cluster.
-    pub fn fetch(consumer: &BaseConsumer<Context>, wanted: &Wanted, voice: &Voice) -> Result<Self, SourceError> {
+    pub fn fetch(
+        consumer: &BaseConsumer<Context>,
+        wanted: &Wanted,
+        ask: Ask,
+        voice: &Voice,
+    ) -> Result<Self, SourceError> {
         let client = consumer.client();
         let failed = |error: KafkaError| transient(voice, WHAT, error.to_string());
         let mut names = wanted.names.clone();
@@ -109,21 +119,26 @@ impl Topology {
             names.dedup();
         }
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        Self::describe(consumer, &names, voice)
+        Self::describe(consumer, &names, ask, voice)
     }
 
     /// Asks for topics by their names.
-    pub fn describe(consumer: &BaseConsumer<Context>, names: &[&str], voice: &Voice) -> Result<Self, SourceError> {
+    pub fn describe(
+        consumer: &BaseConsumer<Context>,
+        names: &[&str],
+        ask: Ask,
+        voice: &Voice,
+    ) -> Result<Self, SourceError> {
         let (client, what) = (consumer.client(), WHAT);
         let cluster = cluster_id(client).ok_or_else(|| transient(voice, what, "no answer"))?;
-        let described = native::describe_topics(client, names, ANSWER_LIMIT);
+        let described = native::describe_topics(client, names, ask, ANSWER_LIMIT);
         let mut topology = Self::default();
         for topic in described.map_err(|error| transient(voice, what, error))? {
             match topic {
-                Ok(Described { name, id, partitions }) => {
+                Ok(Described { name, id, partitions, rights }) => {
                     let incarnation = format!("{cluster}.{}", id.as_deref().unwrap_or("-"));
-                    let partitions = i32::try_from(partitions.len()).unwrap_or(i32::MAX);
-                    topology.topics.insert(name.as_str().into(), Topic { incarnation, partitions });
+                    let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
+                    topology.topics.insert(name.as_str().into(), Topic { incarnation, partitions, rights });
                 }
                 Err((name, error)) => drop(topology.missing.insert(name, error)),
             }
@@ -144,25 +159,6 @@ impl Topology {
     pub fn shard(&self, source: &str, partition: &Partition) -> Option<ShardId> {
         let topic = self.topics.get(&partition.topic)?;
         (partition.number < topic.partitions).then(|| shard(source, partition, &topic.incarnation))
-    }
-
-    /// What keeps a topic from being read, in words.
-    pub fn trouble(&self) -> Option<String> {
-        let (topic, code) = self.missing.iter().next()?;
-        Some(missing(topic, *code))
-    }
-}
-
-/// Why a topic is not there.
-pub(super) fn missing(topic: &str, code: RDKafkaErrorCode) -> String {
-    match code {
-        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
-            format!("there is no topic {topic}: make it, or correct `topics`")
-        }
-        RDKafkaErrorCode::TopicAuthorizationFailed => {
-            format!("no right to see topic {topic}: grant Describe and Read on it to this user")
-        }
-        other => format!("topic {topic}: {other}"),
     }
 }
 

@@ -16,10 +16,11 @@ use rdkafka::{
 };
 
 use super::{
-    client::committed,
+    client::{committed, explained},
     core::Core,
     member::offset_list,
     reader::Reader,
+    share,
     topics::{Partition, Topology},
 };
 use crate::source::SourceError;
@@ -28,6 +29,8 @@ use crate::source::SourceError;
 const SERVE: Duration = Duration::from_millis(100);
 /// How often the brokers are asked: a topic that was made again is found out within this time.
 const REFRESH: Duration = Duration::from_secs(2);
+/// A partition's end is waited for so long: the others wait too, and it is asked again soon.
+const END: Duration = Duration::from_secs(2);
 /// Brokers that do not answer for so long are told of.
 const TROUBLE_AFTER: Duration = Duration::from_secs(10);
 
@@ -66,17 +69,25 @@ impl Drop for Watch {
 
 fn watch(core: &Core, ending: &AtomicBool) {
     let (mut asked, mut silent): (Option<Instant>, Vec<Partition>) = (None, Vec::new());
-    let mut answered = Instant::now();
+    let (mut answered, mut told) = (Instant::now(), Instant::now());
     while !ending.load(Ordering::Acquire) {
         let Some(query) = core.existing_query() else {
-            // Nothing was asked of the source yet.
+            // Nothing was asked of the source yet: with lanes of a group that its members cannot reach nothing ever is.
             thread::park_timeout(SERVE);
             answered = Instant::now();
+            if told.elapsed() > TROUBLE_AFTER
+                && let Some(complaint) = core.voice.recent().and_then(|(code, reason)| explained(code, &reason))
+            {
+                told = Instant::now();
+                core.view().trouble = Some(complaint);
+                core.wake.notify_one();
+            }
             continue;
         };
         let _ = query.poll(Duration::from_millis(1));
         serve(core, ending);
         commit(core, CommitMode::Async);
+        share::look(core, &query);
         let hurry = { core.view().finishing && core.view().ends.is_none() };
         let due = asked.is_none_or(|at| at.elapsed() >= if hurry { SERVE } else { REFRESH });
         if !due {
@@ -148,7 +159,7 @@ fn refresh(core: &Core, silent: &mut Vec<Partition>) -> Result<(), SourceError> 
     Ok(())
 }
 
-/// The ends that are known. A partition without a leader is none of the other lanes' business: it is asked last the next
+/// The ends that are known. A partition that does not answer is none of the other lanes' business: it is asked last the next
 /// time, one such each time, since each is waited for. An error where none answers.
 fn ask_ends(
     core: &Core,
@@ -158,7 +169,7 @@ fn ask_ends(
     let (mut ends, mut order) = (BTreeMap::new(), wanted.to_vec());
     order.sort_by_key(|one| silent.iter().position(|other| other == one).map_or(0, |at| at + 1));
     for partition in order {
-        let found = core.watermarks(&partition);
+        let found = core.watermarks_within(&partition, END);
         let was_silent = silent.iter().position(|one| *one == partition).map(|at| silent.remove(at)).is_some();
         match found {
             Ok((_, high)) => drop(ends.insert(partition, high)),

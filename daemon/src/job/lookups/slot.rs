@@ -17,16 +17,41 @@ use tidemill_connectors::lookup::{self, LookupError, LookupTable, store::Store};
 use tidemill_steps::lookup::{Ask, AskError, Snapshot, Table};
 
 use super::shelf::Shelf;
-use crate::metrics::Metrics;
+use crate::{
+    memory::{Held, Memory},
+    metrics::Metrics,
+};
+
+/// Bytes of a table and its index, for one byte of the table.
+const EXPANSION: u64 = 2;
 
 /// A table that batches can use.
 #[derive(Clone)]
 pub(super) enum Ready {
-    Snapshot { snapshot: Arc<Snapshot>, digest: Digest },
+    Snapshot { snapshot: Arc<Snapshot>, digest: Digest, held: Option<Arc<Held>> },
     Asked { asking: Arc<Asking>, schema: SchemaRef },
 }
 
 impl Ready {
+    /// The same, its memory taken off the budget for as long as it is held; how many bytes it has, and how many are counted.
+    /// It takes over the part of the one before, whose place it takes.
+    pub(super) fn counted(self, before: Option<Self>, memory: &Memory) -> (Self, Option<(u64, u64)>) {
+        match self {
+            Self::Snapshot { snapshot, digest, .. } => {
+                let bytes = EXPANSION * u64::try_from(snapshot.bytes()).unwrap_or(u64::MAX / EXPANSION);
+                let (counted, held) = match before {
+                    Some(Self::Snapshot { held: Some(held), .. }) => (memory.resize(&held, bytes), held),
+                    _ => {
+                        let (counted, held) = memory.hold(bytes);
+                        (counted, Arc::new(held))
+                    }
+                };
+                (Self::Snapshot { snapshot, digest, held: Some(held) }, Some((bytes, counted)))
+            }
+            other @ Self::Asked { .. } => (other, None),
+        }
+    }
+
     pub(super) fn schema(&self) -> SchemaRef {
         match self {
             Self::Snapshot { snapshot, .. } => snapshot.rows().schema(),
@@ -72,6 +97,7 @@ pub(super) struct Slot {
     pub(super) config: config::Lookup,
     table: Arc<dyn LookupTable>,
     metrics: Metrics,
+    memory: Memory,
     ready: Mutex<Option<Ready>>,
     /// Held while the table is read: two do not read it at once.
     reading: tokio::sync::Mutex<()>,
@@ -86,6 +112,7 @@ impl Slot {
         table: Arc<dyn LookupTable>,
         shelf: Arc<Shelf>,
         metrics: &Metrics,
+        memory: &Memory,
     ) -> Self {
         Self {
             job: job.to_owned(),
@@ -93,6 +120,7 @@ impl Slot {
             config: config.clone(),
             table,
             metrics: metrics.clone(),
+            memory: memory.clone(),
             ready: Mutex::default(),
             reading: tokio::sync::Mutex::default(),
             shelf,
@@ -154,7 +182,19 @@ impl Slot {
                 kept.map_err(|error| LookupError(format!("{}: {error}", self.config.shown())))??
             }
         };
-        if let Ready::Snapshot { snapshot, digest } = &ready {
+        let (ready, counted) = ready.counted(self.current(), &self.memory);
+        if let Some((bytes, counted)) = counted.filter(|(bytes, counted)| counted < bytes) {
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            tracing::warn!(
+                job = self.job,
+                step = self.step,
+                "the table of the lookup takes {} MiB with its index, and {} MiB of it are counted: all tables may have a \
+                 quarter of `memory`; make that larger, or look up with `mode: query`",
+                mib(bytes),
+                mib(counted)
+            );
+        }
+        if let Ready::Snapshot { snapshot, digest, .. } = &ready {
             self.shelf.put(*digest, snapshot);
             let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
             let labels = [self.job.as_str(), self.step.as_str()];
@@ -220,7 +260,7 @@ pub(super) fn keep(
         snapshot.index_as(before).map_err(wrong)?;
     }
     let digest = store.save(snapshot.rows())?;
-    Ok(Ready::Snapshot { snapshot: Arc::new(snapshot), digest })
+    Ok(Ready::Snapshot { snapshot: Arc::new(snapshot), digest, held: None })
 }
 
 /// A database may give the same rows in another order each time: the same table has one digest, where the order means
@@ -247,7 +287,7 @@ pub(super) async fn loaded(
     let load = move || -> Result<Option<Ready>, LookupError> {
         let Some(rows) = store.load(digest)? else { return Ok(None) };
         let snapshot = Snapshot::new(rows, &config).map_err(LookupError)?;
-        Ok(Some(Ready::Snapshot { snapshot: Arc::new(snapshot), digest }))
+        Ok(Some(Ready::Snapshot { snapshot: Arc::new(snapshot), digest, held: None }))
     };
     tokio::task::spawn_blocking(load).await.map_err(|error| LookupError(error.to_string()))?
 }
@@ -258,4 +298,46 @@ pub(super) async fn asked(config: &config::Lookup) -> Result<Ready, LookupError>
     let schema = table.schema().await?;
     let asking = Asking { table, runtime: tokio::runtime::Handle::current(), queries: None };
     Ok(Ready::Asked { asking: Arc::new(asking), schema })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// All tables may have 4 MiB of 16: one that has more than half of it finds room for itself when it is read again.
+    #[tokio::test]
+    async fn a_table_that_is_read_again_is_counted_in_the_place_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |rows: usize| {
+            let rows = (0..rows).map(|n| format!("{n},{n:0>100}\n"));
+            std::fs::write(dir.path().join("names.csv"), format!("id,name\n{}", rows.collect::<String>())).unwrap();
+        };
+        write(12_000);
+        let text = "job: names\nsources: { in: { type: directory, path: in, schema: { id: string } } }\n\
+            steps:\n  - lookup: { table: names.csv, match: { id: id }, take: [name] }\n\
+            sinks: { out: { type: files, path: out } }\n";
+        let job = config::Job::parse(text, &dir.path().join("job.yaml"), &config::ProcessEnvironment).unwrap();
+        let (step, config) = super::super::of(&job).next().unwrap();
+        let shelf = Arc::new(Shelf::new(Store::new(dir.path().join("kept"))));
+        let (metrics, memory) = (Metrics::new().unwrap(), Memory::new(16 << 20));
+        let table = lookup::open(config).unwrap();
+        let slot = Slot::new(&job.name, &step.name, config, table, shelf, &metrics, &memory);
+        let bytes_of = |ready: Option<Ready>| match ready {
+            Some(Ready::Snapshot { snapshot, .. }) => EXPANSION * snapshot.bytes() as u64,
+            _ => 0,
+        };
+        // Batches that began with the one before are still open.
+        let first = slot.first().await.unwrap();
+        for rows in [13_000, 12_500] {
+            write(rows);
+            assert!(slot.refresh().await.unwrap(), "it is another");
+            let bytes = bytes_of(slot.current());
+            assert!((2 << 20..4 << 20).contains(&bytes), "{bytes}");
+            let (left, _) = memory.hold(u64::MAX);
+            assert!((4_u64 << 20).abs_diff(bytes + left) <= 4096, "{bytes} of it are counted, and {left} are left");
+        }
+        drop((first, slot));
+        assert_eq!(memory.hold(u64::MAX).0, 4 << 20);
+    }
 }

@@ -1,4 +1,5 @@
-//! What rdkafka has no safe call for: topics with their ids (`DescribeTopics`), by librdkafka's own functions.
+//! What rdkafka has no safe call for: topics with their ids and one's rights to them (`DescribeTopics`), by librdkafka's own
+//! functions.
 //!
 //! A topic that is deleted and made again has the same name and another id. Without the id its offsets would be taken for
 //! those of the old topic, and records would be passed over in silence: that is worth a page of unsafe code. rdkafka binds
@@ -16,19 +17,32 @@ use rdkafka::{
     Offset, TopicPartitionList, bindings as native, client::Client, error::RDKafkaErrorCode, types::RDKafkaRespErr,
 };
 
+use super::Operation;
 use crate::codec::base64;
 
 /// A topic as the cluster describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Described {
+pub(crate) struct Described {
     pub name: String,
     /// As Kafka's own tools write it; `None`: a broker older than topic ids.
     pub id: Option<String>,
-    pub partitions: Vec<i32>,
+    /// How many partitions it has.
+    pub partitions: usize,
+    /// What this user may do with it. `None`: it was not asked for, or the broker is too old to tell.
+    pub rights: Option<Vec<Operation>>,
+}
+
+/// What is asked of topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// What they are.
+    Topics,
+    /// And what this user may do with them, which costs the broker a look at its rules for each.
+    Rights,
 }
 
 /// A topic, or its name and why there is none.
-pub(super) type Answer = Result<Described, (String, RDKafkaErrorCode)>;
+pub(crate) type Answer = Result<Described, (String, RDKafkaErrorCode)>;
 
 /// Frees what librdkafka allocated, when the scope ends.
 struct Owned<T>(*mut T, unsafe extern "C" fn(*mut T));
@@ -42,9 +56,10 @@ impl<T> Drop for Owned<T> {
 }
 
 /// Topics by their names, each described or with its error. Blocks for as long as `timeout`.
-pub(super) fn describe_topics<C: rdkafka::ClientContext>(
+pub(crate) fn describe_topics<C: rdkafka::ClientContext>(
     client: &Client<C>,
     names: &[&str],
+    ask: Ask,
     timeout: Duration,
 ) -> Result<Vec<Answer>, String> {
     if names.is_empty() {
@@ -64,6 +79,12 @@ pub(super) fn describe_topics<C: rdkafka::ClientContext>(
             native::rd_kafka_AdminOptions_new(rk, native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
         let options = Owned(options, native::rd_kafka_AdminOptions_destroy);
         native::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, ptr::null_mut(), 0);
+        let asks = c_int::from(ask == Ask::Rights);
+        let refused = native::rd_kafka_AdminOptions_set_include_authorized_operations(options.0, asks);
+        if !refused.is_null() {
+            let refused = Owned(refused, native::rd_kafka_error_destroy);
+            return Err(text(native::rd_kafka_error_string(refused.0)));
+        }
         let queue = Owned(native::rd_kafka_queue_new(rk), native::rd_kafka_queue_destroy);
         native::rd_kafka_DescribeTopics(rk, topics.0, options.0, queue.0);
         // The request has a timeout of its own: its answer comes a little later at most.
@@ -87,7 +108,7 @@ pub(super) fn describe_topics<C: rdkafka::ClientContext>(
 
 /// Where a client that has the partition assigned goes on: behind the last record that it gave, and behind what it passed
 /// over without a word (markers of transactions). rdkafka asks for all partitions at once. `None`: it gave none yet.
-pub(super) fn position<C: rdkafka::ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<u64> {
+pub(crate) fn position<C: rdkafka::ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<u64> {
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition(topic, partition);
     // SAFETY: both live for the whole call, which fills the list and keeps nothing of it.
@@ -118,10 +139,17 @@ unsafe fn described_topic(
             [native::rd_kafka_Uuid_most_significant_bits(id), native::rd_kafka_Uuid_least_significant_bits(id)]
         });
         let mut count = 0;
-        let partitions = native::rd_kafka_TopicDescription_partitions(topic, &raw mut count);
-        let partitions =
-            (0..count).map(|index| native::rd_kafka_TopicPartitionInfo_partition(*partitions.add(index))).collect();
-        Ok(Described { name, id: bits.filter(|bits| *bits != [0, 0]).map(id_text), partitions })
+        native::rd_kafka_TopicDescription_partitions(topic, &raw mut count);
+        let mut allowed = 0;
+        let operations = native::rd_kafka_TopicDescription_authorized_operations(topic, &raw mut allowed);
+        let operations = (0..allowed).filter_map(|index| Operation::of(*operations.add(index)));
+        Ok(Described {
+            name,
+            id: bits.filter(|bits| *bits != [0, 0]).map(id_text),
+            partitions: count,
+            // Who may do nothing at all does not see the topic: no answer is none.
+            rights: (allowed > 0).then(|| operations.collect()),
+        })
     }
 }
 
