@@ -1,7 +1,11 @@
 //! A model of the Kafka sink's own steps, enumerated: reading the marks, taking the transactional id, claiming, sending
 //! rows and mark, ending the transaction; with runners that pause anywhere and go on later, transactions that the broker
-//! undoes because they took too long, markers that are written late, and another lane's transaction that is open in the
-//! same partition of the marks.
+//! undoes because they took too long, markers that are written late, another lane's transaction that is open in the same
+//! partition of the marks, and a marker that is never written there, though rows of the transaction have theirs: a
+//! coordinator that finds no leader of a partition leaves it out (KAFKA-20734).
+//!
+//! What an owner does that goes on beside a lost marker of its own is left out: its next transaction ends the one that was
+//! left open, in the same way as itself. Here it takes the id anew instead.
 //!
 //! One lane, two batches, two claims (2.4 million states with three). A runner that is not scheduled is a paused or a dead one, so every state is also
 //! judged as if everybody had died in it: what is open is undone, and then the rows must be those that the marks say,
@@ -16,9 +20,10 @@ use std::collections::HashSet;
 const BATCHES: u8 = 2;
 /// A third one takes minutes, and shows nothing new: it is run with `--ignored`.
 const CLAIMS: u8 = 2;
-/// Transactions of the other lane, and of this one that the broker undoes.
+/// Transactions of the other lane, of this one that the broker undoes, and markers that are lost.
 const OTHERS: u8 = 1;
 const TIMEOUTS: u8 = 1;
+const LOST: u8 = 1;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Design {
@@ -41,6 +46,10 @@ enum Design {
     TrustFirstRead,
     /// Rows and mark are two transactions.
     MarkApart,
+    /// A transaction without its end is undone, whatever became of its rows.
+    UndoHanging,
+    /// It is committed, whatever became of its rows.
+    CommitHanging,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -65,6 +74,8 @@ struct Transaction {
     state: State,
     /// The epoch of the producer; 0: the other lane's.
     epoch: u8,
+    /// It has ended, and the marks' partition lacks that end.
+    hangs: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -113,14 +124,18 @@ struct World {
     claims: u8,
     others: u8,
     timeouts: u8,
+    lost: u8,
+    /// The marks' partition has no leader when the next transaction of the lane ends.
+    leaderless: bool,
     acknowledged: u8,
 }
 
 impl World {
     /// Before the first record of a transaction that is still open.
     fn stable(&self) -> usize {
-        let is_open = |(transaction, _): &&(usize, Record)| {
-            matches!(self.transactions[*transaction].state, State::Open | State::Prepared)
+        let is_open = |(transaction, record): &&(usize, Record)| {
+            let Transaction { state, hangs, .. } = self.transactions[*transaction];
+            matches!(state, State::Open | State::Prepared) || (hangs && !matches!(record, Record::Rows { .. }))
         };
         self.log.iter().position(|record| is_open(&record)).unwrap_or(self.log.len())
     }
@@ -128,7 +143,8 @@ impl World {
     fn read(&self, end: usize, uncommitted: bool) -> Known {
         let mut known = Known::default();
         for (transaction, record) in &self.log[..end] {
-            if !uncommitted && self.transactions[*transaction].state != State::Committed {
+            let Transaction { state, hangs, .. } = self.transactions[*transaction];
+            if !uncommitted && (state != State::Committed || hangs) {
                 continue;
             }
             match record {
@@ -143,12 +159,13 @@ impl World {
     /// A new producer of the id: the old one's transaction ends first.
     fn take_id(&mut self, shared: bool) -> u8 {
         if shared {
-            for transaction in self.transactions.iter_mut().filter(|transaction| transaction.epoch > 0) {
-                transaction.state = match transaction.state {
-                    State::Open => State::Undone,
-                    State::Prepared => State::Committed,
-                    ended => ended,
-                };
+            for index in 0..self.transactions.len() {
+                match self.transactions[index] {
+                    Transaction { epoch: 0, .. } => {}
+                    Transaction { state: State::Open, .. } => self.end(index, State::Undone),
+                    Transaction { state: State::Prepared, .. } => self.end(index, State::Committed),
+                    _ => {}
+                }
             }
         }
         self.epoch += 1;
@@ -156,8 +173,41 @@ impl World {
     }
 
     fn begin(&mut self, epoch: u8) -> usize {
-        self.transactions.push(Transaction { state: State::Open, epoch });
+        self.transactions.push(Transaction { state: State::Open, epoch, hangs: false });
         self.transactions.len() - 1
+    }
+
+    /// The coordinator writes the markers; or leaves out the one that is lost.
+    fn end(&mut self, index: usize, state: State) {
+        self.transactions[index].state = state;
+        let has_marks = self.log.iter().any(|(of, record)| *of == index && !matches!(record, Record::Rows { .. }));
+        if self.leaderless && self.transactions[index].epoch > 0 && has_marks {
+            self.leaderless = false;
+            self.transactions[index].hangs = true;
+        }
+    }
+
+    /// What hangs is ended: committed where its rows are seen, or where it has none.
+    fn sweep(&mut self, design: Design) {
+        for index in 0..self.transactions.len() {
+            if !std::mem::take(&mut self.transactions[index].hangs) {
+                continue;
+            }
+            let is_seen = self.transactions[index].state == State::Committed;
+            let has_rows = self.log.iter().any(|(of, record)| *of == index && matches!(record, Record::Rows { .. }));
+            let commits = match design {
+                Design::UndoHanging => false,
+                Design::CommitHanging => true,
+                _ => !has_rows || is_seen,
+            };
+            if commits != is_seen {
+                let apart = self.begin(0);
+                self.transactions[apart].state = if commits { State::Committed } else { State::Undone };
+                let marks =
+                    self.log.iter_mut().filter(|(of, record)| *of == index && !matches!(record, Record::Rows { .. }));
+                marks.for_each(|(of, _)| *of = apart);
+            }
+        }
     }
 
     /// The same world without what no longer matters, so that worlds that go on alike are one.
@@ -165,9 +215,13 @@ impl World {
         self.runners.retain(|runner| runner.step != Step::Over);
         // What was undone is seen by nobody; what is committed needs no transaction of its own.
         let mut places = Vec::new();
-        let mut transactions = vec![Transaction { state: State::Committed, epoch: 0 }];
+        let mut transactions = vec![Transaction { state: State::Committed, epoch: 0, hangs: false }];
         for transaction in &self.transactions {
             places.push(match transaction.state {
+                _ if transaction.hangs => {
+                    transactions.push(*transaction);
+                    Some(transactions.len() - 1)
+                }
                 State::Undone if design != Design::ReadUncommitted => None,
                 State::Committed => Some(0),
                 State::Undone | State::Open | State::Prepared => {
@@ -211,7 +265,7 @@ impl World {
     }
 
     /// What is wrong if everybody died now, or nothing.
-    fn judge(&self) -> Option<String> {
+    fn judge(&self, design: Design) -> Option<String> {
         let mut world = self.clone();
         for transaction in &mut world.transactions {
             transaction.state = match transaction.state {
@@ -220,6 +274,7 @@ impl World {
                 ended => ended,
             };
         }
+        world.sweep(design);
         let committed =
             world.log.iter().filter(|(transaction, _)| world.transactions[*transaction].state == State::Committed);
         let rows: Vec<u8> = committed
@@ -250,10 +305,10 @@ fn step(world: &World, index: usize, design: Design) -> Option<World> {
     };
     let shut_out = |world: &mut World, runner: &mut Runner| {
         if let Some(transaction) =
-            world.transactions.get_mut(runner.transaction).filter(|_| runner.transaction != usize::MAX)
+            world.transactions.get(runner.transaction).filter(|_| runner.transaction != usize::MAX)
             && transaction.state == State::Open
         {
-            transaction.state = State::Undone;
+            world.end(runner.transaction, State::Undone);
         }
         runner.transaction = usize::MAX;
         runner.step = match design {
@@ -268,6 +323,8 @@ fn step(world: &World, index: usize, design: Design) -> Option<World> {
     match runner.step {
         Step::First => {
             runner.known = next.read(next.stable(), false);
+            // Its claim, which it took for undone: whoever swept it could not know. (The daemon claims once more.)
+            runner.claimed |= runner.known.generation == runner.generation;
             runner.end = next.log.len();
             // One's own claim may be out of sight yet, so that only a later one counts.
             let goes_on = match design {
@@ -292,9 +349,19 @@ fn step(world: &World, index: usize, design: Design) -> Option<World> {
         Step::Read => {
             let uncommitted = design == Design::ReadUncommitted;
             if !uncommitted && next.stable() < runner.end {
-                return None;
+                // Who has the id knows that its transactions have ended: what is open yet lacks its end, or is another's.
+                if !writes(&next, &runner) {
+                    shut_out(&mut next, &mut runner);
+                } else if next.transactions.iter().any(|transaction| transaction.hangs) {
+                    next.sweep(design);
+                } else {
+                    return None;
+                }
+                next.runners[index] = runner;
+                return Some(next);
             }
             runner.known = next.read(runner.end, uncommitted);
+            runner.claimed |= runner.known.generation == runner.generation;
             runner.step = match may(&runner, runner.known) {
                 true if runner.claimed => Step::Rows,
                 true => Step::Claim,
@@ -313,6 +380,9 @@ fn step(world: &World, index: usize, design: Design) -> Option<World> {
             if next.transactions.iter().any(|t| t.epoch == runner.epoch && t.state == State::Prepared) =>
         {
             return None;
+        }
+        Step::Claim | Step::Rows if next.transactions.iter().any(|t| t.epoch == runner.epoch && t.hangs) => {
+            runner.step = Step::First;
         }
         Step::Claim => {
             runner.transaction = next.begin(runner.epoch);
@@ -378,14 +448,20 @@ fn surroundings(world: &World, claims: u8) -> Vec<World> {
         next.log.push((transaction, Record::Other));
         all.push(next);
     }
+    if world.lost < LOST {
+        let mut next = world.clone();
+        next.lost += 1;
+        next.leaderless = true;
+        all.push(next);
+    }
     for (index, transaction) in world.transactions.iter().enumerate() {
         let mut next = world.clone();
         match transaction.state {
-            State::Open if transaction.epoch == 0 => next.transactions[index].state = State::Committed,
-            State::Prepared => next.transactions[index].state = State::Committed,
+            State::Open if transaction.epoch == 0 => next.end(index, State::Committed),
+            State::Prepared => next.end(index, State::Committed),
             State::Open if world.timeouts < TIMEOUTS && transaction.epoch == world.epoch => {
                 next.timeouts += 1;
-                next.transactions[index].state = State::Undone;
+                next.end(index, State::Undone);
                 next.epoch += 1;
             }
             _ => continue,
@@ -401,12 +477,14 @@ fn explore(design: Design, claims: u8) -> (usize, Option<String>) {
     let mut seen = HashSet::from([first.clone()]);
     let mut open = vec![first];
     while let Some(world) = open.pop() {
-        if let Some(wrong) = world.judge() {
+        if let Some(wrong) = world.judge(design) {
             return (seen.len(), Some(format!("{wrong}\n{world:#?}")));
         }
         let mut next: Vec<World> = (0..world.runners.len()).filter_map(|index| step(&world, index, design)).collect();
         next.extend(surroundings(&world, claims));
-        if next.is_empty() && world.read(world.log.len(), false).batch < BATCHES {
+        let mut swept = world.clone();
+        swept.sweep(design);
+        if next.is_empty() && swept.read(swept.log.len(), false).batch < BATCHES {
             return (seen.len(), Some(format!("everybody ended, and the batches are not done\n{world:#?}")));
         }
         for world in next.into_iter().map(|world| world.plain(design)) {
@@ -445,6 +523,8 @@ fn every_protection_is_needed() {
         NoReturn,
         TrustFirstRead,
         MarkApart,
+        UndoHanging,
+        CommitHanging,
     ] {
         let (states, wrong) = explore(design, CLAIMS);
         println!(
