@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use tidemill_config::{
-    Codec, Database, DatabaseAddress, Duplicates, Job, Located, Lookup, LookupMode, LookupTable, OnMissing, RedisValue,
-    SqlRows, Type, Verb,
+    Codec, Database, DatabaseAddress, Duplicates, Job, Located, Lookup, LookupMode, LookupTable, OnLost, OnMissing,
+    RedisValue, SqlRows, Type, Verb,
 };
 
 const DATABASES: &str = "databases:
@@ -36,6 +36,45 @@ fn database(lookup: &Lookup) -> &Database {
         LookupTable::Sql { database, .. } | LookupTable::Redis { database, .. } => database,
         LookupTable::File { .. } => panic!(),
     }
+}
+
+/// What a replay does without its table, where the job does not say.
+#[test]
+fn a_table_that_decides_where_rows_are_is_not_replaced_without_being_told() {
+    let goes_on = |lookup: &str, after: &str, sinks: &str| {
+        let text = format!(
+            "job: a\nsources: {{ s: {{ type: directory, path: in }} }}\nsteps:\n  - filter: x > 1\n  - lookup: {{ table: t.csv, \
+             match: id, take: name{lookup} }}\n{after}sinks: {{ out: {{ type: blackhole{sinks} }}\n"
+        );
+        let job =
+            Job::parse(&text, Path::new("job.yaml"), &BTreeMap::new()).unwrap_or_else(|errors| panic!("{errors}"));
+        let Verb::Lookup(lookup) = &job.steps[1].verb else { panic!() };
+        assert!(lookup.on_lost_table.is_some() || job.on_lost_table(&job.steps[1], lookup, false) == OnLost::Stop);
+        job.on_lost_table(&job.steps[1], lookup, true) == OnLost::Continue
+    };
+    let one = " }";
+    let two = " }, files: { type: blackhole }";
+    let chosen = " }, files: { type: blackhole, where: name = 'x' }";
+    let filter = "  - filter: name > 'm'\n";
+    for sinks in [one, two] {
+        assert!(goes_on("", "  - rename: { name: title }\n  - cast: { id: int64 }\n", sinks));
+        assert!(!goes_on(", on_missing: reject", "", sinks), "a dead letter, and a row");
+        assert!(!goes_on(", on_lost_table: stop", "", sinks));
+    }
+    for (lookup, after) in [
+        (", on_missing: drop", ""),
+        ("", filter),
+        ("", "  - drop_nulls: name\n"),
+        ("", "  - drop_empty: name\n"),
+        ("", "  - split: { column: name, by: ' ' }\n"),
+        ("", "  - sql: SELECT name, count(*) AS n FROM batch GROUP BY name\n"),
+        ("", "  - lookup: { table: u.csv, match: name, take: x, on_missing: drop }\n"),
+    ] {
+        assert!(goes_on(lookup, after, one), "{lookup} {after}: there is one sink");
+        assert!(!goes_on(lookup, after, two), "{lookup} {after}");
+    }
+    assert!(!goes_on("", "", chosen));
+    assert!(goes_on(", on_missing: reject, on_lost_table: continue", filter, chosen));
 }
 
 #[test]

@@ -10,9 +10,14 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    path::Path,
+    time::Duration,
 };
 
-use rdkafka::Message;
+use rdkafka::{
+    Message,
+    producer::{BaseProducer, BaseRecord, Producer},
+};
 use sinks::*;
 use tidemill_checkpoint::Lane;
 
@@ -26,6 +31,8 @@ const UNVERIFIED: [&str; 7] = [
     "--add-config",
     "transaction.partition.verification.enable=false",
 ];
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A message of the protocol, in the making.
 #[derive(Default)]
@@ -71,14 +78,21 @@ fn crc32c(bytes: &[u8]) -> u32 {
         .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))))
 }
 
-/// A batch of one record of a transaction; key and value are shorter than 64 bytes.
+/// A number as records have it: zigzag, seven bits to a byte.
+fn varint(number: usize) -> Vec<u8> {
+    let (mut rest, mut bytes) = (number * 2, Vec::new());
+    while rest >= 0x80 {
+        bytes.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    bytes.push(rest as u8);
+    bytes
+}
+
+/// A batch of one record of a transaction.
 fn record_batch((producer, epoch): (i64, i16), key: &str, value: &str) -> Vec<u8> {
-    let length = |text: &str| [(text.len() * 2) as u8];
-    let mut record = Bytes::default().int([0, 0, 0]).int(length(key));
-    record.0.extend(key.as_bytes());
-    let mut record = record.int(length(value));
-    record.0.extend(value.as_bytes());
-    let record = record.int([0]);
+    let text = |text: &str| [varint(text.len()), text.as_bytes().to_vec()].concat();
+    let record = [vec![0, 0, 0], text(key), text(value), vec![0]].concat();
     let checked = Bytes::default()
         .int(0x10_i16.to_be_bytes())
         .int(0_i32.to_be_bytes())
@@ -87,48 +101,142 @@ fn record_batch((producer, epoch): (i64, i16), key: &str, value: &str) -> Vec<u8
         .int(producer.to_be_bytes())
         .int(epoch.to_be_bytes())
         .int(0_i32.to_be_bytes())
-        .int(1_i32.to_be_bytes())
-        .int([(record.0.len() * 2) as u8]);
-    let checked = [checked.0, record.0].concat();
+        .int(1_i32.to_be_bytes());
+    let checked = [checked.0, varint(record.len()), record].concat();
     let head = Bytes::default().int((-1_i32).to_be_bytes()).int([2]).int(crc32c(&checked).to_be_bytes());
     Bytes::default().int(0_i64.to_be_bytes()).bytes(&[head.0, checked].concat()).0
 }
 
-/// A record of the lane's transaction that nobody will end.
-fn hang(brokers: &str, id: &str, producer: (i64, i16), topic: &str, partition: i32, value: &str) {
-    let one = 1_i32.to_be_bytes();
-    let body = Bytes::default().text(id).int((-1_i16).to_be_bytes()).int(10_000_i32.to_be_bytes());
-    let body = body.int(one).text(topic).int(one).int(partition.to_be_bytes());
-    let answer = ask(brokers, 0, 3, body.bytes(&record_batch(producer, "hanging", value)));
-    assert_eq!(i16::from_be_bytes(number(&answer, 4 + 2 + topic.len() + 4 + 4)), 0, "{topic}: {answer:?}");
+/// A lane's former owner, by the protocol itself.
+struct Former {
+    brokers: String,
+    id: String,
+    producer: (i64, i16),
 }
 
-/// Whoever claims the lane next ends it, and nothing of it is ever seen: neither a mark nor a row.
-#[test]
-fn a_transaction_that_nobody_ended_is_undone_by_the_next_owner() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(kafka) = services::Kafka::private(&dir.path().join("services")) else { return };
-    fs::write(dir.path().join("brokers"), &kafka.brokers).unwrap();
-    kafka.tool(services::Kafka::CONFIGS, &UNVERIFIED);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let mut old = Runner::claim(make(Kind::Kafka, dir.path()), &Lane::single(), 1).await.unwrap();
-        old.run(3).await.unwrap();
-        drop(old);
-        let topic = kafka::topic(dir.path());
-        let marks = format!("{topic}-marks");
-        let partition = kafka::records(&kafka.brokers, &marks).pop().unwrap().partition();
-        let name = format!("{marks}/job/{}/{}", id(Kind::Kafka), Lane::single());
-        let answer = ask(&kafka.brokers, 22, 0, Bytes::default().text(&name).int(60_000_i32.to_be_bytes()));
+impl Former {
+    fn of(brokers: &str, id: &str) -> Self {
+        let answer = ask(brokers, 22, 0, Bytes::default().text(id).int(60_000_i32.to_be_bytes()));
         assert_eq!(i16::from_be_bytes(number(&answer, 4)), 0, "{answer:?}");
         let producer = (i64::from_be_bytes(number(&answer, 6)), i16::from_be_bytes(number(&answer, 14)));
-        for partition in 0..kafka::PARTITIONS {
-            hang(&kafka.brokers, &name, producer, &topic, partition, r#"{"n": 999}"#);
+        Self { brokers: brokers.to_owned(), id: id.to_owned(), producer }
+    }
+
+    /// Tells the coordinator of partitions, in which it will end the transaction.
+    fn announce(&self, topic: &str, partitions: i32) {
+        let (producer, epoch) = self.producer;
+        let body = Bytes::default().text(&self.id).int(producer.to_be_bytes()).int(epoch.to_be_bytes());
+        let body = body.int(1_i32.to_be_bytes()).text(topic).int(partitions.to_be_bytes());
+        let answer = ask(&self.brokers, 24, 0, (0..partitions).fold(body, |body, one| body.int(one.to_be_bytes())));
+        for partition in 0..partitions as usize {
+            let at = 4 + 4 + 2 + topic.len() + 4 + partition * 6 + 4;
+            assert_eq!(i16::from_be_bytes(number(&answer, at)), 0, "{answer:?}");
         }
-        hang(&kafka.brokers, &name, producer, &marks, partition, "a mark");
-        let mut new = Runner::claim(make(Kind::Kafka, dir.path()), &Lane::single(), 2).await.unwrap();
-        assert_eq!(new.seq(), Some(3));
-        new.run(6).await.unwrap();
-    });
-    assert_eq!(rows(Kind::Kafka, dir.path()), expected(Kind::Kafka, 6));
+    }
+
+    /// A record of the open transaction, and where it is. Nobody ends it where it was not announced.
+    fn send(&self, topic: &str, partition: i32, key: &str, value: &str) -> i64 {
+        let one = 1_i32.to_be_bytes();
+        let body = Bytes::default().text(&self.id).int((-1_i16).to_be_bytes()).int(10_000_i32.to_be_bytes());
+        let body = body.int(one).text(topic).int(one).int(partition.to_be_bytes());
+        let answer = ask(&self.brokers, 0, 3, body.bytes(&record_batch(self.producer, key, value)));
+        let at = 4 + 2 + topic.len() + 4 + 4;
+        assert_eq!(i16::from_be_bytes(number(&answer, at)), 0, "{topic}: {answer:?}");
+        i64::from_be_bytes(number(&answer, at + 2))
+    }
+
+    fn end(&self, commits: bool) {
+        let (producer, epoch) = self.producer;
+        let body = Bytes::default().text(&self.id).int(producer.to_be_bytes()).int(epoch.to_be_bytes());
+        let answer = ask(&self.brokers, 26, 0, body.int([u8::from(commits)]));
+        assert_eq!(i16::from_be_bytes(number(&answer, 4)), 0, "{answer:?}");
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Case {
+    /// Neither rows nor mark got an end.
+    All,
+    /// The rows got theirs, the mark did not.
+    Committed,
+    Undone,
+    /// As `Committed`, and another's transaction is open before the rows.
+    CommittedBehindAnother,
+    /// The rows got none, and there was no mark.
+    Rows,
+}
+
+/// Three batches of an owner, a fourth of which the brokers lost an end, and what the next owner makes of it.
+async fn run(kafka: &services::Kafka, case: Case) {
+    println!("{case:?}");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("brokers"), &kafka.brokers).unwrap();
+    let mut old = Runner::claim(make(Kind::Kafka, dir.path()), &Lane::single(), 1).await.unwrap();
+    old.run(3).await.unwrap();
+    let (mark, _) = next(&old.key, old.head.as_ref().unwrap(), &[], 0);
+    drop(old);
+    let topic = kafka::topic(dir.path());
+    let marks = format!("{topic}-marks");
+    let last = kafka::records(&kafka.brokers, &marks).pop().unwrap();
+    let open = || -> BaseProducer {
+        let producer: BaseProducer = kafka::client(&kafka.brokers).set("transactional.id", "another").create().unwrap();
+        producer.init_transactions(PATIENCE).unwrap();
+        producer.begin_transaction().unwrap();
+        for partition in 0..kafka::PARTITIONS {
+            producer.send(BaseRecord::<str, str>::to(&topic).partition(partition).payload(r#"{"n": 888}"#)).unwrap();
+        }
+        producer.flush(PATIENCE).unwrap();
+        producer
+    };
+    let another = (case == Case::CommittedBehindAnother).then(open);
+    let name = format!("{marks}/job/{}/{}", id(Kind::Kafka), Lane::single());
+    let former = Former::of(&kafka.brokers, &name);
+    let is_announced = !matches!(case, Case::All | Case::Rows);
+    if is_announced {
+        former.announce(&topic, kafka::PARTITIONS);
+    }
+    let rows = expected(Kind::Kafka, 4).split_off(3 * ROWS as usize);
+    let mut offsets = serde_json::Map::new();
+    for (partition, n) in (0..kafka::PARTITIONS).zip(rows) {
+        let offset = former.send(&topic, partition, "key", &format!(r#"{{"n": {n}}}"#));
+        offsets.insert(partition.to_string(), offset.into());
+    }
+    if case != Case::Rows {
+        let mut owned: serde_json::Value = serde_json::from_slice(last.payload().unwrap()).unwrap();
+        owned["mark"] = serde_json::to_value(&mark).unwrap();
+        owned["rows"] = offsets.into();
+        let key = std::str::from_utf8(last.key().unwrap()).unwrap();
+        former.send(&marks, last.partition(), key, &owned.to_string());
+    }
+    if is_announced {
+        former.end(case != Case::Undone);
+    }
+    let lane = Lane::single();
+    let claim = |instance| Runner::claim(make(Kind::Kafka, dir.path()), &lane, instance);
+    if let Some(another) = another {
+        let error = claim(2).await.map(|_| ()).unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("find-hanging"), "{error}");
+        another.abort_transaction(PATIENCE).unwrap();
+    }
+    let mut new = claim(3).await.unwrap();
+    let is_there = matches!(case, Case::Committed | Case::CommittedBehindAnother);
+    assert_eq!(new.seq(), Some(if is_there { 4 } else { 3 }), "{case:?}");
+    new.run(6).await.unwrap();
+    assert_eq!(seen(dir.path()), expected(Kind::Kafka, 6), "{case:?}");
+}
+
+fn seen(dir: &Path) -> Vec<i64> {
+    rows(Kind::Kafka, dir)
+}
+
+/// Whoever claims the lane next ends it: as the rows tell, where they have their end, and where not, nothing of it is seen.
+#[test]
+fn a_transaction_that_nobody_ended_is_ended_by_the_next_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(kafka) = services::Kafka::private(&dir.path().join("services")) else { return };
+    kafka.tool(services::Kafka::CONFIGS, &UNVERIFIED);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for case in [Case::All, Case::Committed, Case::Undone, Case::CommittedBehindAnother, Case::Rows] {
+        runtime.block_on(run(&kafka, case));
+    }
 }

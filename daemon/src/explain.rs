@@ -219,7 +219,7 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     let tables = lookups::known(job).map_err(ConfigError)?;
     let described = |step: &str| {
         let found = lookups::of(job).find(|(known, _)| known.name == step);
-        found.map_or_else(String::new, |(_, lookup)| lookups::describe(job, lookup))
+        found.map_or_else(String::new, |(step, lookup)| lookups::describe(job, step, lookup))
     };
     if let (true, Some(tables)) = (known, &tables) {
         let compiled = Compiled::new(job, &Pinned::new(), tables)?;

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::{Codec, Field, Located, OnLost, redacted};
+use crate::{Codec, Field, Job, Located, OnLost, Step, Verb, redacted};
 
 /// The step `lookup`.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct Lookup {
     pub schema: Option<Vec<Field>>,
     /// How the table is read.
     pub mode: LookupMode,
-    /// What a replay does without the table of its batch; `None` is the default: continue with several lanes, else stop.
+    /// What a replay does without the table of its batch; `None` is the default, [`Job::on_lost_table`].
     pub on_lost_table: Option<OnLost>,
     /// Longer no database is waited for (default 30 s).
     pub timeout: Duration,
@@ -49,6 +49,26 @@ impl Lookup {
             LookupTable::Sql { database, rows: SqlRows::Query(_) } => format!("a query of database {}", database.name),
             LookupTable::Redis { database, key, .. } => format!("keys {key} of database {}", database.name),
         }
+    }
+}
+
+impl Job {
+    /// What a replay does that has not the table which the batch used in this step. Where the job does not say, it goes on
+    /// with the table of now if lanes move between machines, and a row could not be in one sink for the table of then, and
+    /// by the table of now be left out of another or be a dead letter as well.
+    pub fn on_lost_table(&self, step: &Step, lookup: &Lookup, lanes_move: bool) -> OnLost {
+        let after = self.steps.iter().skip_while(|other| other.name != step.name);
+        let rejects =
+            |step: &Step| matches!(&step.verb, Verb::Lookup(lookup) if lookup.on_missing == OnMissing::Reject);
+        let leaves_out = |step: &Step| match &step.verb {
+            Verb::Lookup(lookup) => lookup.on_missing != OnMissing::Null,
+            Verb::Split { into, .. } => into.is_empty(),
+            Verb::Filter(_) | Verb::DropEmpty(_) | Verb::DropNulls(_) | Verb::Sql(_) => true,
+            _ => false,
+        };
+        let chosen = self.sinks.iter().any(|sink| sink.filter.is_some());
+        let differs = after.clone().any(rejects) || (self.sinks.len() > 1 && (chosen || after.clone().any(leaves_out)));
+        lookup.on_lost_table.unwrap_or(if lanes_move && !differs { OnLost::Continue } else { OnLost::Stop })
     }
 }
 

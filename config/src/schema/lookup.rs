@@ -80,7 +80,7 @@ pub(crate) static LOOKUP: Object = Object {
         optional(
             "on_lost_table",
             Kind::Words(&[word("continue"), word("stop")]),
-            "With `mode: snapshot`: what a replay does where the table of its batch is not kept here and has changed since: go on with the table as it is now, or stop. Left out: `continue` with `lanes: partition`, where a batch may be replayed on another machine, else `stop`.",
+            "With `mode: snapshot`: what a replay does where the table of its batch is not kept here and has changed since: go on with the table as it is now, or stop. Left out: `continue` with `lanes: partition`, where a batch may be replayed on another machine, unless the table decides in which of several sinks, or dead letters, a row is; else `stop`.",
         ),
         default("cache", Kind::Object(&CACHE), "{}", "With `mode: query`: rows that are remembered."),
         default("timeout", duration(1), "30s", "Longer a database is not waited for; then the batch is tried again."),

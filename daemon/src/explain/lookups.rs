@@ -40,7 +40,7 @@ pub(super) fn absent(job: &config::Job) -> Vec<String> {
 }
 
 /// Lines about a lookup: its table, and what a replay gives.
-pub(super) fn describe(job: &std::sync::Arc<config::Job>, lookup: &config::Lookup) -> String {
+pub(super) fn describe(job: &std::sync::Arc<config::Job>, step: &config::Step, lookup: &config::Lookup) -> String {
     let mut out = String::new();
     let table = match &lookup.table {
         LookupTable::File { path, .. } => format!("the file {}", path.display()),
@@ -68,9 +68,9 @@ pub(super) fn describe(job: &std::sync::Arc<config::Job>, lookup: &config::Looku
         ),
     };
     if matches!(lookup.mode, LookupMode::Snapshot { .. }) && scheme::of(job) == LaneScheme::Partition {
-        let without = match lookup.on_lost_table {
-            Some(config::OnLost::Stop) => "stops",
-            _ => "goes on with the one of now, and gives other rows then",
+        let without = match job.on_lost_table(step, lookup, true) {
+            config::OnLost::Stop => "stops",
+            config::OnLost::Continue => "goes on with the one of now, and gives other rows then",
         };
         let _ = writeln!(
             out,

@@ -82,6 +82,8 @@ pub struct Lookups {
     once: bool,
     memory: Memory,
     scheme: LaneScheme,
+    /// What a replay does without the table of its batch, by step.
+    on_lost: BTreeMap<String, config::OnLost>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -110,6 +112,11 @@ impl Lookups {
             once: around.once,
             memory: around.memory.clone(),
             scheme,
+            on_lost: of(job)
+                .map(|(step, lookup)| {
+                    (step.name.clone(), job.on_lost_table(step, lookup, scheme == LaneScheme::Partition))
+                })
+                .collect(),
             tasks: Mutex::default(),
         })
     }
@@ -154,9 +161,10 @@ impl Lookups {
             let ready = match named {
                 Some(digest) => match loaded(&self.shelf.store, *digest, config).await {
                     Ok(Some(ready)) => ready,
-                    Ok(None) => self.same_again(step, config, *digest, "which is not there").await?,
+                    Ok(None) => self.same_again(text, (step, config), *digest, "which is not there").await?,
                     Err(error) => {
-                        self.same_again(step, config, *digest, &format!("which cannot be read ({error})")).await?
+                        let why = format!("which cannot be read ({error})");
+                        self.same_again(text, (step, config), *digest, &why).await?
                     }
                 },
                 None => asked(config).await.map_err(|error| self.failed(&step.name, &error))?,
@@ -170,11 +178,15 @@ impl Lookups {
     /// The table as it is now, where it is the one that a plan names.
     async fn same_again(
         &self,
-        step: &config::Step,
-        config: &config::Lookup,
+        text: &config::Job,
+        (step, config): (&config::Step, &config::Lookup),
         digest: Digest,
         why: &str,
     ) -> Result<Ready, LaneError> {
+        // What the job says now counts, so that it is a way out of a stop.
+        let on_lost = self.on_lost.get(&step.name).copied();
+        let goes_on = on_lost.unwrap_or_else(|| text.on_lost_table(step, config, self.scheme == LaneScheme::Partition))
+            == config::OnLost::Continue;
         let now = async {
             let table = lookup::open(config)?;
             let rows = table.read(None).await?;
@@ -184,7 +196,7 @@ impl Lookups {
         };
         let ready = now.await.map_err(|error| self.failed(&step.name, &error))?;
         match &ready {
-            Ready::Snapshot { digest: found, .. } if *found != digest && self.goes_on(step, config) => {
+            Ready::Snapshot { digest: found, .. } if *found != digest && goes_on => {
                 tracing::warn!(
                     step = step.name,
                     "the table that a batch used is kept as {}, {why}: it is replayed with the table as it is now",
@@ -206,13 +218,6 @@ impl Lookups {
             }
             _ => Ok(ready),
         }
-    }
-
-    /// Whether a replay may do with another table. What the job says now counts, so that it is a way out of a stop.
-    fn goes_on(&self, step: &config::Step, then: &config::Lookup) -> bool {
-        let now = self.slots.iter().find(|slot| slot.step == step.name).map_or(then, |slot| &slot.config);
-        let choice = now.on_lost_table;
-        choice.map_or(self.scheme == LaneScheme::Partition, |choice| choice == config::OnLost::Continue)
     }
 
     /// A plan names these tables: they stay until the next one of its lane is closed.

@@ -212,7 +212,9 @@ impl Job {
             let untouched = matches!(plan.touches.get(slot.id()), Some(Touch::Joined { touched: false, .. }));
             if untouched && !rows_for(slot, &computed, &compiled).is_empty() {
                 return Err(LaneError::Stop(format!(
-                    "lane {}: a replay of batch {} has rows for {}, the batch had none: the source or a step does not repeat itself",
+                    "lane {}: a replay of batch {} has rows for {}, the batch had none: the source, a lookup's table or a step \
+                     does not repeat itself. Way out: put back what has changed, or `tidemill checkpoint resolve --sink S \
+                     --accept-loss` for the sink that lacks the batch",
                     plan.lane, plan.seq, slot.name
                 )));
             }

@@ -1,6 +1,7 @@
 //! How the sink's clients are made, and what their errors mean.
 
 use std::{
+    collections::BTreeMap,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -220,6 +221,8 @@ impl Cluster {
 pub(super) struct Context {
     error: Mutex<Option<(Instant, String)>>,
     undelivered: Mutex<Option<Undelivered>>,
+    /// The last offset in each partition to which a record was sent, of whatever topic.
+    delivered: Mutex<BTreeMap<i32, i64>>,
 }
 
 /// A record that the brokers did not take.
@@ -251,6 +254,11 @@ impl Context {
     pub(super) fn take_undelivered(&self) -> Option<Undelivered> {
         self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+
+    /// Where the records are that were sent since the last call: the last offset of each partition.
+    pub(super) fn take_delivered(&self) -> BTreeMap<i32, i64> {
+        std::mem::take(&mut self.delivered.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl ClientContext for Context {
@@ -274,7 +282,14 @@ impl ProducerContext for Context {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        let Err((error, message)) = result else { return };
+        let (error, message) = match result {
+            Ok(message) => {
+                let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+                delivered.insert(message.partition(), message.offset());
+                return;
+            }
+            Err((error, message)) => (error, message),
+        };
         let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_none() {
             let code = error.rdkafka_error_code().unwrap_or(Code::Fail);

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     Inner,
     encode::Rows,
+    hanging::HeldBack,
     marks::{Kept, Owned, Place, Record},
     reader::End,
     writer::{Failure, Writer, passed},
@@ -22,7 +23,7 @@ use crate::sink::{SinkError, rejects_shard};
 /// claimed: so the next claim must not wait for this one.
 const OPEN_TRANSACTIONS: Duration = Duration::from_secs(5);
 /// The same, once a transaction of this lane can be none of them.
-const SWEPT: Duration = Duration::from_secs(2);
+pub(super) const SWEPT: Duration = Duration::from_secs(2);
 
 /// What this process knows of a lane of which it is the owner.
 #[derive(Default)]
@@ -35,6 +36,8 @@ struct Live {
     owned: Owned,
     /// Entries and rejects, as the marks' topic has them.
     kept: Kept,
+    /// Rows of a former owner that may have been left open.
+    may_hang: HeldBack,
 }
 
 impl Slot {
@@ -72,33 +75,13 @@ impl Inner {
             Writer::open(&self.cluster, &self.marks_topic, &id, self.transaction_timeout, self.compression)?;
         passed("kafka.after-init")?;
         let kept = self.kept(place, End::All(OPEN_TRANSACTIONS)).or_else(|error| {
-            if !self.sweep(&mut writer, place)? {
+            if !self.end_hanging(&mut writer, place)? {
                 return Err(error);
             }
             self.kept(place, End::All(SWEPT))
         })?;
         may(kept.owned.as_ref())?;
         Ok((writer, kept))
-    }
-
-    /// Ends what the id's former owner left open, where the brokers did not. Whoever takes an id has its open transaction
-    /// ended; yet a coordinator that finds no leader of a partition takes it for deleted, and never ends the transaction
-    /// there: readers stop before it, and what is committed next would make its records seen. A transaction that is undone
-    /// takes them with it. Says whether there was anything to end; it may also have been another lane's.
-    fn sweep(&self, writer: &mut Writer, place: &Place) -> Result<bool, SinkError> {
-        let (marks, rows) = (&self.marks_topic, &self.topic);
-        if !self.reader.held_back(marks)?.contains(&place.partition()) {
-            return Ok(false);
-        }
-        let record = place.beat(Generation::default(), 0);
-        let held_back = self.reader.held_back(rows)?;
-        writer.undone(|writer| {
-            writer.send(marks, Some(place.partition()), Some(&record.key), record.value.as_deref(), None)?;
-            held_back
-                .iter()
-                .try_for_each(|partition| writer.send(rows, Some(*partition), Some(&record.key), None, None))
-        })?;
-        Ok(true)
     }
 
     pub(super) fn claim(&self, slot: &mut Slot, key: &LaneKey) -> Result<Option<Mark>, SinkError> {
@@ -113,9 +96,11 @@ impl Inner {
         self.make_marks_topic()?;
         let partition = place.partition();
         let (mut writer, kept) = self.take(place, generation, &may)?;
+        let may_hang = self.may_hang(kept.owned.as_ref())?;
         let claim = Claim { generation, owner: key.owner.clone(), released: false };
-        let owned =
-            Owned { claim, number: Uuid::new_v4(), mark: kept.owned.as_ref().and_then(|owned| owned.mark.clone()) };
+        let (mark, rows) =
+            kept.owned.as_ref().map_or_else(Default::default, |owned| (owned.mark.clone(), owned.rows.clone()));
+        let owned = Owned { claim, number: Uuid::new_v4(), mark, rows };
         let record = place.mark(&owned);
         let sent = writer.transact(|writer| {
             passed("kafka.claim-before-mark")?;
@@ -135,7 +120,7 @@ impl Inner {
         }
         passed("kafka.claim-after-mark")?;
         let mark = owned.mark.clone();
-        slot.live = Some(Live { writer, owned, kept: kept.slim() });
+        slot.live = Some(Live { writer, owned, kept: kept.slim(), may_hang });
         Ok(mark)
     }
 
@@ -152,7 +137,8 @@ impl Inner {
         } else {
             let (writer, kept) = self.take(&place, key.generation, &may)?;
             let owned = kept.owned.clone().ok_or_else(|| self.fenced(&place, Generation::default(), key.generation))?;
-            slot.live = Some(Live { writer, owned, kept: kept.slim() });
+            let may_hang = self.may_hang(Some(&owned))?;
+            slot.live = Some(Live { writer, owned, kept: kept.slim(), may_hang });
         }
         slot.live.as_mut().ok_or_else(|| SinkError::Fatal("a producer was not kept".into()))
     }
@@ -198,9 +184,10 @@ impl Inner {
     }
 
     fn write(&self, live: &mut Live, permit: &Permit, rows: &Rows) -> Result<Receipt, Failure> {
-        let Live { writer, owned, kept } = live;
+        let Live { writer, owned, kept, may_hang } = live;
         let place = self.place(&permit.key().lane);
-        let next = Owned { mark: Some(permit.mark().clone()), ..owned.clone() };
+        self.undo_hanging(writer, &place, std::mem::take(may_hang)).map_err(Failure::Unknown)?;
+        let mut next = Owned { mark: Some(permit.mark().clone()), ..owned.clone() };
         let mut records: Vec<Record> = Vec::new();
         // The last record of a key counts: an entry that is given again is not to be dropped by what was there before.
         for (log, range) in permit.mark().plan.logs.iter().filter(|(_, range)| range.first > 0) {
@@ -215,13 +202,14 @@ impl Inner {
         records.extend(kept.done_rejects(&place, owned.mark.as_ref().map_or(0, read)));
         let rejects = rows.rejects(permit, kept.next_reject().max(read(permit.mark())));
         records.extend(rejects.iter().flat_map(|reject| place.reject(reject, self.format.max_bytes())));
-        records.push(place.mark(&next));
         let partition = place.partition();
         writer.transact(|writer| {
             passed("kafka.before-rows")?;
             rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
             // A mark that is under way hides every later one of its partition: it waits until the rows are there.
             writer.settle()?;
+            next.rows.extend(writer.settled());
+            records.push(place.mark(&next));
             for record in &records {
                 writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;
             }

@@ -116,6 +116,10 @@ pub(super) struct Owned {
     /// Of this claim and no other, not even of the same owner: whether it is there where the answer was lost.
     pub(super) number: Uuid,
     pub(super) mark: Option<Mark>,
+    /// The last offset of each of the topic's partitions to which the lane sent rows, those of this mark's batch among
+    /// them: where the brokers lose the end of a transaction, they tell what it was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) rows: BTreeMap<i32, i64>,
 }
 
 impl Owned {
@@ -127,6 +131,13 @@ impl Owned {
     /// Whether `later`, which its owner has written, is what comes after this.
     pub(super) fn is_before(&self, later: &Self) -> bool {
         self.claim == later.claim || self.claim.generation < later.claim.generation
+    }
+
+    /// Of `rows`, those that came after `before`: of what was written since, a row in each partition.
+    pub(super) fn rows_since(&self, before: Option<&Self>) -> BTreeMap<i32, i64> {
+        let mut rows = self.rows.clone();
+        rows.retain(|partition, offset| before.is_none_or(|before| before.rows.get(partition) != Some(offset)));
+        rows
     }
 
     pub(super) fn digest(&self) -> Option<Digest> {
@@ -259,6 +270,11 @@ enum Key {
 }
 
 impl Book {
+    /// The lane's mark in a record, if it is one.
+    pub(super) fn mark_of(place: &Place, key: &[u8], value: Option<&[u8]>) -> Option<Owned> {
+        (key == place.key("mark")).then(|| serde_json::from_slice(value?).ok()).flatten()
+    }
+
     /// A lane's records, as far as they were read.
     pub(super) fn lane(&self, place: &Place) -> Option<&Kept> {
         self.lanes.get(place)
@@ -373,6 +389,7 @@ mod tests {
             claim: Claim { generation: Generation(generation), owner: owner.clone(), released: false },
             number: Uuid::nil(),
             mark: None,
+            rows: BTreeMap::new(),
         };
         assert!(owned(1).is_before(&owned(2)) && owned(2).is_before(&owned(2)));
         assert!(!owned(3).is_before(&owned(2)));

@@ -21,6 +21,7 @@
 mod cluster;
 mod dead_letters;
 mod encode;
+mod hanging;
 mod lane;
 mod marks;
 mod plain;

@@ -17,16 +17,17 @@ use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode as Code},
+    message::BorrowedMessage,
 };
 
 use super::{
     cluster::{ANSWER, Cluster, Context, Right, to_keep_marks, to_read, to_write},
-    marks::{Book, PARTITIONS, Place},
+    marks::{Book, Owned, PARTITIONS, Place},
 };
 use crate::{kafka::is_denied, sink::SinkError};
 
 /// Between two looks at transactions that are open.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
 /// How long a partition may have no leader before that is an error: it is new, or a broker went.
 const MOVING: Duration = Duration::from_secs(5);
 /// The partition of beats.
@@ -41,6 +42,31 @@ pub(super) enum End {
     All(Duration),
     /// All that is committed now, or what is readable after so long.
     Soon(Duration),
+}
+
+/// What became of a transaction, as the records tell that it wrote.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Fate {
+    /// They are there for every reader.
+    Seen,
+    /// They are there, and no reader of committed records sees them.
+    Undone,
+    /// They are behind an open transaction.
+    Hidden,
+    /// They cannot be read any more, or tell different things.
+    Gone,
+}
+
+impl Fate {
+    /// Of one transaction; records that are gone or hidden say nothing where others are there.
+    fn of_all(fates: &BTreeSet<Self>) -> Self {
+        match (fates.contains(&Self::Seen), fates.contains(&Self::Undone)) {
+            (true, false) => Self::Seen,
+            (false, true) => Self::Undone,
+            (false, false) if !fates.contains(&Self::Gone) => Self::Hidden,
+            _ => Self::Gone,
+        }
+    }
 }
 
 type Shared = Mutex<BTreeMap<(Cluster, String), Weak<Reader>>>;
@@ -99,19 +125,70 @@ impl Reader {
         Ok(partitions(&self.state().clients(&self.cluster)?.committed, &self.cluster, topic, needs)?.is_some())
     }
 
-    /// Partitions of a topic in which a transaction is open.
-    pub(super) fn held_back(&self, topic: &str) -> Result<BTreeSet<i32>, SinkError> {
+    /// Partitions of a topic in which a transaction is open, and where it begins. Those without a leader are left out.
+    pub(super) fn held_back(&self, topic: &str) -> Result<BTreeMap<i32, i64>, SinkError> {
         let mut state = self.state();
-        let client = &state.clients(&self.cluster)?.committed;
-        let count = partitions(client, &self.cluster, topic, to_write(topic))?.unwrap_or(0);
-        let mut held_back = BTreeSet::new();
-        for partition in 0..count {
-            let end = state.end(&self.cluster, topic, partition, true)?;
-            if state.end(&self.cluster, topic, partition, false)? < end {
-                held_back.insert(partition);
+        let clients = state.clients(&self.cluster)?;
+        let count = partitions(&clients.committed, &self.cluster, topic, to_write(topic))?.unwrap_or(0);
+        let ends = |client: &BaseConsumer<Context>| -> Result<BTreeMap<i32, i64>, KafkaError> {
+            let mut list = TopicPartitionList::new();
+            for partition in 0..count {
+                list.add_partition_offset(topic, partition, Offset::End)?;
             }
+            let found = client.offsets_for_times(list, ANSWER)?;
+            let known = found.elements().into_iter().filter(|one| one.error().is_ok());
+            Ok(known.filter_map(|one| Some((one.partition(), one.offset().to_raw()?))).collect())
+        };
+        let asked = ends(&clients.all).and_then(|all| Ok((all, ends(&clients.committed)?)));
+        let (all, mut stable) = asked.map_err(|error| {
+            let context = clients.committed.client().context();
+            self.cluster.explain(&format!("looking for the end of topic {topic}"), to_read(topic), &error, context)
+        })?;
+        stable.retain(|partition, stable| all.get(partition).is_some_and(|end| *stable < *end));
+        Ok(stable)
+    }
+
+    /// Marks of a lane that are not readable yet: committed, undone, or of a transaction that is open.
+    pub(super) fn beyond(&self, place: &Place) -> Result<Vec<Owned>, SinkError> {
+        let mut state = self.state();
+        let partition = place.partition();
+        let from = state.end(&self.cluster, &self.topic, partition, false)?;
+        let mut marks = Vec::new();
+        let client = &state.clients(&self.cluster)?.all;
+        scan(client, &self.cluster, &self.topic, partition, from, |message| {
+            marks.extend(Book::mark_of(place, message.key().unwrap_or_default(), message.payload()));
+            true
+        })?;
+        Ok(marks)
+    }
+
+    /// What became of the transaction that wrote these records: a partition and an offset of each.
+    pub(super) fn fate(&self, topic: &str, records: &BTreeMap<i32, i64>) -> Result<Fate, SinkError> {
+        let mut state = self.state();
+        let mut fates = BTreeSet::new();
+        for (partition, offset) in records {
+            if state.end(&self.cluster, topic, *partition, false)? <= *offset {
+                fates.insert(Fate::Hidden);
+                continue;
+            }
+            let clients = state.clients(&self.cluster)?;
+            let is_there = |client: &BaseConsumer<Context>| {
+                let mut found = false;
+                let look = |message: &BorrowedMessage<'_>| {
+                    found = message.offset() == *offset;
+                    false
+                };
+                scan(client, &self.cluster, topic, *partition, *offset, look).map(|()| found)
+            };
+            fates.insert(if is_there(&clients.committed)? {
+                Fate::Seen
+            } else if is_there(&clients.all)? {
+                Fate::Undone
+            } else {
+                Fate::Gone
+            });
         }
-        Ok(held_back)
+        Ok(Fate::of_all(&fates))
     }
 
     /// Reads on, for these lanes and the beats, and says what `look` sees then: before anybody else can read, who may
@@ -327,6 +404,48 @@ impl State {
         let _ = client.unassign();
         result
     }
+}
+
+/// Shows `look` the records of a partition from an offset on, until it has seen enough or there are no more.
+fn scan(
+    client: &BaseConsumer<Context>,
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    from: i64,
+    mut look: impl FnMut(&BorrowedMessage<'_>) -> bool,
+) -> Result<(), SinkError> {
+    let explain = |error: KafkaError| {
+        let context = client.client().context();
+        cluster.explain(&format!("reading topic {topic}"), to_read(topic), &error, context)
+    };
+    let mut assignment = TopicPartitionList::new();
+    let added = assignment.add_partition_offset(topic, partition, Offset::Offset(from));
+    added.and_then(|()| client.assign(&assignment)).map_err(explain)?;
+    let mut quiet_since = Instant::now();
+    let result = loop {
+        match client.poll(PAUSE) {
+            Some(Ok(message)) => {
+                quiet_since = Instant::now();
+                if !look(&message) {
+                    break Ok(());
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => break Ok(()),
+            Some(Err(error))
+                if !is_group(&error)
+                    && (is_denied(error.rdkafka_error_code()) || !explain(error.clone()).is_transient()) =>
+            {
+                break Err(explain(error));
+            }
+            Some(Err(_)) | None => {}
+        }
+        if quiet_since.elapsed() > ANSWER {
+            break Err(explain(KafkaError::MessageConsumption(Code::OperationTimedOut)));
+        }
+    };
+    let _ = client.unassign();
+    result
 }
 
 /// The reader is in no group: it does not matter whether it might be.

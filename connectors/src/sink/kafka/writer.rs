@@ -1,6 +1,7 @@
 //! The producer of one lane: transactions, and what can become of them. Also the one that has none.
 
 use std::{
+    collections::BTreeMap,
     thread,
     time::{Duration, Instant},
 };
@@ -87,6 +88,7 @@ impl Writer {
     pub(super) fn transact(&mut self, send: impl FnOnce(&mut Self) -> Result<(), SinkError>) -> Result<(), Failure> {
         let begun = Instant::now();
         self.producer.context().take_undelivered();
+        self.producer.context().take_delivered();
         if let Err(error) = self.producer.begin_transaction() {
             return Err(Failure::Unknown(self.explain("beginning a transaction", &error)));
         }
@@ -129,6 +131,11 @@ impl Writer {
             return Err(self.explain("sending records", &KafkaError::Flush(Code::OperationTimedOut)));
         }
         self.undelivered().map_or(Ok(()), Err)
+    }
+
+    /// Where the transaction's records are that have settled: the last offset of each partition.
+    pub(super) fn settled(&self) -> BTreeMap<i32, i64> {
+        self.producer.context().take_delivered()
     }
 
     /// Whether another producer took the id. Who, the marks tell, once it has written its claim.
