@@ -1,11 +1,11 @@
 //! A model of the Kafka sink's own steps, enumerated: reading the marks, taking the transactional id, claiming, sending
 //! rows and mark, ending the transaction; with runners that pause anywhere and go on later, transactions that the broker
 //! undoes because they took too long, markers that are written late, another lane's transaction that is open in the same
-//! partition of the marks, and a marker that is never written there, though rows of the transaction have theirs: a
-//! coordinator that finds no leader of a partition leaves it out (KAFKA-20734).
+//! partition of the marks, and a marker that is never written, there or among the rows, while the other is: a coordinator
+//! that finds no leader of a partition leaves it out (KAFKA-20734). The next marker there ends that transaction, too.
 //!
-//! What an owner does that goes on beside a lost marker of its own is left out: its next transaction ends the one that was
-//! left open, in the same way as itself. Here it takes the id anew instead.
+//! Left out is what nobody can see: a commit of which a marker was lost, and an owner that goes on. With a marker lost among
+//! the marks, it takes the id anew here instead; markers among the rows are lost by aborts alone.
 //!
 //! One lane, two batches, two claims (2.4 million states with three). A runner that is not scheduled is a paused or a dead one, so every state is also
 //! judged as if everybody had died in it: what is open is undone, and then the rows must be those that the marks say,
@@ -50,6 +50,8 @@ enum Design {
     UndoHanging,
     /// It is committed, whatever became of its rows.
     CommitHanging,
+    /// Rows are sent though some of before may be open.
+    NoSettling,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -58,6 +60,12 @@ enum Record {
     Rows { batch: u8 },
     Mark { generation: u8, batch: u8 },
     Other,
+}
+
+impl Record {
+    fn part(self) -> Part {
+        if matches!(self, Self::Rows { .. }) { Part::Rows } else { Part::Marks }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -76,6 +84,14 @@ struct Transaction {
     epoch: u8,
     /// It has ended, and the marks' partition lacks that end.
     hangs: bool,
+    /// It was undone, and its rows' partition lacks that end.
+    rows_hang: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Part {
+    Marks,
+    Rows,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -125,8 +141,8 @@ struct World {
     others: u8,
     timeouts: u8,
     lost: u8,
-    /// The marks' partition has no leader when the next transaction of the lane ends.
-    leaderless: bool,
+    /// Has no leader when the next transaction of the lane ends.
+    leaderless: Option<Part>,
     acknowledged: u8,
 }
 
@@ -135,7 +151,7 @@ impl World {
     fn stable(&self) -> usize {
         let is_open = |(transaction, record): &&(usize, Record)| {
             let Transaction { state, hangs, .. } = self.transactions[*transaction];
-            matches!(state, State::Open | State::Prepared) || (hangs && !matches!(record, Record::Rows { .. }))
+            matches!(state, State::Open | State::Prepared) || (hangs && record.part() == Part::Marks)
         };
         self.log.iter().position(|record| is_open(&record)).unwrap_or(self.log.len())
     }
@@ -173,17 +189,40 @@ impl World {
     }
 
     fn begin(&mut self, epoch: u8) -> usize {
-        self.transactions.push(Transaction { state: State::Open, epoch, hangs: false });
+        self.transactions.push(Transaction { state: State::Open, epoch, hangs: false, rows_hang: false });
         self.transactions.len() - 1
     }
 
     /// The coordinator writes the markers; or leaves out the one that is lost.
     fn end(&mut self, index: usize, state: State) {
         self.transactions[index].state = state;
-        let has_marks = self.log.iter().any(|(of, record)| *of == index && !matches!(record, Record::Rows { .. }));
-        if self.leaderless && self.transactions[index].epoch > 0 && has_marks {
-            self.leaderless = false;
-            self.transactions[index].hangs = true;
+        let has = |part| self.log.iter().any(|(of, record)| *of == index && record.part() == part);
+        let (has_marks, has_rows) = (has(Part::Marks), has(Part::Rows));
+        if self.transactions[index].epoch == 0 {
+            return;
+        }
+        let is_lost = |part| match part {
+            Part::Marks => has_marks,
+            Part::Rows => has_rows && state == State::Undone,
+        };
+        let lost = self.leaderless.filter(|part| is_lost(*part));
+        self.leaderless = self.leaderless.filter(|_| lost.is_none());
+        self.transactions[index].hangs |= lost == Some(Part::Marks);
+        self.transactions[index].rows_hang |= lost == Some(Part::Rows);
+        if has_rows && lost != Some(Part::Rows) {
+            self.settle(state);
+        }
+    }
+
+    /// A marker among the rows ends all that is open there, in its own way.
+    fn settle(&mut self, state: State) {
+        for index in 0..self.transactions.len() {
+            if std::mem::take(&mut self.transactions[index].rows_hang) && state == State::Committed {
+                let apart = self.begin(0);
+                self.transactions[apart].state = state;
+                let rows = self.log.iter_mut().filter(|(of, record)| *of == index && record.part() == Part::Rows);
+                rows.for_each(|(of, _)| *of = apart);
+            }
         }
     }
 
@@ -194,7 +233,7 @@ impl World {
                 continue;
             }
             let is_seen = self.transactions[index].state == State::Committed;
-            let has_rows = self.log.iter().any(|(of, record)| *of == index && matches!(record, Record::Rows { .. }));
+            let has_rows = self.log.iter().any(|(of, record)| *of == index && (record.part() == Part::Rows));
             let commits = match design {
                 Design::UndoHanging => false,
                 Design::CommitHanging => true,
@@ -203,8 +242,7 @@ impl World {
             if commits != is_seen {
                 let apart = self.begin(0);
                 self.transactions[apart].state = if commits { State::Committed } else { State::Undone };
-                let marks =
-                    self.log.iter_mut().filter(|(of, record)| *of == index && !matches!(record, Record::Rows { .. }));
+                let marks = self.log.iter_mut().filter(|(of, record)| *of == index && record.part() == Part::Marks);
                 marks.for_each(|(of, _)| *of = apart);
             }
         }
@@ -215,10 +253,10 @@ impl World {
         self.runners.retain(|runner| runner.step != Step::Over);
         // What was undone is seen by nobody; what is committed needs no transaction of its own.
         let mut places = Vec::new();
-        let mut transactions = vec![Transaction { state: State::Committed, epoch: 0, hangs: false }];
+        let mut transactions = vec![Transaction { state: State::Committed, epoch: 0, hangs: false, rows_hang: false }];
         for transaction in &self.transactions {
             places.push(match transaction.state {
-                _ if transaction.hangs => {
+                _ if transaction.hangs || transaction.rows_hang => {
                     transactions.push(*transaction);
                     Some(transactions.len() - 1)
                 }
@@ -398,6 +436,9 @@ fn step(world: &World, index: usize, design: Design) -> Option<World> {
             runner.step = Step::Rows;
         }
         Step::Rows => {
+            if design != Design::NoSettling {
+                next.settle(State::Undone);
+            }
             runner.transaction = next.begin(runner.epoch);
             next.log.push((runner.transaction, Record::Rows { batch: runner.known.batch + 1 }));
             runner.step = if design == Design::MarkApart { Step::Between } else { Step::Mark };
@@ -451,7 +492,9 @@ fn surroundings(world: &World, claims: u8) -> Vec<World> {
     if world.lost < LOST {
         let mut next = world.clone();
         next.lost += 1;
-        next.leaderless = true;
+        next.leaderless = Some(Part::Marks);
+        all.push(next.clone());
+        next.leaderless = Some(Part::Rows);
         all.push(next);
     }
     for (index, transaction) in world.transactions.iter().enumerate() {
@@ -525,6 +568,7 @@ fn every_protection_is_needed() {
         MarkApart,
         UndoHanging,
         CommitHanging,
+        NoSettling,
     ] {
         let (states, wrong) = explore(design, CLAIMS);
         println!(

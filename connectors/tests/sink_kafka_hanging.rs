@@ -11,7 +11,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     path::Path,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rdkafka::{
@@ -93,11 +93,13 @@ fn varint(number: usize) -> Vec<u8> {
 fn record_batch((producer, epoch): (i64, i16), key: &str, value: &str) -> Vec<u8> {
     let text = |text: &str| [varint(text.len()), text.as_bytes().to_vec()].concat();
     let record = [vec![0, 0, 0], text(key), text(value), vec![0]].concat();
+    // Older ones would be deleted at once.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
     let checked = Bytes::default()
         .int(0x10_i16.to_be_bytes())
         .int(0_i32.to_be_bytes())
-        .int(1_i64.to_be_bytes())
-        .int(1_i64.to_be_bytes())
+        .int(now.to_be_bytes())
+        .int(now.to_be_bytes())
         .int(producer.to_be_bytes())
         .int(epoch.to_be_bytes())
         .int(0_i32.to_be_bytes())
@@ -164,6 +166,16 @@ enum Case {
     CommittedBehindAnother,
     /// The rows got none, and there was no mark.
     Rows,
+    /// The same, and the owner after it let go before it wrote anything.
+    RowsAndRelease,
+    /// The same, and another's transaction is open before them and before the third batch.
+    RowsBehindAnother,
+}
+
+impl Case {
+    fn is_of_rows(self) -> bool {
+        matches!(self, Self::Rows | Self::RowsAndRelease | Self::RowsBehindAnother)
+    }
 }
 
 /// Three batches of an owner, a fourth of which the brokers lost an end, and what the next owner makes of it.
@@ -172,12 +184,8 @@ async fn run(kafka: &services::Kafka, case: Case) {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("brokers"), &kafka.brokers).unwrap();
     let mut old = Runner::claim(make(Kind::Kafka, dir.path()), &Lane::single(), 1).await.unwrap();
-    old.run(3).await.unwrap();
-    let (mark, _) = next(&old.key, old.head.as_ref().unwrap(), &[], 0);
-    drop(old);
+    old.run(2).await.unwrap();
     let topic = kafka::topic(dir.path());
-    let marks = format!("{topic}-marks");
-    let last = kafka::records(&kafka.brokers, &marks).pop().unwrap();
     let open = || -> BaseProducer {
         let producer: BaseProducer = kafka::client(&kafka.brokers).set("transactional.id", "another").create().unwrap();
         producer.init_transactions(PATIENCE).unwrap();
@@ -188,10 +196,16 @@ async fn run(kafka: &services::Kafka, case: Case) {
         producer.flush(PATIENCE).unwrap();
         producer
     };
+    let before = (case == Case::RowsBehindAnother).then(open);
+    old.run(3).await.unwrap();
+    let (mark, _) = next(&old.key, old.head.as_ref().unwrap(), &[], 0);
+    drop(old);
+    let marks = format!("{topic}-marks");
+    let last = kafka::records(&kafka.brokers, &marks).pop().unwrap();
     let another = (case == Case::CommittedBehindAnother).then(open);
     let name = format!("{marks}/job/{}/{}", id(Kind::Kafka), Lane::single());
     let former = Former::of(&kafka.brokers, &name);
-    let is_announced = !matches!(case, Case::All | Case::Rows);
+    let is_announced = case != Case::All && !case.is_of_rows();
     if is_announced {
         former.announce(&topic, kafka::PARTITIONS);
     }
@@ -201,7 +215,7 @@ async fn run(kafka: &services::Kafka, case: Case) {
         let offset = former.send(&topic, partition, "key", &format!(r#"{{"n": {n}}}"#));
         offsets.insert(partition.to_string(), offset.into());
     }
-    if case != Case::Rows {
+    if !case.is_of_rows() {
         let mut owned: serde_json::Value = serde_json::from_slice(last.payload().unwrap()).unwrap();
         owned["mark"] = serde_json::to_value(&mark).unwrap();
         owned["rows"] = offsets.into();
@@ -218,7 +232,16 @@ async fn run(kafka: &services::Kafka, case: Case) {
         assert!(error.is_transient() && error.to_string().contains("find-hanging"), "{error}");
         another.abort_transaction(PATIENCE).unwrap();
     }
+    if case == Case::RowsAndRelease {
+        let new = claim(2).await.unwrap();
+        new.sink.release(&new.key).await.unwrap();
+    }
     let mut new = claim(3).await.unwrap();
+    if let Some(before) = before {
+        let error = new.step().await.map(|_| ()).unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("rows of this lane"), "{error}");
+        before.abort_transaction(PATIENCE).unwrap();
+    }
     let is_there = matches!(case, Case::Committed | Case::CommittedBehindAnother);
     assert_eq!(new.seq(), Some(if is_there { 4 } else { 3 }), "{case:?}");
     new.run(6).await.unwrap();
@@ -236,7 +259,15 @@ fn a_transaction_that_nobody_ended_is_ended_by_the_next_owner() {
     let Some(kafka) = services::Kafka::private(&dir.path().join("services")) else { return };
     kafka.tool(services::Kafka::CONFIGS, &UNVERIFIED);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    for case in [Case::All, Case::Committed, Case::Undone, Case::CommittedBehindAnother, Case::Rows] {
+    for case in [
+        Case::All,
+        Case::Committed,
+        Case::Undone,
+        Case::CommittedBehindAnother,
+        Case::Rows,
+        Case::RowsAndRelease,
+        Case::RowsBehindAnother,
+    ] {
         runtime.block_on(run(&kafka, case));
     }
 }

@@ -221,7 +221,7 @@ impl Cluster {
 pub(super) struct Context {
     error: Mutex<Option<(Instant, String)>>,
     undelivered: Mutex<Option<Undelivered>>,
-    /// The last offset in each partition to which a record was sent, of whatever topic.
+    /// The last offset in each partition to which a record was sent, of whatever topic; below 0: not known.
     delivered: Mutex<BTreeMap<i32, i64>>,
 }
 
@@ -255,7 +255,8 @@ impl Context {
         self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Where the records are that were sent since the last call: the last offset of each partition.
+    /// Where the records are that were sent since the last call: the last offset of each partition; below 0 where a broker
+    /// had records already when they were sent again, and does not say where.
     pub(super) fn take_delivered(&self) -> BTreeMap<i32, i64> {
         std::mem::take(&mut self.delivered.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -285,7 +286,9 @@ impl ProducerContext for Context {
         let (error, message) = match result {
             Ok(message) => {
                 let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
-                delivered.insert(message.partition(), message.offset());
+                // The client counts on from -1 then.
+                let last = delivered.entry(message.partition()).or_default();
+                *last = if *last < 0 { *last } else { message.offset() };
                 return;
             }
             Err((error, message)) => (error, message),

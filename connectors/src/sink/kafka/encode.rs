@@ -367,6 +367,11 @@ impl Rows {
         self.chunks.iter().map(|chunk| chunk.bytes.len() as u64).sum()
     }
 
+    /// Whether there is no record to send.
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
     /// Gives each record, in order.
     pub(super) fn each(&self, mut send: impl FnMut(Out<'_>) -> Result<(), SinkError>) -> Result<(), SinkError> {
         self.chunks.iter().try_for_each(|chunk| chunk.each(&mut send))

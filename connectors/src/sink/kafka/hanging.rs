@@ -9,7 +9,11 @@
 //!
 //! `tests/kafka_model.rs` shows that neither to undo nor to commit would do.
 
-use std::{collections::BTreeMap, thread, time::Instant};
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
 
 use tidemill_checkpoint::Generation;
 
@@ -21,6 +25,9 @@ use super::{
     writer::{Failure, Writer},
 };
 use crate::sink::SinkError;
+
+/// How long transactions of others may take before what is open is taken for what the brokers left.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// What is to be done with what hangs among the marks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,38 +56,46 @@ impl Verdict {
 }
 
 /// Partitions of the rows' topic in which a transaction is open, and where.
-pub(super) type HeldBack = BTreeMap<i32, i64>;
+type Open = BTreeMap<i32, i64>;
 
-/// Without those in which the lane's last row that counts may be behind it: it would be undone too.
-fn spared(mut held_back: HeldBack, owned: Option<&Owned>) -> HeldBack {
-    held_back
-        .retain(|partition, from| owned.and_then(|owned| owned.rows.get(partition)).is_none_or(|last| last < from));
-    held_back
+/// What came of a look at what is open among the marks.
+pub(super) enum Hanging {
+    /// It was ended, if it was this lane's.
+    Ended,
+    /// It is another lane's, which goes its own way.
+    Others,
+    /// It may be this lane's, and nobody can tell what it was.
+    Untold,
+}
+
+/// Parts off where the lane's last row that counts may be behind what is open: it might be undone with it.
+fn spared(open: Open, owned: Option<&Owned>) -> (Open, Open) {
+    let last = |partition: &i32| owned.and_then(|owned| owned.rows.get(partition));
+    open.into_iter().partition(|(partition, from)| last(partition).is_none_or(|last| *last >= 0 && last < from))
 }
 
 impl Inner {
-    /// Ends what hangs in the partition of the lane's marks. Says whether anything may have: it may also have been another
-    /// lane's transaction, which goes its own way.
-    pub(super) fn end_hanging(&self, writer: &mut Writer, place: &Place) -> Result<bool, SinkError> {
-        if !self.reader.held_back(&self.marks_topic)?.contains_key(&place.partition()) {
-            return Ok(false);
+    /// Ends what hangs in the partition of the lane's marks.
+    pub(super) fn end_hanging(&self, writer: &mut Writer, place: &Place) -> Result<Hanging, SinkError> {
+        let partition = place.partition();
+        if !self.open(&self.marks_topic)?.contains_key(&partition) {
+            return Ok(Hanging::Others);
         }
         let owned = self.kept(place, End::Stable)?.owned;
         let mut verdict = self.judge(place, owned.as_ref())?;
         if verdict == Verdict::Hidden {
-            // Rows that are committed stay, whatever is undone before them.
-            let rows = self.reader.held_back(&self.topic)?;
-            self.undo(writer, place, None, &spared(rows, owned.as_ref()))?;
+            // Rows that have their end keep it, whatever is undone beside them.
+            let (rows, _) = spared(self.open(&self.topic)?, owned.as_ref());
+            self.undo(writer, place, None, &rows)?;
             let begun = Instant::now();
             while verdict == Verdict::Hidden && begun.elapsed() < SWEPT {
                 thread::sleep(PAUSE);
                 verdict = self.judge(place, owned.as_ref())?;
             }
         }
-        let (lane, partition) = (&place.lane, place.partition());
         match verdict {
             Verdict::Commit => {
-                tracing::warn!(%lane, partition, "the brokers left a transaction open whose rows are there: it is committed");
+                tracing::info!(lane = %place.lane, partition, "a transaction may lack its end among the marks, and its rows are there: it is committed");
                 let record = place.beat(Generation::default(), 0);
                 let sent = writer.transact(|writer| {
                     writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)
@@ -88,31 +103,39 @@ impl Inner {
                 sent.map_err(Failure::error)?;
             }
             Verdict::Undo => {
-                let rows = self.reader.held_back(&self.topic)?;
-                self.undo(writer, place, Some(partition), &spared(rows, owned.as_ref()))?;
+                let (rows, _) = spared(self.open(&self.topic)?, owned.as_ref());
+                self.undo(writer, place, Some(partition), &rows)?;
             }
-            Verdict::Hidden | Verdict::Untold => return Ok(false),
+            Verdict::Hidden | Verdict::Untold => return Ok(Hanging::Untold),
         }
-        Ok(true)
+        Ok(Hanging::Ended)
     }
 
     fn judge(&self, place: &Place, owned: Option<&Owned>) -> Result<Verdict, SinkError> {
         let mut before = owned.cloned();
         let mut fates = Vec::new();
         for mark in self.reader.beyond(place)? {
-            let rows = mark.rows_since(before.as_ref());
+            let rows = mark.as_ref().map(|mark| mark.rows_since(before.as_ref())).unwrap_or_default();
             fates.push((!rows.is_empty()).then(|| self.reader.fate(&self.topic, &rows)).transpose()?);
-            before = Some(mark);
+            before = mark;
         }
         Ok(Verdict::of(&fates))
     }
 
+    /// Where a transaction is open now, of partitions that have a leader.
+    fn open(&self, topic: &str) -> Result<Open, SinkError> {
+        let ends = self.reader.ends(topic, true)?;
+        let stable = self.reader.ends(topic, false)?;
+        let open = stable.into_iter().filter_map(|(partition, stable)| Some((partition, stable?)));
+        Ok(open.filter(|(partition, stable)| ends.get(partition).is_some_and(|end| Some(*stable) < *end)).collect())
+    }
+
     /// A transaction of nothing that counts, in these partitions, undone: with it goes what hangs there.
-    fn undo(&self, writer: &mut Writer, place: &Place, marks: Option<i32>, rows: &HeldBack) -> Result<(), SinkError> {
+    fn undo(&self, writer: &mut Writer, place: &Place, marks: Option<i32>, rows: &Open) -> Result<(), SinkError> {
         if marks.is_none() && rows.is_empty() {
             return Ok(());
         }
-        tracing::debug!(lane = %place.lane, ?marks, ?rows, "undoing what the brokers may have left open");
+        tracing::info!(lane = %place.lane, ?marks, ?rows, "undoing what the brokers may have left open");
         let record = place.beat(Generation::default(), 0);
         writer.undone(|writer| {
             if let Some(partition) = marks {
@@ -124,27 +147,44 @@ impl Inner {
         })
     }
 
-    /// Where rows of an owner that did not let go may hang. Only time tells them from those of living transactions.
-    pub(super) fn may_hang(&self, owned: Option<&Owned>) -> Result<HeldBack, SinkError> {
-        if owned.is_none_or(|owned| owned.claim.released) {
-            return Ok(HeldBack::new());
+    /// Sees to it that no row of before is open when rows are sent next, since their end would be its end. Transactions of
+    /// others end by themselves, mostly; what stays open is undone, as far as it may be the lane's and none of its rows that
+    /// count is behind it.
+    pub(super) fn settle_rows(&self, writer: &mut Writer, place: &Place, owned: &Owned) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let waits = |cause: String| {
+            Failure::Undone(SinkError::Transient { what: format!("writing to topic {}", self.topic), cause })
+        };
+        let ends = self.reader.ends(&self.topic, true).map_err(Failure::Undone)?;
+        let open = loop {
+            let stable = self.reader.ends(&self.topic, false).map_err(Failure::Undone)?;
+            let at = |partition: &i32| stable.get(partition).copied().flatten();
+            let is_past = |(partition, end): &(&i32, &Option<i64>)| end.is_some() && at(partition) >= **end;
+            let open: Vec<(i32, Option<i64>)> =
+                ends.iter().filter(|one| !is_past(one)).map(|(one, end)| (*one, end.and_then(|_| at(one)))).collect();
+            if open.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > SETTLING {
+                break open;
+            }
+            thread::sleep(PAUSE);
+        };
+        if let Some((partition, _)) = open.iter().find(|(_, at)| at.is_none()) {
+            return Err(waits(format!(
+                "its partition {partition} has no leader, and may have rows of a transaction that the brokers did not end"
+            )));
         }
-        Ok(spared(self.reader.held_back(&self.topic)?, owned))
-    }
-
-    /// Undoes rows that were in the way at the claim, and are at the first commit: committing would make them seen.
-    pub(super) fn undo_hanging(
-        &self,
-        writer: &mut Writer,
-        place: &Place,
-        mut at_claim: HeldBack,
-    ) -> Result<(), SinkError> {
-        if at_claim.is_empty() {
-            return Ok(());
+        let open = open.into_iter().filter_map(|(partition, at)| Some((partition, at?))).collect();
+        let (open, behind) = spared(open, Some(owned));
+        self.undo(writer, place, None, &open).map_err(Failure::Unknown)?;
+        match behind.first_key_value() {
+            None => Ok(()),
+            Some((partition, at)) => Err(waits(format!(
+                "rows of this lane in its partition {partition} are behind a transaction that is open there since offset \
+                 {at}; where it stays, kafka-transactions.sh find-hanging shows it"
+            ))),
         }
-        let now = self.reader.held_back(&self.topic)?;
-        at_claim.retain(|partition, from| now.get(partition) == Some(from));
-        self.undo(writer, place, None, &at_claim)
     }
 }
 
@@ -173,12 +213,13 @@ mod tests {
 
     #[test]
     fn rows_that_count_are_not_undone_with_what_is_before_them() {
-        let held_back = HeldBack::from([(0, 10), (1, 10), (2, 10)]);
-        assert_eq!(spared(held_back.clone(), None), held_back);
+        let open = Open::from([(0, 10), (1, 10), (2, 10), (3, 10)]);
+        assert_eq!(spared(open.clone(), None), (open.clone(), Open::new()));
         let text = r#"{"claim":{"generation":1,"owner":{"name":"a","data_dir":"00000000-0000-0000-0000-000000000000",
             "instance":"00000000-0000-0000-0000-000000000000"},"released":false},
-            "number":"00000000-0000-0000-0000-000000000000","mark":null,"rows":{"0":9,"1":10}}"#;
+            "number":"00000000-0000-0000-0000-000000000000","mark":null,"rows":{"0":9,"1":10,"3":-1}}"#;
         let owned: Owned = serde_json::from_str(text).expect("a mark");
-        assert_eq!(spared(held_back, Some(&owned)), HeldBack::from([(0, 10), (2, 10)]));
+        let parted = (Open::from([(0, 10), (2, 10)]), Open::from([(1, 10), (3, 10)]));
+        assert_eq!(spared(open, Some(&owned)), parted);
     }
 }

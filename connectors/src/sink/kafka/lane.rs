@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     Inner,
     encode::Rows,
-    hanging::HeldBack,
+    hanging::Hanging,
     marks::{Kept, Owned, Place, Record},
     reader::End,
     writer::{Failure, Writer, passed},
@@ -36,8 +36,6 @@ struct Live {
     owned: Owned,
     /// Entries and rejects, as the marks' topic has them.
     kept: Kept,
-    /// Rows of a former owner that may have been left open.
-    may_hang: HeldBack,
 }
 
 impl Slot {
@@ -75,10 +73,12 @@ impl Inner {
             Writer::open(&self.cluster, &self.marks_topic, &id, self.transaction_timeout, self.compression)?;
         passed("kafka.after-init")?;
         let kept = self.kept(place, End::All(OPEN_TRANSACTIONS)).or_else(|error| {
-            if !self.end_hanging(&mut writer, place)? {
-                return Err(error);
+            match self.end_hanging(&mut writer, place) {
+                Ok(Hanging::Ended) => self.kept(place, End::All(SWEPT)),
+                Ok(Hanging::Others) => Err(error),
+                Ok(Hanging::Untold) => Err(noted(error, "it may be this lane's, and its rows do not tell what it was")),
+                Err(why) => Err(noted(error, &format!("whether it is this lane's is not to be seen: {why}"))),
             }
-            self.kept(place, End::All(SWEPT))
         })?;
         may(kept.owned.as_ref())?;
         Ok((writer, kept))
@@ -96,11 +96,12 @@ impl Inner {
         self.make_marks_topic()?;
         let partition = place.partition();
         let (mut writer, kept) = self.take(place, generation, &may)?;
-        let may_hang = self.may_hang(kept.owned.as_ref())?;
         let claim = Claim { generation, owner: key.owner.clone(), released: false };
         let (mark, rows) =
             kept.owned.as_ref().map_or_else(Default::default, |owned| (owned.mark.clone(), owned.rows.clone()));
-        let owned = Owned { claim, number: Uuid::new_v4(), mark, rows };
+        // Without a mark it may have been taken away.
+        let unsettled = kept.owned.as_ref().is_none_or(|owned| owned.unsettled || !owned.claim.released);
+        let owned = Owned { claim, number: Uuid::new_v4(), mark, rows, unsettled };
         let record = place.mark(&owned);
         let sent = writer.transact(|writer| {
             passed("kafka.claim-before-mark")?;
@@ -120,7 +121,7 @@ impl Inner {
         }
         passed("kafka.claim-after-mark")?;
         let mark = owned.mark.clone();
-        slot.live = Some(Live { writer, owned, kept: kept.slim(), may_hang });
+        slot.live = Some(Live { writer, owned, kept: kept.slim() });
         Ok(mark)
     }
 
@@ -137,8 +138,8 @@ impl Inner {
         } else {
             let (writer, kept) = self.take(&place, key.generation, &may)?;
             let owned = kept.owned.clone().ok_or_else(|| self.fenced(&place, Generation::default(), key.generation))?;
-            let may_hang = self.may_hang(Some(&owned))?;
-            slot.live = Some(Live { writer, owned, kept: kept.slim(), may_hang });
+            let owned = Owned { unsettled: true, ..owned };
+            slot.live = Some(Live { writer, owned, kept: kept.slim() });
         }
         slot.live.as_mut().ok_or_else(|| SinkError::Fatal("a producer was not kept".into()))
     }
@@ -156,7 +157,10 @@ impl Inner {
             }
             match self.write(live, permit, rows) {
                 Ok(receipt) => return Ok(receipt),
-                Err(Failure::Undone(error)) => return Err(error),
+                Err(Failure::Undone(error)) => {
+                    live.owned.unsettled = true;
+                    return Err(error);
+                }
                 // The marks tell whether it is there, and whose the lane is: read with a new producer.
                 Err(Failure::Unknown(error)) => {
                     tracing::debug!(lane = %permit.key().lane, %error, "a commit without an answer");
@@ -184,10 +188,13 @@ impl Inner {
     }
 
     fn write(&self, live: &mut Live, permit: &Permit, rows: &Rows) -> Result<Receipt, Failure> {
-        let Live { writer, owned, kept, may_hang } = live;
+        let Live { writer, owned, kept } = live;
         let place = self.place(&permit.key().lane);
-        self.undo_hanging(writer, &place, std::mem::take(may_hang)).map_err(Failure::Unknown)?;
         let mut next = Owned { mark: Some(permit.mark().clone()), ..owned.clone() };
+        if owned.unsettled && !rows.is_empty() {
+            self.settle_rows(writer, &place, owned)?;
+            next.unsettled = false;
+        }
         let mut records: Vec<Record> = Vec::new();
         // The last record of a key counts: an entry that is given again is not to be dropped by what was there before.
         for (log, range) in permit.mark().plan.logs.iter().filter(|(_, range)| range.first > 0) {
@@ -257,6 +264,14 @@ impl Inner {
             Ok(())
         });
         sent.map_err(|failure| transient(failure.error()))
+    }
+}
+
+/// With something more to say.
+fn noted(error: SinkError, note: &str) -> SinkError {
+    match error {
+        SinkError::Transient { what, cause } => SinkError::Transient { what, cause: format!("{cause}; {note}") },
+        other => other,
     }
 }
 

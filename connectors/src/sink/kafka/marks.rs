@@ -117,9 +117,13 @@ pub(super) struct Owned {
     pub(super) number: Uuid,
     pub(super) mark: Option<Mark>,
     /// The last offset of each of the topic's partitions to which the lane sent rows, those of this mark's batch among
-    /// them: where the brokers lose the end of a transaction, they tell what it was.
+    /// them: where the brokers lose the end of a transaction, they tell what it was. Below 0 where the brokers did
+    /// not say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) rows: BTreeMap<i32, i64>,
+    /// Rows of a former owner may have been left open, and nobody has looked since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) unsettled: bool,
 }
 
 impl Owned {
@@ -270,9 +274,9 @@ enum Key {
 }
 
 impl Book {
-    /// The lane's mark in a record, if it is one.
-    pub(super) fn mark_of(place: &Place, key: &[u8], value: Option<&[u8]>) -> Option<Owned> {
-        (key == place.key("mark")).then(|| serde_json::from_slice(value?).ok()).flatten()
+    /// The lane's mark in a record, if it is one; `None` in it takes the mark away.
+    pub(super) fn mark_of(place: &Place, key: &[u8], value: Option<&[u8]>) -> Option<Option<Owned>> {
+        (key == place.key("mark")).then(|| serde_json::from_slice(value?).ok())
     }
 
     /// A lane's records, as far as they were read.
@@ -390,6 +394,7 @@ mod tests {
             number: Uuid::nil(),
             mark: None,
             rows: BTreeMap::new(),
+            unsettled: false,
         };
         assert!(owned(1).is_before(&owned(2)) && owned(2).is_before(&owned(2)));
         assert!(!owned(3).is_before(&owned(2)));

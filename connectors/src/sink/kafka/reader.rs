@@ -77,6 +77,8 @@ pub(super) struct Reader {
     cluster: Cluster,
     topic: String,
     state: Mutex<State>,
+    /// Clients that read nothing, and ask for ends.
+    asking: Mutex<Option<Clients>>,
 }
 
 #[derive(Default)]
@@ -97,6 +99,18 @@ struct Clients {
     all: BaseConsumer<Context>,
 }
 
+impl Clients {
+    fn made<'c>(clients: &'c mut Option<Self>, cluster: &Cluster) -> Result<&'c Self, SinkError> {
+        Ok(match clients {
+            Some(clients) => clients,
+            none => none.insert(Self {
+                committed: cluster.reader("read_committed")?,
+                all: cluster.reader("read_uncommitted")?,
+            }),
+        })
+    }
+}
+
 impl Reader {
     /// The reader of this topic, shared with every other sink of this process that has the same.
     pub(super) fn shared(cluster: &Cluster, topic: &str) -> Arc<Self> {
@@ -106,7 +120,12 @@ impl Reader {
         if let Some(reader) = readers.get(&key).and_then(Weak::upgrade) {
             return reader;
         }
-        let reader = Arc::new(Self { cluster: cluster.clone(), topic: topic.to_owned(), state: Mutex::default() });
+        let reader = Arc::new(Self {
+            cluster: cluster.clone(),
+            topic: topic.to_owned(),
+            state: Mutex::default(),
+            asking: Mutex::default(),
+        });
         readers.insert(key, Arc::downgrade(&reader));
         reader
     }
@@ -125,31 +144,40 @@ impl Reader {
         Ok(partitions(&self.state().clients(&self.cluster)?.committed, &self.cluster, topic, needs)?.is_some())
     }
 
-    /// Partitions of a topic in which a transaction is open, and where it begins. Those without a leader are left out.
-    pub(super) fn held_back(&self, topic: &str) -> Result<BTreeMap<i32, i64>, SinkError> {
-        let mut state = self.state();
-        let clients = state.clients(&self.cluster)?;
-        let count = partitions(&clients.committed, &self.cluster, topic, to_write(topic))?.unwrap_or(0);
-        let ends = |client: &BaseConsumer<Context>| -> Result<BTreeMap<i32, i64>, KafkaError> {
+    /// Where the partitions of a topic end: truly, or for readers of committed records. `None`: it has no leader now.
+    /// Nothing where there is no such topic.
+    pub(super) fn ends(&self, topic: &str, true_ends: bool) -> Result<BTreeMap<i32, Option<i64>>, SinkError> {
+        let begun = Instant::now();
+        // Not the clients that read: beats do not wait for this.
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = Clients::made(&mut asking, &self.cluster)?;
+        let client = if true_ends { &clients.all } else { &clients.committed };
+        let count = partitions(client, &self.cluster, topic, to_write(topic))?.unwrap_or(0);
+        if count == 0 {
+            return Ok(BTreeMap::new());
+        }
+        loop {
             let mut list = TopicPartitionList::new();
-            for partition in 0..count {
-                list.add_partition_offset(topic, partition, Offset::End)?;
+            let added = (0..count).try_for_each(|one| list.add_partition_offset(topic, one, Offset::End));
+            match added.and_then(|()| client.offsets_for_times(list, ANSWER)) {
+                Ok(found) => {
+                    let found = found.elements().into_iter().filter(|one| one.error().is_ok());
+                    let found: BTreeMap<i32, i64> =
+                        found.filter_map(|one| Some((one.partition(), one.offset().to_raw()?))).collect();
+                    return Ok((0..count).map(|one| (one, found.get(&one).copied().filter(|at| *at >= 0))).collect());
+                }
+                Err(error) if moves(error.rdkafka_error_code()) && begun.elapsed() < MOVING => thread::sleep(PAUSE),
+                Err(error) => {
+                    drain(client);
+                    let what = format!("looking for the ends of topic {topic}");
+                    return Err(self.cluster.explain(&what, to_write(topic), &error, client.client().context()));
+                }
             }
-            let found = client.offsets_for_times(list, ANSWER)?;
-            let known = found.elements().into_iter().filter(|one| one.error().is_ok());
-            Ok(known.filter_map(|one| Some((one.partition(), one.offset().to_raw()?))).collect())
-        };
-        let asked = ends(&clients.all).and_then(|all| Ok((all, ends(&clients.committed)?)));
-        let (all, mut stable) = asked.map_err(|error| {
-            let context = clients.committed.client().context();
-            self.cluster.explain(&format!("looking for the end of topic {topic}"), to_read(topic), &error, context)
-        })?;
-        stable.retain(|partition, stable| all.get(partition).is_some_and(|end| *stable < *end));
-        Ok(stable)
+        }
     }
 
-    /// Marks of a lane that are not readable yet: committed, undone, or of a transaction that is open.
-    pub(super) fn beyond(&self, place: &Place) -> Result<Vec<Owned>, SinkError> {
+    /// Marks of a lane that are not readable yet: committed, undone, or of a transaction that is open; `None`: taken away.
+    pub(super) fn beyond(&self, place: &Place) -> Result<Vec<Option<Owned>>, SinkError> {
         let mut state = self.state();
         let partition = place.partition();
         let from = state.end(&self.cluster, &self.topic, partition, false)?;
@@ -167,6 +195,10 @@ impl Reader {
         let mut state = self.state();
         let mut fates = BTreeSet::new();
         for (partition, offset) in records {
+            if *offset < 0 {
+                fates.insert(Fate::Gone);
+                continue;
+            }
             if state.end(&self.cluster, topic, *partition, false)? <= *offset {
                 fates.insert(Fate::Hidden);
                 continue;
@@ -267,11 +299,7 @@ impl Reader {
 
 impl State {
     fn clients(&mut self, cluster: &Cluster) -> Result<&Clients, SinkError> {
-        if self.clients.is_none() {
-            let (committed, all) = (cluster.reader("read_committed")?, cluster.reader("read_uncommitted")?);
-            self.clients = Some(Clients { committed, all });
-        }
-        self.clients.as_ref().ok_or_else(|| SinkError::Fatal("clients were not kept".into()))
+        Clients::made(&mut self.clients, cluster)
     }
 
     fn find(&mut self, cluster: &Cluster, topic: &str) -> Result<i32, SinkError> {

@@ -435,12 +435,14 @@ mod tests {
 
     #[test]
     fn a_wrong_address_is_told_without_its_password() {
-        let odd =
-            Server::new("postgres://u:hun?ter2@h/db", None, "tidemill").expect("a password may have any character");
-        assert!(odd.shown().starts_with("postgres://u") && !odd.shown().contains("ter2"), "{}", odd.shown());
-        for url in ["postgres://u:hunter2@h:port/db", "postgres://u:hunter2@h/db?sslmode=hunter2"] {
+        for url in [
+            "postgres://u:hun?ter2@h/db",
+            "postgres://u:hun@ter2@h/db",
+            "postgres://u:hunter2@h:port/db",
+            "postgres://u:hunter2@h/db?sslmode=hunter2",
+        ] {
             let error = Server::new(url, None, "tidemill").err().unwrap().to_string();
-            assert!(error.starts_with("postgres://u@h") && !error.contains("ter2"), "{error}");
+            assert!(error.starts_with("postgres://u@") && !error.contains("ter2"), "{error}");
         }
     }
 }
