@@ -26,8 +26,11 @@ pub mod services;
 use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    sync::OnceLock,
-    time::{Duration, Instant},
+    sync::{
+        LazyLock, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 pub use daemon::{Daemon, Run};
@@ -44,9 +47,20 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
 
-/// A local port that nobody listens on. Somebody else may take it before the caller does: rare, and loud.
+/// A local port that nobody listens on, each once. It is below the range from which the kernel gives out ports, so that no
+/// client, and nobody who leaves the choice to the kernel, takes it before the caller does or between two runs of a daemon.
+///
+/// # Panics
+/// Where none is free.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).map(|at| at.port()).unwrap()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static FIRST: LazyLock<u32> = LazyLock::new(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.subsec_nanos() ^ std::process::id().rotate_left(16)
+    });
+    let port = |n: u32| 10_000 + (FIRST.wrapping_add(n) % 10_000) as u16;
+    let mut ports = (0..10_000).map(|_| port(NEXT.fetch_add(1, Ordering::Relaxed)));
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port from 10000 to 19999")
 }
 
 /// A local address that nobody listens on.
