@@ -264,6 +264,11 @@ fn permits(bytes: usize) -> u32 {
 mod tests {
     use super::*;
 
+    /// Bytes of the budget that nobody has.
+    fn free(memory: &Memory) -> u64 {
+        memory.permits.available_permits() as u64 * UNIT
+    }
+
     #[tokio::test]
     async fn a_batch_waits_for_what_others_hold_and_gets_what_they_give_back() {
         let memory = Memory::new(16 << 20);
@@ -339,13 +344,9 @@ mod tests {
             assert!(batches.iter().all(Option::is_some), "others go on");
         }
         drop(stuck);
-        assert_eq!(
-            memory.permits.available_permits() as u64 * UNIT,
-            12 << 20,
-            "it is counted as soon as that is possible"
-        );
+        assert_eq!(free(&memory), 12 << 20, "it is counted as soon as that is possible");
         drop(table);
-        assert_eq!(memory.permits.available_permits() as u64 * UNIT, 16 << 20);
+        assert_eq!(free(&memory), 16 << 20);
     }
 
     /// Leases and drops batches of another job, one after the other.
@@ -402,9 +403,9 @@ mod tests {
         for task in small {
             drop(task.await);
         }
-        assert_eq!(memory.permits.available_permits() as u64 * UNIT, 12 << 20);
+        assert_eq!(free(&memory), 12 << 20);
         drop(table);
-        assert_eq!(memory.permits.available_permits() as u64 * UNIT, 16 << 20);
+        assert_eq!(free(&memory), 16 << 20);
     }
 
     #[tokio::test]
@@ -425,13 +426,9 @@ mod tests {
         timeout(FIRST_TURN * 60, others).await.expect("others go on");
         assert!(longest > FIRST_TURN / 2, "it has saved: {longest:?}");
         drop(stuck);
-        assert_eq!(
-            memory.permits.available_permits() as u64 * UNIT,
-            12 << 20,
-            "it is counted as soon as that is possible"
-        );
+        assert_eq!(free(&memory), 12 << 20, "it is counted as soon as that is possible");
         drop(table);
-        assert_eq!(memory.permits.available_permits() as u64 * UNIT, 16 << 20);
+        assert_eq!(free(&memory), 16 << 20);
     }
 
     #[test]

@@ -1,10 +1,8 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # MariaDB, with TLS for those who ask for it. Read by up.sh.
 
-port_count=1
-# It wants to be told that root is meant.
-as=()
-[ "$(id -u)" != 0 ] || as=(--user=root)
+# shellcheck source=SCRIPTDIR/mysql_account.sh
+. "$here/mysql_account.sh"
 
 needs() {
     if ! has mariadbd || ! has mariadb-install-db || ! has mariadb; then
@@ -14,14 +12,7 @@ needs() {
     [ -e "$dir/tls/server.pem" ] || { echo "openssl. Install it: apt-get install openssl"; return 1; }
 }
 
-# Run at every start.
-configure() {
-    cat >"$home/init.sql" <<END
-CREATE DATABASE IF NOT EXISTS tidemill;
-CREATE USER IF NOT EXISTS tidemill@'%' IDENTIFIED BY 's3cret';
-GRANT ALL ON *.* TO tidemill@'%' WITH GRANT OPTION;
-END
-}
+configure() { write_account; }
 
 prepare() {
     mariadb-install-db --no-defaults "${as[@]}" "--datadir=$home/data" --auth-root-authentication-method=normal \
@@ -36,21 +27,4 @@ start() {
         "--ssl-ca=$dir/tls/ca.pem" "--ssl-cert=$dir/tls/server.pem" "--ssl-key=$dir/tls/server.key"
 }
 
-ready() {
-    MYSQL_PWD=s3cret mariadb --no-defaults -h 127.0.0.1 -P "${port[0]}" -u tidemill -e 'SELECT 1' tidemill >/dev/null 2>&1
-}
-
-address() { echo "127.0.0.1:${port[0]}"; }
-
-environment() {
-    cat <<END
-MYSQL_HOST=127.0.0.1
-MYSQL_PORT=${port[0]}
-MYSQL_USER=tidemill
-MYSQL_PASSWORD=s3cret
-MYSQL_DATABASE=tidemill
-MYSQL_URL=mysql://tidemill:s3cret@127.0.0.1:${port[0]}/tidemill
-MYSQL_CA='$dir/tls/ca.pem'
-MYSQL_PID=$pid
-END
-}
+environment() { account_environment "$dir/tls/ca.pem"; }

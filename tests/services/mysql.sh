@@ -1,11 +1,9 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # MySQL 8, with the certificates that it makes for itself, as most have them. Its client is MariaDB's. Read by up.sh.
 
-port_count=1
+# shellcheck source=SCRIPTDIR/mysql_account.sh
+. "$here/mysql_account.sh"
 program=$root/target/tools/mysql
-# It wants to be told that root is meant.
-as=()
-[ "$(id -u)" != 0 ] || as=(--user=root)
 
 needs() {
     [ "$(uname -sm)" = 'Linux x86_64' ] || { echo "MySQL 8, whose package has it for x86-64 alone"; return 1; }
@@ -14,13 +12,8 @@ needs() {
     has mariadb || { echo "MariaDB's client. Install it: apt-get install mariadb-client"; return 1; }
 }
 
-# Run at every start.
 configure() {
-    cat >"$home/init.sql" <<END
-CREATE DATABASE IF NOT EXISTS tidemill;
-CREATE USER IF NOT EXISTS tidemill@'%' IDENTIFIED BY 's3cret';
-GRANT ALL ON *.* TO tidemill@'%' WITH GRANT OPTION;
-END
+    write_account
     # The socket's path is relative to the data, since a socket's path may not be long.
     server=("$program/bin/mysqld" --no-defaults "${as[@]}" "--datadir=$home/data" --socket=mysql.sock --pid-file=mysql.pid
         --mysqlx=OFF --disable-log-bin --innodb-buffer-pool-size=64M --innodb-log-file-size=32M)
@@ -40,21 +33,4 @@ start() {
         --performance-schema-events-transactions-history-long-size=0
 }
 
-ready() {
-    MYSQL_PWD=s3cret mariadb --no-defaults -h 127.0.0.1 -P "${port[0]}" -u tidemill -e 'SELECT 1' tidemill >/dev/null 2>&1
-}
-
-address() { echo "127.0.0.1:${port[0]}"; }
-
-environment() {
-    cat <<END
-MYSQL_HOST=127.0.0.1
-MYSQL_PORT=${port[0]}
-MYSQL_USER=tidemill
-MYSQL_PASSWORD=s3cret
-MYSQL_DATABASE=tidemill
-MYSQL_URL=mysql://tidemill:s3cret@127.0.0.1:${port[0]}/tidemill
-MYSQL_CA='$home/data/ca.pem'
-MYSQL_PID=$pid
-END
-}
+environment() { account_environment "$home/data/ca.pem"; }

@@ -85,8 +85,7 @@ impl Inner {
         let mut verdict = self.judge(place, owned.as_ref())?;
         if verdict == Verdict::Hidden {
             // Rows that have their end keep it, whatever is undone beside them.
-            let (rows, _) = spared(self.open(&self.topic)?, owned.as_ref());
-            self.undo(writer, place, None, &rows)?;
+            self.undo(writer, place, None, &self.open_rows(owned.as_ref())?)?;
             let begun = Instant::now();
             while verdict == Verdict::Hidden && begun.elapsed() < SWEPT {
                 thread::sleep(PAUSE);
@@ -103,8 +102,7 @@ impl Inner {
                 sent.map_err(Failure::error)?;
             }
             Verdict::Undo => {
-                let (rows, _) = spared(self.open(&self.topic)?, owned.as_ref());
-                self.undo(writer, place, Some(partition), &rows)?;
+                self.undo(writer, place, Some(partition), &self.open_rows(owned.as_ref())?)?;
             }
             Verdict::Hidden | Verdict::Untold => return Ok(Hanging::Untold),
         }
@@ -128,6 +126,11 @@ impl Inner {
         let stable = self.reader.ends(topic, false)?;
         let open = stable.into_iter().filter_map(|(partition, stable)| Some((partition, stable?)));
         Ok(open.filter(|(partition, stable)| ends.get(partition).is_some_and(|end| Some(*stable) < *end)).collect())
+    }
+
+    /// The same for rows, without those that count.
+    fn open_rows(&self, owned: Option<&Owned>) -> Result<Open, SinkError> {
+        Ok(spared(self.open(&self.topic)?, owned).0)
     }
 
     /// A transaction of nothing that counts, in these partitions, undone: with it goes what hangs there.

@@ -416,10 +416,7 @@ impl State {
                         at.insert(partition, next);
                     }
                 }
-                Some(Err(error))
-                    if is_group(&error)
-                        || (explain(error.clone()).is_transient() && !is_denied(error.rdkafka_error_code())) =>
-                {
+                Some(Err(error)) if passes(&error, &explain(error.clone())) => {
                     tracing::debug!(topic, %error, "reading marks");
                 }
                 Some(Err(error)) => break Err(explain(error)),
@@ -460,12 +457,7 @@ fn scan(
                 }
             }
             Some(Err(KafkaError::PartitionEOF(_))) => break Ok(()),
-            Some(Err(error))
-                if !is_group(&error)
-                    && (is_denied(error.rdkafka_error_code()) || !explain(error.clone()).is_transient()) =>
-            {
-                break Err(explain(error));
-            }
+            Some(Err(error)) if !passes(&error, &explain(error.clone())) => break Err(explain(error)),
             Some(Err(_)) | None => {}
         }
         if quiet_since.elapsed() > ANSWER {
@@ -476,9 +468,10 @@ fn scan(
     result
 }
 
-/// The reader is in no group: it does not matter whether it might be.
-fn is_group(error: &KafkaError) -> bool {
-    error.rdkafka_error_code() == Some(Code::GroupAuthorizationFailed)
+/// Whether a reader goes on after this error. It is in no group: it does not matter whether it might be.
+fn passes(error: &KafkaError, explained: &SinkError) -> bool {
+    let code = error.rdkafka_error_code();
+    code == Some(Code::GroupAuthorizationFailed) || (explained.is_transient() && !is_denied(code))
 }
 
 /// What a partition answers while it gets another leader.
