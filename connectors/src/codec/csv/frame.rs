@@ -149,7 +149,8 @@ impl CsvFramer {
         let mut start = bom(bytes, at_end, self.mark())?;
         while self.has_header {
             // A header alone that ends with the chunk is complete, whatever follows.
-            let is_whole = at_end || only && bytes.last() == Some(&b'\r');
+            let last = bytes.len().checked_sub(self.unit.bytes()).and_then(|last| self.unit.letter(bytes, last));
+            let is_whole = at_end || only && last == Some(b'\r');
             match self.record(at, bytes, start, is_whole) {
                 Some((end, next)) if end == start && next > end => start = next,
                 Some((end, next)) => {
