@@ -53,9 +53,12 @@ fn is_same(theirs: &Value, ours: &Value) -> bool {
             theirs.len() == ours.len() && theirs.iter().zip(ours).all(|(one, other)| is_same(one, other))
         }
         (Value::Number(theirs), Value::Number(ours)) => {
-            // Beside broken numbers a whole one is a float64; serde_json reads the seventeenth digit of these by chance.
+            // Beside broken numbers a whole one is a float64, and 1.0 is a whole one in a column of these; serde_json reads
+            // the seventeenth digit of a float64 by chance.
             let is_close = |one: f64, other: f64| (one - other).abs() <= 1e-15 * one.abs();
-            theirs == ours || ours.is_f64() && theirs.as_f64().zip(ours.as_f64()).is_some_and(|(a, b)| is_close(a, b))
+            theirs == ours
+                || (ours.is_f64() || theirs.is_f64())
+                    && theirs.as_f64().zip(ours.as_f64()).is_some_and(|(a, b)| is_close(a, b))
         }
         _ => theirs == ours,
     }
