@@ -393,10 +393,10 @@ fn a_check_names_what_is_wrong_and_the_way_out_and_changes_nothing() {
         open(good.clone()).check(Some(&schema)).await.unwrap();
         let topics = kafka.tool(services::Kafka::TOPICS, &["--list"]);
         assert!(!topics.contains(&format!("{}-marks", good.topic)), "a check made the marks' topic");
-        let login = |password: &str| {
+        let login = |mechanism: &str, password: &str| {
             [
                 ("security.protocol", "SASL_PLAINTEXT"),
-                ("sasl.mechanisms", "PLAIN"),
+                ("sasl.mechanisms", mechanism),
                 ("sasl.username", &kafka.sasl_user),
                 ("sasl.password", password),
             ]
@@ -405,14 +405,18 @@ fn a_check_names_what_is_wrong_and_the_way_out_and_changes_nothing() {
         };
         let properties = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
         let sasl = KafkaSink { brokers: kafka.sasl_brokers.clone(), ..good.clone() };
-        open(KafkaSink { properties: login(&kafka.sasl_password), ..sasl.clone() }).check(None).await.unwrap();
+        for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            let properties = login(mechanism, &kafka.sasl_password);
+            open(KafkaSink { properties, ..sasl.clone() }).check(None).await.unwrap();
+        }
         let cases = [
             (
                 KafkaSink { topic: "not-there".into(), ..good.clone() },
                 ["there is no topic `not-there`", "--create --topic not-there"],
             ),
             (KafkaSink { brokers: "127.0.0.1:1".into(), ..good.clone() }, ["127.0.0.1:1", "onnection refused"]),
-            (KafkaSink { properties: login("hunter2"), ..sasl }, ["the login was refused", "`sasl.`"]),
+            (KafkaSink { properties: login("PLAIN", "hunter2"), ..sasl.clone() }, ["the login was refused", "`sasl.`"]),
+            (KafkaSink { properties: login("SCRAM-SHA-512", "hunter2"), ..sasl }, ["the login was refused", "`sasl.`"]),
             (
                 KafkaSink { key: Some(column("m")), ..good.clone() },
                 ["key: the rows have no column `m`", "they have n, text"],

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Apache Kafka: one node that is broker and controller. Listeners: plain, SASL (PLAIN), TLS. Read by up.sh.
+# Apache Kafka: one node that is broker and controller. Listeners: plain, SASL (PLAIN and SCRAM), TLS. Read by up.sh.
 #
 # A client asks one address for the cluster, and then uses those that the answer names. So that a test can put a proxy between
 # them, one more listener (KAFKA_PROXY_TO) names an address where nobody listens but that proxy (KAFKA_PROXY_AT).
@@ -34,8 +34,10 @@ inter.broker.listener.name=PLAIN
 listeners=PLAIN://127.0.0.1:${port[0]},SASL://127.0.0.1:${port[1]},TLS://127.0.0.1:${port[2]},PROXY://127.0.0.1:${port[4]},CONTROLLER://127.0.0.1:${port[3]}
 advertised.listeners=PLAIN://127.0.0.1:${port[0]},SASL://127.0.0.1:${port[1]},TLS://127.0.0.1:${port[2]},PROXY://127.0.0.1:${port[5]}
 listener.security.protocol.map=PLAIN:PLAINTEXT,SASL:SASL_PLAINTEXT,TLS:SSL,PROXY:PLAINTEXT,CONTROLLER:PLAINTEXT
-listener.name.sasl.sasl.enabled.mechanisms=PLAIN
+listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
 listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_tidemill="s3cret";
+listener.name.sasl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.tls.ssl.keystore.type=PEM
 listener.name.tls.ssl.keystore.location=$home/keys.pem
 log.dirs=$home/data
@@ -85,10 +87,12 @@ END
 }
 
 prepare() {
-    local cluster
+    # Users of SCRAM are in the cluster's own log: the first node brings them.
+    local cluster scram='[name=tidemill,password=s3cret]'
+    local users=(--add-scram "SCRAM-SHA-256=$scram" --add-scram "SCRAM-SHA-512=$scram")
     cluster=$(head -c 16 /dev/urandom | base64 | tr '+/' 'ab' | tr -d =)
-    [ ! -e "$dir/kafka.joins" ] || read -r cluster _ <"$dir/kafka.joins"
-    "$java" "${jvm[@]}" -cp "$classpath" kafka.tools.StorageTool format -t "$cluster" -c "$home/server.properties" >"$home/log" 2>&1
+    [ ! -e "$dir/kafka.joins" ] || { read -r cluster _ <"$dir/kafka.joins"; users=(); }
+    "$java" "${jvm[@]}" -cp "$classpath" kafka.tools.StorageTool format -t "$cluster" -c "$home/server.properties" "${users[@]}" >"$home/log" 2>&1
 }
 
 start() {

@@ -449,29 +449,31 @@ fn what_is_wrong_with_the_configuration_is_told_before_anything_is_read() {
     run(async {
         let check = async |config: KafkaSource| open_with(config, &[], false)?.check().await;
         let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let sasl = |password: &str| KafkaSource {
+        let sasl = |mechanism: &str, password: &str| KafkaSource {
             brokers: kafka.sasl_brokers.clone(),
             properties: vec![
                 set("security.protocol", "SASL_PLAINTEXT"),
-                set("sasl.mechanism", "PLAIN"),
+                set("sasl.mechanism", mechanism),
                 set("sasl.username", &kafka.sasl_user),
                 set("sasl.password", password),
             ],
             ..topic.config()
         };
         check(topic.config()).await.unwrap();
-        check(sasl(&kafka.sasl_password)).await.unwrap();
         let tls = KafkaSource {
             brokers: kafka.tls_brokers.clone(),
             properties: vec![set("security.protocol", "SSL"), set("ssl.ca.location", &kafka.ca.display().to_string())],
             ..topic.config()
         };
         check(tls.clone()).await.unwrap();
-        let begun = Instant::now();
-        let error = check(sasl("wrong")).await.unwrap_err();
-        assert!(!error.is_transient() && error.to_string().contains("do not accept the login"), "{error}");
-        assert!(!error.to_string().contains("wrong"), "a password is never shown: {error}");
-        assert!(begun.elapsed() < Duration::from_secs(9), "a wrong password is told at once");
+        for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            check(sasl(mechanism, &kafka.sasl_password)).await.unwrap();
+            let begun = Instant::now();
+            let error = check(sasl(mechanism, "wrong")).await.unwrap_err();
+            assert!(!error.is_transient() && error.to_string().contains("do not accept the login"), "{error}");
+            assert!(!error.to_string().contains("wrong"), "a password is never shown: {error}");
+            assert!(begun.elapsed() < Duration::from_secs(9), "a wrong password is told at once");
+        }
         let error = check(KafkaSource { properties: tls.properties[..1].to_vec(), ..tls }).await.unwrap_err();
         assert!(error.to_string().contains("no TLS connection"), "{error}");
         let missing = Located { value: "no-such-topic".to_owned(), at: Default::default() };
