@@ -122,8 +122,9 @@ impl Inner {
 
     /// Where a transaction is open now, of partitions that have a leader.
     fn open(&self, topic: &str) -> Result<Open, SinkError> {
-        let ends = self.reader.ends(topic, true)?;
-        let stable = self.reader.ends(topic, false)?;
+        let count = self.reader.partitions(topic)?;
+        let ends = self.reader.ends(topic, count, true)?;
+        let stable = self.reader.ends(topic, count, false)?;
         let open = stable.into_iter().filter_map(|(partition, stable)| Some((partition, stable?)));
         Ok(open.filter(|(partition, stable)| ends.get(partition).is_some_and(|end| Some(*stable) < *end)).collect())
     }
@@ -158,9 +159,10 @@ impl Inner {
         let waits = |cause: String| {
             Failure::Undone(SinkError::Transient { what: format!("writing to topic {}", self.topic), cause })
         };
-        let ends = self.reader.ends(&self.topic, true).map_err(Failure::Undone)?;
+        let count = self.reader.partitions(&self.topic).map_err(Failure::Undone)?;
+        let ends = self.reader.ends(&self.topic, count, true).map_err(Failure::Undone)?;
         let open = loop {
-            let stable = self.reader.ends(&self.topic, false).map_err(Failure::Undone)?;
+            let stable = self.reader.ends(&self.topic, count, false).map_err(Failure::Undone)?;
             let at = |partition: &i32| stable.get(partition).copied().flatten();
             let is_past = |(partition, end): &(&i32, &Option<i64>)| end.is_some() && at(partition) >= **end;
             let open: Vec<(i32, Option<i64>)> =

@@ -24,7 +24,10 @@ use super::{
     cluster::{ANSWER, Cluster, Context, Right, to_keep_marks, to_read, to_write},
     marks::{Book, Owned, PARTITIONS, Place},
 };
-use crate::{kafka::is_denied, sink::SinkError};
+use crate::{
+    kafka::{is_denied, offsets},
+    sink::SinkError,
+};
 
 /// Between two looks at transactions that are open.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
@@ -144,27 +147,35 @@ impl Reader {
         Ok(partitions(&self.state().clients(&self.cluster)?.committed, &self.cluster, topic, needs)?.is_some())
     }
 
-    /// Where the partitions of a topic end: truly, or for readers of committed records. `None`: it has no leader now.
-    /// Nothing where there is no such topic.
-    pub(super) fn ends(&self, topic: &str, true_ends: bool) -> Result<BTreeMap<i32, Option<i64>>, SinkError> {
+    /// How many partitions a topic of rows has; 0: there is no such topic.
+    pub(super) fn partitions(&self, topic: &str) -> Result<i32, SinkError> {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = &Clients::made(&mut asking, &self.cluster)?.committed;
+        Ok(partitions(client, &self.cluster, topic, to_write(topic))?.unwrap_or(0))
+    }
+
+    /// Where the first `count` partitions of a topic end: truly, or for readers of committed records. `None`: it has no
+    /// leader now.
+    pub(super) fn ends(
+        &self,
+        topic: &str,
+        count: i32,
+        true_ends: bool,
+    ) -> Result<BTreeMap<i32, Option<i64>>, SinkError> {
+        if count == 0 {
+            return Ok(BTreeMap::new());
+        }
         let begun = Instant::now();
         // Not the clients that read: beats do not wait for this.
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let clients = Clients::made(&mut asking, &self.cluster)?;
         let client = if true_ends { &clients.all } else { &clients.committed };
-        let count = partitions(client, &self.cluster, topic, to_write(topic))?.unwrap_or(0);
-        if count == 0 {
-            return Ok(BTreeMap::new());
-        }
         loop {
-            let mut list = TopicPartitionList::new();
-            let added = (0..count).try_for_each(|one| list.add_partition_offset(topic, one, Offset::End));
-            match added.and_then(|()| client.offsets_for_times(list, ANSWER)) {
+            let list = offsets::at_ends((0..count).map(|one| (topic, one)));
+            match list.and_then(|list| offsets::ends(client, list, ANSWER)) {
                 Ok(found) => {
-                    let found = found.elements().into_iter().filter(|one| one.error().is_ok());
-                    let found: BTreeMap<i32, i64> =
-                        found.filter_map(|one| Some((one.partition(), one.offset().to_raw()?))).collect();
-                    return Ok((0..count).map(|one| (one, found.get(&one).copied().filter(|at| *at >= 0))).collect());
+                    let found: BTreeMap<i32, i64> = found.into_iter().map(|(_, one, at)| (one, at)).collect();
+                    return Ok((0..count).map(|one| (one, found.get(&one).copied())).collect());
                 }
                 Err(error) if moves(error.rdkafka_error_code()) && begun.elapsed() < MOVING => thread::sleep(PAUSE),
                 Err(error) => {

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{Offset, TopicPartitionList, error::KafkaResult};
+use rdkafka::{TopicPartitionList, error::KafkaResult};
 
 use super::{client, topics::Partition};
+use crate::kafka::offsets::known;
 
 /// How long an answer is waited for.
 const ANSWERED_AFTER: Duration = Duration::from_secs(5);
@@ -44,9 +45,8 @@ impl Offsets {
         if result.is_err() {
             return;
         }
-        for one in list.elements().iter().filter(|one| one.error().is_ok()) {
-            let Offset::Offset(has) = one.offset() else { continue };
-            let partition = Partition::new(one.topic(), one.partition());
+        for (topic, one, has) in known(list) {
+            let partition = Partition::new(&topic, one);
             if self.sent.get(&partition).is_some_and(|(offset, _)| i64::try_from(*offset).is_ok_and(|it| it <= has)) {
                 self.sent.remove(&partition);
             }
@@ -65,7 +65,10 @@ impl Offsets {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+    use rdkafka::{
+        Offset,
+        error::{KafkaError, RDKafkaErrorCode},
+    };
 
     use super::*;
 

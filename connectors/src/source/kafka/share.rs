@@ -14,12 +14,12 @@ use std::{
 };
 
 use rdkafka::{
-    Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
 };
 
 use super::{client::Context, core::Core, topics::Partition};
+use crate::kafka::offsets;
 
 /// Busy for less than this part of the time: there are free hands.
 const FREE: f64 = 0.5;
@@ -200,24 +200,15 @@ pub(super) fn look(core: &Core, query: &BaseConsumer<Context>) {
 
 /// Asks where the partitions end, all at once, and how far the group is. What does not answer is left out.
 fn see(query: &BaseConsumer<Context>, partitions: &[Partition]) -> Result<Seen, KafkaError> {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for partition in partitions {
-        list.add_partition_offset(&partition.topic, partition.number, Offset::End)?;
-    }
+    let list = offsets::at_ends(partitions.iter().map(|one| (&*one.topic, one.number)))?;
+    let by_partition = |found: Vec<(String, i32, i64)>| {
+        let found = found.into_iter();
+        found.map(|(topic, one, at)| (Partition::new(&topic, one), u64::try_from(at).unwrap_or(0))).collect()
+    };
     Ok(Seen {
-        done: offsets(&query.committed_offsets(list.clone(), ANSWER)?),
-        ends: offsets(&query.offsets_for_times(list, ANSWER)?),
+        done: by_partition(offsets::known(&query.committed_offsets(list.clone(), ANSWER)?)),
+        ends: by_partition(offsets::ends(query, list, ANSWER)?),
     })
-}
-
-fn offsets(list: &TopicPartitionList) -> Offsets {
-    let known = list.elements().into_iter().filter(|one| one.error().is_ok()).filter_map(|one| match one.offset() {
-        Offset::Offset(offset) => {
-            Some((Partition::new(one.topic(), one.partition()), u64::try_from(offset).unwrap_or(0)))
-        }
-        _ => None,
-    });
-    known.collect()
 }
 
 #[cfg(test)]
