@@ -74,6 +74,29 @@ fn script(path: &Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
 
+/// Another program that finds no lock takes itself for the last one that has the database open, and removes the log.
+#[tokio::test]
+async fn looks_at_marks_leave_the_lock_of_the_open_connection_alone() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.db");
+    let (sink, lane) = (open(&path, "t", &[]), Lane::single());
+    for round in 1..=2 {
+        write(&sink, &[table(vec![numbers("n", &[Some(round)])])]).await.unwrap();
+        sink.peek(std::slice::from_ref(&lane)).await.unwrap();
+        sink.rejects(&lane, 0).await.unwrap();
+        // SQLite's shared lock, as the kernel shows it: proc_locks(5).
+        let (process, inode) = (std::process::id().to_string(), std::fs::metadata(&path).unwrap().ino().to_string());
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        let ours = |line: &&str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.contains(&process.as_str()) && words.iter().any(|word| word.rsplit(':').next() == Some(&inode))
+        };
+        let held: Vec<&str> = locks.lines().filter(ours).collect();
+        assert!(held.iter().any(|line| line.contains(" READ ") && line.contains(" 1073741826 ")), "{round}: {held:?}");
+    }
+}
+
 #[tokio::test]
 async fn every_type_has_a_form_that_sqlite_itself_understands() {
     let dir = tempfile::tempdir().unwrap();
@@ -107,6 +130,26 @@ async fn every_type_has_a_form_that_sqlite_itself_understands() {
 }
 
 /// REAL holds infinities, but SQLite makes NULL of NaN: a column that takes no NULL refuses it like one.
+#[tokio::test]
+async fn folders_and_views_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = [table(vec![numbers("n", &[Some(1)])])];
+    let error = write(&open(dir.path(), "t", &[]), &rows).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("is a folder: name a file in it"), "{error}");
+    let path = dir.path().join("a.db");
+    script(
+        &path,
+        "CREATE TABLE t (n INTEGER PRIMARY KEY); CREATE VIEW v AS SELECT * FROM t; CREATE VIEW w AS SELECT * FROM t;
+        CREATE TRIGGER into_t INSTEAD OF INSERT ON w BEGIN INSERT INTO t VALUES (NEW.n); END",
+    );
+    for (view, key) in [("v", &[][..]), ("v", &["n"]), ("w", &["n"])] {
+        let error = write(&open(&path, view, key), &rows).await.unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains("it is a view"), "{view}: {error}");
+    }
+    write(&open(&path, "w", &[]), &rows).await.unwrap();
+    assert_eq!(read(&path, "SELECT n FROM t"), ["Integer(1)"]);
+}
+
 #[tokio::test]
 async fn nan_is_null_and_infinities_stay() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
 //! One connection for all sinks of a database file in this process, and what its errors mean.
 
 use std::{
-    collections::HashMap,
-    fs,
+    collections::{BTreeMap, HashMap, btree_map::Entry},
+    fs, io,
     os::unix::fs::{FileExt as _, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
@@ -28,8 +28,8 @@ pub(super) struct Database {
 
 struct Open {
     connection: Connection,
-    /// Device and inode: a file that was removed or replaced under us must not swallow commits.
-    identity: (u64, u64),
+    /// A file that was removed or replaced under us must not swallow commits.
+    identity: Identity,
 }
 
 impl Database {
@@ -88,7 +88,20 @@ impl Database {
         result.map_err(|failure| failure.explain(&self.path))
     }
 
+    /// Whether there is something at the path, which is no folder then.
+    fn is_there(&self) -> Result<bool, SinkError> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) if metadata.is_dir() => Err(SinkError::Fatal(format!(
+                "{} is a folder: name a file in it, such as {}",
+                self.path.display(),
+                self.path.join("out.db").display()
+            ))),
+            found => Ok(found.is_ok()),
+        }
+    }
+
     fn connect(&self) -> Result<Open, SinkError> {
+        self.is_there()?;
         let folder = durable::parent(&self.path);
         let io = |error| SinkError::io(format!("making the folder of {}", self.path.display()), &error);
         durable::create_dir_all(folder).map_err(io)?;
@@ -115,7 +128,7 @@ impl Database {
 
     /// Reads without changing anything on the disk; `None` where there is no file.
     pub(super) fn read<T>(&self, work: impl Fn(&Connection) -> rusqlite::Result<T>) -> Result<Option<T>, SinkError> {
-        if !self.path.exists() {
+        if !self.is_there()? {
             return Ok(None);
         }
         let explain = |error| Failure::Sqlite("reading", error).explain(&self.path);
@@ -139,8 +152,7 @@ impl Database {
     /// What the file's header says: the versions of the format for writing and reading are both 2 in WAL mode.
     fn in_wal_mode(&self) -> bool {
         let mut versions = [0; 2];
-        let read = fs::File::open(&self.path).and_then(|file| file.read_exact_at(&mut versions, 18));
-        read.is_ok() && versions == [2, 2]
+        header(&self.path, &mut versions, 18).is_ok() && versions == [2, 2]
     }
 
     /// The file that SQLite keeps beside the database under this ending.
@@ -181,9 +193,31 @@ enum Access {
     Recover,
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino()))
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(path: &Path) -> Option<Identity> {
+    fs::metadata(path).ok().map(|metadata| identity_of(&metadata))
+}
+
+fn identity_of(metadata: &fs::Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Files that were opened beside SQLite. They stay open: closing one gives up all locks that this process has on the file,
+/// those of SQLite's connections too (fcntl(2), "record locks"). Another program would then take itself for the last one
+/// that has the database open, and remove the log into which our connection goes on writing.
+static HEADERS: Mutex<BTreeMap<Identity, fs::File>> = Mutex::new(BTreeMap::new());
+
+/// Reads a part of the file that is at this path now.
+fn header(path: &Path, bytes: &mut [u8], at: u64) -> io::Result<()> {
+    let mut headers = HEADERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let identity = identity_of(&fs::metadata(path)?);
+    let file = match headers.entry(identity) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(new) => new.insert(fs::File::open(path)?),
+    };
+    file.read_exact_at(bytes, at)
 }
 
 /// What stops a piece of work on a database.

@@ -1,7 +1,7 @@
 //! The user's table: made where it is absent, checked column by column where it is there.
 
 use arrow::datatypes::{DataType, Schema};
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension as _};
 
 use super::database::{Doing, Failure};
 use crate::{codec::type_name, sink::SinkError};
@@ -99,6 +99,12 @@ impl Table {
             return connection.execute_batch(&self.create(schema)).doing("making the table in");
         }
         self.check(&columns, schema)?;
+        let takes = self.view_takes_rows(connection).doing("looking at the table of")?;
+        if takes.is_some_and(|takes| !takes || !self.key.is_empty()) {
+            let why =
+                "it is a view, which takes no upserts, and rows only by a trigger INSTEAD OF INSERT: name a table";
+            return Err(self.fatal(why).into());
+        }
         if self.key.is_empty() || self.has_unique_key(connection).doing("looking at the indexes of")? {
             return Ok(());
         }
@@ -153,6 +159,13 @@ impl Table {
         let read =
             |row: &rusqlite::Row<'_>| Ok(Column { name: row.get(0)?, declared: row.get(1)?, required: row.get(2)? });
         statement.query_map([&self.name], read)?.collect()
+    }
+
+    /// Of a view: whether it has a trigger.
+    fn view_takes_rows(&self, connection: &Connection) -> rusqlite::Result<Option<bool>> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_schema t WHERE t.type = 'trigger' AND t.tbl_name = v.name)
+            FROM sqlite_schema v WHERE v.type = 'view' AND lower(v.name) = lower(?1)";
+        connection.query_row(sql, [&self.name], |row| row.get(0)).optional()
     }
 
     fn has_unique_key(&self, connection: &Connection) -> rusqlite::Result<bool> {
