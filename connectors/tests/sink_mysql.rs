@@ -26,10 +26,13 @@ on_each_server!(
     every_type_is_read_back_by_another_client,
     a_timestamp_column_holds_the_instant,
     what_is_no_number_there_is_a_reject,
+    narrow_integers_take_what_fits,
     the_last_row_of_a_key_wins_within_a_batch_and_over_batches,
     keys_that_differ_in_spaces_at_the_end_are_two,
     rows_with_the_flag_delete_their_key_in_batch_order_and_the_flag_is_not_stored,
     a_refused_row_costs_one_reject_in_the_same_commit,
+    what_the_server_has_against_a_row_stops_no_lane,
+    a_number_is_no_place_in_a_list_of_values,
     a_row_that_no_statement_can_hold_becomes_a_reject_with_its_beginning,
     one_bad_row_of_a_hundred_thousand_is_found_by_halves,
     many_refused_rows_end_in_time,
@@ -102,6 +105,18 @@ async fn what_is_no_number_there_is_a_reject(place: Place) {
         rejects.iter().map(|r| (r.row, &*r.reason)).collect::<Vec<_>>(),
         [(0, "out_of_range"), (1, "out_of_range")]
     );
+}
+
+/// The job has no narrower integers than int32.
+async fn narrow_integers_take_what_fits(place: Place) {
+    place.sql("CREATE TABLE t (a TINYINT, b SMALLINT, c MEDIUMINT UNSIGNED)");
+    let of = |values: [i32; 4]| -> ArrayRef { Arc::new(Int32Array::from(values.to_vec())) };
+    let rows =
+        table(vec![("a", of([-128, 128, 0, 0])), ("b", of([32767, 0, -32769, 0])), ("c", of([16_777_215, 0, 0, -1]))]);
+    let sink = place.open("t", &[]);
+    assert_eq!(write(&sink, &[rows]).await.unwrap().rejected(), 3);
+    assert_eq!(place.sql("SELECT * FROM t"), ["-128\t32767\t16777215"]);
+    assert!(sink.rejects(&Lane::single(), 0).await.unwrap().iter().all(|reject| reject.reason == "out_of_range"));
 }
 
 async fn the_last_row_of_a_key_wins_within_a_batch_and_over_batches(place: Place) {
@@ -212,6 +227,69 @@ async fn a_refused_row_costs_one_reject_in_the_same_commit(place: Place) {
     assert_eq!((later.len(), later[0].number, later[0].seq), (1, 7, 2));
 }
 
+/// Errors of the server's functions, of generated columns and of triggers, whatever number they have.
+async fn what_the_server_has_against_a_row_stops_no_lane(place: Place) {
+    let signals = |what: &str| {
+        format!(
+            "CREATE TABLE t (n BIGINT, s TEXT);
+            DELIMITER //
+            CREATE TRIGGER no BEFORE INSERT ON t FOR EACH ROW IF NEW.s = 'bad' THEN {what}; END IF//
+            DELIMITER ;"
+        )
+    };
+    let mut cases = vec![
+        (signals("SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 30001"), "bad", "constraint"),
+        (signals("SIGNAL SQLSTATE '02TRG'"), "bad", "constraint"),
+        (signals("SIGNAL SQLSTATE 'MY001'"), "bad", "constraint"),
+        (signals("SET NEW.n = (SELECT 1 UNION SELECT 2)"), "bad", "constraint"),
+        (
+            "CREATE TABLE t (n BIGINT, s TEXT, q DOUBLE AS (1 / (CHAR_LENGTH(s) - 5)) STORED)".into(),
+            "zero:",
+            "out_of_range",
+        ),
+    ];
+    if place.kind == Kind::Mysql {
+        let deep = format!("CREATE TABLE t (n BIGINT, s TEXT, j JSON AS (REPLACE(s, 'bad', '{}')))", "[".repeat(150));
+        let generated = |what: &str| format!("CREATE TABLE t (n BIGINT, s TEXT, g INT AS ({what}) STORED)");
+        cases.extend([
+            (deep, "bad", "too_big"),
+            (generated("JSON_EXTRACT(s, '$.a')"), "[bad", "type"),
+            (generated("s REGEXP CONCAT('a', s)"), "(", "type"),
+        ]);
+    }
+    for (sql, bad, reason) in cases {
+        place.sql(&format!("DROP TABLE IF EXISTS t; {sql}"));
+        let sink = place.open("t", &[]);
+        let from = sink.rejects(&Lane::single(), 0).await.unwrap_or_default().len() as u64;
+        let good = "[1]";
+        let rows =
+            table(vec![numbers("n", &[Some(1), Some(2), Some(3)]), texts("s", &[Some(good), Some(bad), Some(good)])]);
+        let receipt = write(&sink, &[rows]).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        assert_eq!((receipt.rejected(), place.sql("SELECT n FROM t")), (1, vec!["1".into(), "3".into()]), "{sql}");
+        let rejects = sink.rejects(&Lane::single(), from).await.unwrap();
+        assert_eq!((rejects[0].row, &*rejects[0].reason), (1, reason), "{sql}: {}", rejects[0].detail);
+    }
+    // A key that the column's character set does not have.
+    place.sql("DROP TABLE t; CREATE TABLE t (k VARCHAR(9) CHARACTER SET latin1 PRIMARY KEY)");
+    let sink = open(&mysql::config(&place.url, "t", &["k"], Some("gone")));
+    let rows = table(vec![texts("k", &[Some("a"), Some("Ж"), Some("b")]), flags("gone", &[None, Some(true), None])]);
+    assert_eq!(write(&sink, &[rows]).await.unwrap().rejected(), 1);
+    assert_eq!(place.sql("SELECT k FROM t ORDER BY k"), ["a", "b"]);
+}
+
+async fn a_number_is_no_place_in_a_list_of_values(place: Place) {
+    place.sql("CREATE TABLE t (e ENUM('a', 'it''s', '7'), s SET('x', 'y', ''))");
+    let sink = place.open("t", &[]);
+    let rows = [("a", "x,y"), ("1", "x"), ("7", "x"), ("a", "3"), ("it's", ""), (" +2 ", "x"), ("b", "x")];
+    let [lists, sets] = [rows.map(|row| Some(row.0)), rows.map(|row| Some(row.1))];
+    assert_eq!(write(&sink, &[table(vec![texts("e", &lists), texts("s", &sets)])]).await.unwrap().rejected(), 4);
+    assert_eq!(place.sql("SELECT e, s FROM t"), ["a\tx,y", "7\tx", "it's\t"]);
+    let rejects = sink.rejects(&Lane::single(), 0).await.unwrap();
+    assert_eq!(rejects.iter().map(|reject| reject.row).collect::<Vec<_>>(), [1, 3, 5, 6]);
+    assert!(rejects.iter().all(|reject| reject.reason == "type"), "{rejects:?}");
+    assert!(rejects[0].detail.contains("none of the values of an ENUM or SET"), "{}", rejects[0].detail);
+}
+
 /// Its record is about as long as the row, and must not be what the server refuses next.
 async fn a_row_that_no_statement_can_hold_becomes_a_reject_with_its_beginning(place: Place) {
     let limit: usize = place.sql("SELECT @@max_allowed_packet")[0].parse().unwrap();
@@ -259,7 +337,7 @@ async fn many_refused_rows_end_in_time(place: Place) {
 }
 
 async fn a_table_that_does_not_fit_is_named_with_column_and_types(place: Place) {
-    let cases: [(&str, &[&str], &[&str]); 16] = [
+    let cases: [(&str, &[&str], &[&str]); 20] = [
         (
             "CREATE TABLE t (n BIGINT)",
             &[],
@@ -288,6 +366,28 @@ async fn a_table_that_does_not_fit_is_named_with_column_and_types(place: Place) 
         ("CREATE TABLE u (n BIGINT, s TEXT); CREATE VIEW t AS SELECT * FROM u", &[], &["a view: name a table"]),
         ("DO 1", &["nn"], &["key column `nn`", "n, s"]),
         ("CREATE TABLE t (n BIGINT, s TEXT, UNIQUE INDEX u (n))", &["s"], &["unique index `u` (n)"]),
+        // Rows meet in columns that they do not have.
+        (
+            "CREATE TABLE t (n BIGINT PRIMARY KEY, s VARCHAR(9), l VARCHAR(9) AS (lower(s)) STORED UNIQUE)",
+            &["n"],
+            &["unique index `l` (l)"],
+        ),
+        (
+            "CREATE TABLE t (n BIGINT PRIMARY KEY, s VARCHAR(9), l VARCHAR(9) AS (lower(s)) VIRTUAL, UNIQUE (l))",
+            &["n"],
+            &["unique index `l` (l)"],
+        ),
+        (
+            "CREATE TABLE t (n BIGINT PRIMARY KEY, s VARCHAR(9), x INT NOT NULL DEFAULT 5 UNIQUE)",
+            &["n"],
+            &["unique index `x` (x)"],
+        ),
+        (
+            "CREATE TABLE t (n BIGINT PRIMARY KEY, s VARCHAR(9), x INT UNIQUE);
+            CREATE TRIGGER fills BEFORE INSERT ON t FOR EACH ROW SET NEW.x = 5",
+            &["n"],
+            &["unique index `x` (x) (trigger `fills` may fill it)"],
+        ),
     ];
     let batch = table(vec![numbers("n", &[Some(1)]), texts("s", &[Some("a")])]);
     let clean = "DROP TABLE IF EXISTS t, u; DROP VIEW IF EXISTS t";
@@ -317,6 +417,8 @@ async fn a_table_that_does_not_fit_is_named_with_column_and_types(place: Place) 
         ("CREATE TABLE t (N BIGINT UNSIGNED, s VARCHAR(9), x TEXT)", &[][..]),
         ("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, n BIGINT, s TEXT)", &[]),
         ("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, n BIGINT UNIQUE, s TEXT)", &["n"]),
+        ("CREATE TABLE t (n BIGINT PRIMARY KEY, s VARCHAR(9), x INT UNIQUE)", &["n"]),
+        ("CREATE TABLE t (n BIGINT PRIMARY KEY, s VARCHAR(9), x INT NOT NULL DEFAULT 5, y INT, UNIQUE (x, y))", &["n"]),
         ("CREATE TABLE t (n DECIMAL(20,1), s ENUM('a', 'b'), x INT NOT NULL DEFAULT 5)", &[]),
     ] {
         place.sql(&format!("{clean}; {sql}"));

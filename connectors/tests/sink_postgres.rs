@@ -223,6 +223,20 @@ async fn a_table_that_does_not_fit_is_told_with_its_column_both_types_and_the_wa
 
     let why = refused(&place.open("keyless", &["n"], None), &n).await;
     assert!(why.contains("an upsert needs a unique index on its key: CREATE UNIQUE INDEX ON"), "{why}");
+    place.sql(
+        "CREATE VIEW seen AS SELECT * FROM keyless; CREATE TABLE ruled (n int8 PRIMARY KEY);
+        CREATE RULE elsewhere AS ON INSERT TO ruled DO INSTEAD INSERT INTO keyless VALUES (NEW.n);
+        CREATE TABLE whole (at timestamptz(0) PRIMARY KEY)",
+    );
+    let why = refused(&place.open("seen", &["n"], None), &n).await;
+    assert!(why.contains("it is a view, which has no unique index for an upsert"), "{why}");
+    let why = refused(&place.open("ruled", &["n"], None), &n).await;
+    assert!(why.contains("DROP RULE \"elsewhere\" ON \"ruled\""), "{why}");
+    let at =
+        table(vec![("at", Arc::new(TimestampMicrosecondArray::from(vec![1]).with_timezone("+00:00")) as ArrayRef)]);
+    let why = refused(&place.open("whole", &["at"], None), &at).await;
+    assert!(why.contains("too few digits of a second") && why.contains("TYPE timestamptz"), "{why}");
+    write(&place.open("whole", &[], None), &[at]).await.unwrap();
     let why = refused(&place.open("new", &["id"], None), &n).await;
     assert!(why.contains("the key column `id` is not among the rows' columns: n"), "{why}");
     let why = refused(&place.open("new", &["n"], Some("n2")), &n).await;
@@ -449,6 +463,50 @@ async fn rows_are_refused_one_by_one_with_the_servers_own_words() {
 }
 
 /// Of two rows with one key the second is refused, as if they came one by one; those of earlier batches count too.
+/// Functions and triggers choose their own codes.
+#[tokio::test]
+async fn what_a_trigger_raises_is_a_reject_whatever_its_code() {
+    let Some(place) = Place::new() else { return };
+    for (table_of, raises) in [
+        ("plain", "RAISE EXCEPTION 'no'"),
+        ("own", "RAISE EXCEPTION 'no' USING ERRCODE = 'MY001'"),
+        ("state", "RAISE EXCEPTION 'no' USING ERRCODE = '45000'"),
+        ("asserted", "ASSERT false, 'no'"),
+        ("strict", "SELECT 1 INTO STRICT one WHERE false"),
+        ("many", "PERFORM (SELECT n FROM generate_series(1, 2) AS n)"),
+    ] {
+        place.sql(&format!(
+            "CREATE TABLE {table_of} (n int8 PRIMARY KEY);
+            CREATE FUNCTION {table_of}() RETURNS trigger LANGUAGE plpgsql AS $$
+            DECLARE one int; BEGIN IF NEW.n = 2 THEN {raises}; END IF; RETURN NEW; END $$;
+            CREATE TRIGGER no BEFORE INSERT ON {table_of} FOR EACH ROW EXECUTE FUNCTION {table_of}()"
+        ));
+        for key in [&[][..], &["n"]] {
+            place.sql(&format!("DELETE FROM {table_of}"));
+            let sink = place.open(table_of, key, None);
+            let batch = table(vec![numbers("n", &[Some(1), Some(2), Some(3)])]);
+            let receipt = write(&sink, &[batch]).await.unwrap_or_else(|error| panic!("{raises}: {error}"));
+            assert_eq!((receipt.rejected(), place.sql(&format!("SELECT n FROM {table_of}")).len()), (1, 2), "{raises}");
+            let last = rejects(&sink).await.pop().unwrap();
+            assert_eq!((last.row, &*last.reason), (1, "constraint"), "{raises}: {}", last.detail);
+        }
+    }
+}
+
+/// The job has no narrower integers than int32, and an identity column is a key like any other.
+#[tokio::test]
+async fn narrow_integers_take_what_fits_and_identities_what_is_given() {
+    let Some(place) = Place::new() else { return };
+    place.sql("CREATE TABLE t (k int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, n smallint)");
+    let of = |values: [i32; 3]| -> ArrayRef { Arc::new(Int32Array::from(values.to_vec())) };
+    let batch = table(vec![numbers("k", &[Some(7), Some(8), Some(9)]), ("n", of([32767, 32768, -32768]))]);
+    let sink = place.open("t", &["k"], None);
+    assert_eq!(write(&sink, &[batch]).await.unwrap().rejected(), 1);
+    assert_eq!(place.sql("SELECT * FROM t ORDER BY k"), ["7|32767", "9|-32768"]);
+    let told = rejects(&sink).await.pop().unwrap();
+    assert!(told.row == 1 && told.detail.contains("out of the range of smallint"), "{}", told.detail);
+}
+
 #[tokio::test]
 async fn a_unique_key_takes_the_first_row() {
     let Some(place) = Place::new() else { return };

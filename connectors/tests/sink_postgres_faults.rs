@@ -341,6 +341,16 @@ async fn rights_that_are_missing_are_told_before_anything_runs() {
     assert!(why.contains("no right to SELECT, UPDATE on"), "{why}");
     grant("SELECT, UPDATE ON rows");
     assert_eq!(told(&["n"], None).await, "");
+    place.sql(&format!("ALTER TABLE rows ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON rows TO {user} USING (true)"));
+    let why = told(&[], None).await;
+    assert!(why.contains("row-level security holds for this user") && why.contains("BYPASSRLS"), "{why}");
+    assert_eq!(told(&["n"], None).await, "", "an upsert is an INSERT");
+    place.sql(&format!(
+        "ALTER TABLE rows DISABLE ROW LEVEL SECURITY; ALTER ROLE {user} SET default_transaction_read_only = on"
+    ));
+    let why = told(&[], None).await;
+    assert!(why.contains("are read-only: ALTER DATABASE"), "{why}");
+    place.sql(&format!("ALTER ROLE {user} RESET default_transaction_read_only"));
     // Rights to insert are all that appending takes; what was looked at is enough to run.
     let mut runner = Runner::claim(open(postgres::config(&url, "rows", &[], None)), &Lane::single(), 1).await.unwrap();
     runner.run(1).await.unwrap();

@@ -97,6 +97,16 @@ pub(crate) fn record(batch: &RecordBatch, row: usize) -> Map<String, Value> {
     pairs.map(|(field, column)| (field.name().clone(), json(column, row))).collect()
 }
 
+/// Digits behind the second that a time has.
+pub(super) fn fraction_digits(kind: &DataType) -> Option<u64> {
+    match kind {
+        DataType::Timestamp(TimeUnit::Second, _) => Some(0),
+        DataType::Timestamp(TimeUnit::Millisecond, _) => Some(3),
+        DataType::Timestamp(..) => Some(6),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -79,6 +79,14 @@ where
     result.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
 }
 
+/// Who has a lane that was lost.
+fn lost_to(held: Generation, mine: Generation) -> String {
+    match held {
+        Generation(0) => format!("not of generation {mine} any more: it has a new owner, or its mark was deleted"),
+        held => format!("owned by a newer generation ({held}; mine is {mine})"),
+    }
+}
+
 /// What can go wrong in a sink.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SinkError {
@@ -91,7 +99,7 @@ pub enum SinkError {
         cause: String,
     },
     /// Another generation owns the lane.
-    #[error("lane {lane} of sink {sink} is owned by a newer generation ({held}; mine is {mine})")]
+    #[error("lane {lane} of sink {sink} is {}", lost_to(*held, *mine))]
     Fenced {
         /// The sink.
         sink: SinkId,

@@ -347,6 +347,14 @@ impl Failure {
         }
     }
 
+    /// The SQLSTATE and the server's number of the error.
+    pub(crate) fn state(&self) -> Option<(&str, u16)> {
+        match self {
+            Self::Server(_, Error::Server(error)) => Some((&error.state, error.code)),
+            _ => None,
+        }
+    }
+
     /// The server's own sentence.
     pub(crate) fn said(&self) -> String {
         match self {

@@ -18,7 +18,10 @@ mod marks;
 mod rows;
 mod table;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use async_trait::async_trait;
@@ -31,7 +34,7 @@ use self::{
     database::{Address, Database, Doing, Failure, Session},
     marks::{Scope, owns},
     rows::Rows,
-    table::Table,
+    table::{Members, Table},
 };
 use super::{Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking, commit_as_one, unmarked};
 
@@ -48,6 +51,8 @@ pub struct Mysql {
     database: Database,
     scope: Scope,
     table: Arc<Table>,
+    /// As the table was when it was looked at.
+    members: Mutex<Arc<Members>>,
     guarantee: Guarantee,
 }
 
@@ -67,6 +72,7 @@ impl Mysql {
             database: Database::new(address),
             scope: Scope { job: job.to_owned(), sink: id },
             table,
+            members: Mutex::default(),
             guarantee: config.guarantee,
         })
     }
@@ -264,7 +270,9 @@ impl Mysql {
                 "innodb_flush_log_at_trx_commit is not 1: a power cut at the server takes back batches that were committed"
             );
         }
-        self.table.prepare(session, schema).await
+        let members = self.table.prepare(session, schema).await?;
+        *self.members.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(members);
+        Ok(())
     }
 }
 
@@ -351,7 +359,8 @@ impl Sink for Mysql {
     async fn stage(&self, context: &StageContext, rows: &[RecordBatch]) -> Result<Staged, SinkError> {
         let rows: Vec<RecordBatch> = if context.mark_only { Vec::new() } else { rows.to_vec() };
         let table = self.table.clone();
-        let rows = blocking(move || Rows::new(&table, rows)).await?;
+        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let rows = blocking(move || Rows::new(&table, &members, rows)).await?;
         Ok(Staged { rows: rows.count(), bytes: rows.bytes(), data: Box::new(rows) })
     }
 

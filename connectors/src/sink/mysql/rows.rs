@@ -8,9 +8,9 @@ use arrow::{
         StringViewArray,
     },
     datatypes::{
-        DataType, Date32Type, Decimal128Type, Float32Type, Int8Type, Int16Type, TimeUnit, TimestampMicrosecondType,
-        TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type, UInt32Type,
-        UInt64Type,
+        DataType, Date32Type, Decimal128Type, Field, Float32Type, Int8Type, Int16Type, TimeUnit,
+        TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type,
+        UInt16Type, UInt32Type, UInt64Type,
     },
 };
 use chrono::{DateTime, Utc};
@@ -19,7 +19,7 @@ use tidemill_checkpoint::Permit;
 
 use super::{
     database::{Failure, Session},
-    table::{Table, quoted},
+    table::{Members, Table, quoted},
 };
 use crate::sink::{SinkReject, cell, dense::is_dense};
 
@@ -33,7 +33,13 @@ const BEGINNING: usize = 1_000;
 const STATEMENT_KEYS: usize = 500;
 
 /// A column, looked up once per batch instead of once per cell.
-enum Column<'a> {
+struct Column<'a> {
+    cells: Cells<'a>,
+    /// The values of an ENUM or SET.
+    members: Option<&'a [String]>,
+}
+
+enum Cells<'a> {
     Text(&'a StringArray),
     View(&'a StringViewArray),
     Int32(&'a Int32Array),
@@ -44,6 +50,25 @@ enum Column<'a> {
 }
 
 impl<'a> Column<'a> {
+    fn new(array: &'a ArrayRef, members: Option<&'a [String]>) -> Self {
+        Self { cells: Cells::new(array), members }
+    }
+
+    /// Appends the cell as a literal. `false`: the server has no such value.
+    fn write(&self, out: &mut Vec<u8>, row: usize) -> bool {
+        !self.is_place(row) && self.cells.write(out, row)
+    }
+
+    /// Whether the cell is a number that an ENUM or SET would take for the place of a value, since it is none itself.
+    fn is_place(&self, row: usize) -> bool {
+        let Some((members, text)) = self.members.zip(self.cells.text(row)) else { return false };
+        let digits = text.trim().trim_start_matches(['+', '-']);
+        let is_number = !digits.is_empty() && digits.bytes().all(|one| one.is_ascii_digit());
+        is_number && !members.iter().any(|member| member == text)
+    }
+}
+
+impl<'a> Cells<'a> {
     fn new(array: &'a ArrayRef) -> Self {
         match array.data_type() {
             DataType::Utf8 => Self::Text(array.as_string()),
@@ -56,7 +81,15 @@ impl<'a> Column<'a> {
         }
     }
 
-    /// Appends the cell as a literal. `false`: the server has no such value.
+    fn text(&self, row: usize) -> Option<&'a str> {
+        match self {
+            Self::Text(array) if array.is_valid(row) => Some(array.value(row)),
+            Self::View(array) if array.is_valid(row) => Some(array.value(row)),
+            _ => None,
+        }
+    }
+
+    /// See [`Column::write`].
     fn write(&self, out: &mut Vec<u8>, row: usize) -> bool {
         match self {
             Self::Text(array) if array.is_valid(row) => text(out, array.value(row)),
@@ -197,10 +230,10 @@ impl Rows {
 
     /// Writes the batches' rows as text. Consecutive rows that are stored share statements, and so do those that delete:
     /// the order is the batch's, so that the last row of a key wins.
-    pub(super) fn new(table: &Table, batches: Vec<RecordBatch>) -> Self {
+    pub(super) fn new(table: &Table, members: &Members, batches: Vec<RecordBatch>) -> Self {
         let (mut chunks, mut refused) = (Vec::new(), Vec::new());
         for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| batch.num_rows() > 0) {
-            Text::new(table, batch).write(index, &mut chunks, &mut refused);
+            Text::new(table, members, batch).write(index, &mut chunks, &mut refused);
         }
         Self { batches, chunks, refused }
     }
@@ -250,12 +283,16 @@ struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    fn new(table: &Table, batch: &'a RecordBatch) -> Self {
+    fn new(table: &Table, members: &'a Members, batch: &'a RecordBatch) -> Self {
         let schema = batch.schema_ref();
         let nothing: Arc<str> = "".into();
         let named = |name: &String| Some((quoted(name), batch.column_by_name(name)?));
+        let column = |field: &Field| {
+            let members = members.get(&field.name().to_lowercase()).map(Vec::as_slice);
+            Some(Column::new(batch.column_by_name(field.name())?, members))
+        };
         Self {
-            columns: table.stored(schema).filter_map(|f| batch.column_by_name(f.name())).map(Column::new).collect(),
+            columns: table.stored(schema).filter_map(column).collect(),
             keys: table.key.iter().filter_map(named).collect(),
             deletes: table.delete_when.as_ref().and_then(|name| batch.column_by_name(name)?.as_boolean_opt()),
             insert: Chunk::new(&table.insert(schema).into(), ", ", &table.update(schema).into()),
@@ -291,8 +328,11 @@ impl<'a> Text<'a> {
                 chunk.rows.push((batch, row));
             } else {
                 chunk.text.truncate(before);
-                let detail = "a number that is not finite, or a time that has no year of four digits".to_owned();
-                refused.push(((batch, row), ("out_of_range", detail)));
+                let (reason, detail) = match self.columns.iter().any(|column| column.is_place(row)) {
+                    true => ("type", "a number that is none of the values of an ENUM or SET column"),
+                    false => ("out_of_range", "a number that is not finite, or a time that has no year of four digits"),
+                };
+                refused.push(((batch, row), (reason, detail.to_owned())));
             }
         }
         chunks.extend(open.map(|(_, chunk)| chunk).filter(|chunk| !chunk.rows.is_empty()));
@@ -317,7 +357,7 @@ impl<'a> Text<'a> {
             out.extend_from_slice(if index > 0 { b" AND " } else { b"(" });
             out.extend_from_slice(name.as_bytes());
             out.push(b'=');
-            if !Column::new(array).write(out, row) {
+            if !Cells::new(array).write(out, row) {
                 return false;
             }
         }
@@ -381,24 +421,35 @@ async fn send(session: &mut Session, statement: &[u8]) -> Result<Option<Refusal>
     }
     match session.run("writing rows to", statement).await {
         Ok(_) => Ok(None),
-        Err(failure) => match failure.code().and_then(reason) {
+        Err(failure) => match failure.state().and_then(|(state, code)| reason(state, code)) {
             Some(reason) => Ok(Some((reason, failure.said()))),
             None => Err(failure),
         },
     }
 }
 
-/// The errors that are about a row.
-fn reason(code: u16) -> Option<&'static str> {
-    Some(match code {
-        // Duplicate, null, without default, foreign keys, checks, views' checks, partitions, SIGNAL of a trigger.
-        1048 | 1062 | 1169 | 1216 | 1217 | 1364 | 1369 | 1451 | 1452 | 1526 | 1557 | 1586 | 1644 | 1748 | 1761
-        | 1762 | 1859 | 3819 | 4025 => "constraint",
-        1265 | 1292 | 1366 | 1367 | 1411 | 3140 | 4038 => "type",
-        1264 | 1690 => "out_of_range",
-        1406 => "too_long",
-        1118 | 1301 | 1713 => "too_big",
-        _ => return None,
+/// Whether an error is about the values of a row: another row may do. Gives the reason of the reject.
+///
+/// The class of the SQLSTATE tells it where there is one: 22 is wrong values, 23 broken constraints, and what a trigger
+/// signals may have any that is not the server's own. Where the server says no more than HY000 or 42000, its number does.
+fn reason(state: &str, code: u16) -> Option<&'static str> {
+    let class = state.get(..2)?;
+    Some(match (class, code) {
+        // A column that is gone, or more of them than values.
+        (_, 1052 | 1136) => return None,
+        (_, 1264 | 1365 | 1690) | ("22", 1441) => "out_of_range",
+        (_, 1406) => "too_long",
+        (_, 1118 | 1301 | 1713 | 3157) => "too_big",
+        ("22", _) => "type",
+        // Values of types without a class, texts of different character sets that cannot be compared, patterns.
+        (_, 1139 | 1265..=1267 | 1270 | 1271 | 1292 | 1366 | 1367 | 1411 | 1525 | 3140 | 3685..=3700 | 4038) => "type",
+        // Null, without default, foreign keys, checks, views' checks, partitions, SIGNAL of a trigger.
+        (_, 1048 | 1364 | 1369 | 1526 | 1643 | 1644 | 1748 | 1761 | 1762 | 1859 | 3819 | 4025) => "constraint",
+        // The connection, what the server cannot do, cursors, logins, transactions, rights and names, prepared statements.
+        ("08" | "0A" | "24" | "25" | "28" | "2D" | "2F" | "34" | "3D" | "40" | "42" | "70" | "HY" | "S1" | "XA", _) => {
+            return None;
+        }
+        _ => "constraint",
     })
 }
 
@@ -437,7 +488,7 @@ mod tests {
         let array: ArrayRef = Arc::new(StringArray::from(vec![Some("it's"), None, Some("a\\b"), Some("")]));
         let batch = RecordBatch::try_from_iter_with_nullable([("k", array, true)]).unwrap();
         let table = Table { name: "t".into(), key: Vec::new(), delete_when: None };
-        let rows = Rows::new(&table, vec![batch]);
+        let rows = Rows::new(&table, &Members::new(), vec![batch]);
         let part = |rows_of: Range<usize>| String::from_utf8(rows.chunks[0].statement(&rows_of)).unwrap();
         let before = "INSERT INTO `t` (`k`) VALUES ";
         assert_eq!(part(0..4), format!("{before}('it''s'), (NULL), (_utf8mb4 x'615c62'), ('')"));
@@ -452,7 +503,7 @@ mod tests {
         let gone: ArrayRef = Arc::new(BooleanArray::from(vec![Some(false), None, Some(true), Some(true), Some(true)]));
         let batch = RecordBatch::try_from_iter_with_nullable([("k", keys, true), ("gone", gone, true)]).unwrap();
         let table = Table { name: "d.t".into(), key: vec!["k".into()], delete_when: Some("gone".into()) };
-        let rows = Rows::new(&table, vec![batch]);
+        let rows = Rows::new(&table, &Members::new(), vec![batch]);
         let all = |chunk: &Chunk| String::from_utf8(chunk.statement(&(0..chunk.rows.len()))).unwrap();
         assert_eq!(
             rows.chunks.iter().map(all).collect::<Vec<_>>(),
@@ -462,7 +513,7 @@ mod tests {
             ]
         );
         let table = Table { key: vec!["k".into(), "gone".into()], ..table };
-        let rows = Rows::new(&table, rows.batches);
+        let rows = Rows::new(&table, &Members::new(), rows.batches);
         let two = "DELETE FROM `d`.`t` WHERE (`k`=1 AND `gone`=1) OR (`k`=3 AND `gone`=1)";
         assert_eq!(all(rows.chunks.last().unwrap()), two);
         assert_eq!(rows.refused[0].0, (0, 1), "a part of the key is null");

@@ -1,9 +1,14 @@
 //! The user's table: made where it is absent, checked column by column where it is there.
 
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use std::collections::BTreeMap;
+
+use arrow::datatypes::{DataType, Field, Schema};
 
 use super::database::{Failure, Session};
-use crate::{codec::type_name, sink::SinkError};
+use crate::{
+    codec::type_name,
+    sink::{SinkError, cell::fraction_digits},
+};
 
 /// Bytes of a key in an index, in all its text columns together.
 const KEY_BYTES: usize = 3072;
@@ -31,6 +36,9 @@ pub(super) struct Table {
     pub(super) delete_when: Option<String>,
 }
 
+/// Columns that are an ENUM or SET, by their names in lower case, and their values.
+pub(super) type Members = BTreeMap<String, Vec<String>>;
+
 /// A column as the server describes it.
 struct Column {
     name: String,
@@ -44,8 +52,20 @@ struct Column {
     fraction: Option<u64>,
     /// It must be given, and is not made by the server.
     required: bool,
+    nullable: bool,
     /// The server makes it.
     generated: bool,
+    /// Rows that do not have it differ in it, or are null: the server counts it, or makes UUIDs.
+    apart: bool,
+}
+
+impl Column {
+    /// The values of an ENUM or SET: `enum('a','it''s')`.
+    fn members(&self) -> Option<Vec<String>> {
+        let list = self.declared.strip_prefix(&self.kind).filter(|_| matches!(&*self.kind, "enum" | "set"))?;
+        let list = list.strip_prefix("('")?.strip_suffix("')")?;
+        Some(list.split("','").map(|member| member.replace("''", "'")).collect())
+    }
 }
 
 type ColumnRow = (String, String, String, Option<u64>, Option<u64>, Option<u64>, String, Option<String>, String);
@@ -116,16 +136,6 @@ fn integer_bytes(kind: &str) -> Option<u64> {
         .or_else(|| (kind == "bigint").then_some(8))
 }
 
-/// Digits behind the second that a time has.
-fn fraction_digits(kind: &DataType) -> Option<u64> {
-    match kind {
-        DataType::Timestamp(TimeUnit::Second, _) => Some(0),
-        DataType::Timestamp(TimeUnit::Millisecond, _) => Some(3),
-        DataType::Timestamp(..) => Some(6),
-        _ => None,
-    }
-}
-
 /// Whether values of a job's type stay what they are in the column. A text may be too long for one, or a number negative:
 /// that is seen row by row.
 fn keeps(column: &Column, kind: &DataType) -> bool {
@@ -138,6 +148,8 @@ fn keeps(column: &Column, kind: &DataType) -> bool {
             10 => 4,
             _ => 8,
         };
+        // The job has no narrower integers: a value that does not fit is seen row by row.
+        let bytes = if *kind == DataType::Int32 { 1 } else { bytes };
         return integer_bytes(there).is_some_and(|there| there >= bytes)
             || decimal.is_some_and(|(all, after)| all - after >= digits)
             || (matches!(there, "double" | "real") && digits <= 10);
@@ -175,32 +187,34 @@ impl Table {
     }
 
     /// Makes the table or checks it. Not part of any batch.
-    pub(super) async fn prepare(&self, session: &mut Session, schema: &Schema) -> Result<(), Failure> {
-        if self.check(session, Some(schema)).await? {
-            return Ok(());
+    pub(super) async fn prepare(&self, session: &mut Session, schema: &Schema) -> Result<Members, Failure> {
+        if let Some(columns) = self.check(session, Some(schema)).await? {
+            let members = |column: &Column| Some((column.name.to_lowercase(), column.members()?));
+            return Ok(columns.iter().filter_map(members).collect());
         }
         let collation = collation(session).await?;
-        session.run("making the table in", self.create(schema, collation)).await.map(drop)
+        session.run("making the table in", self.create(schema, collation)).await?;
+        Ok(Members::new())
     }
 
-    /// Looks whether rows of the schema could be written. Whether the table is there.
-    pub(super) async fn check(&self, session: &mut Session, schema: Option<&Schema>) -> Result<bool, Failure> {
+    /// Looks whether rows of the schema could be written. The table's columns, if it is there.
+    async fn check(&self, session: &mut Session, schema: Option<&Schema>) -> Result<Option<Vec<Column>>, Failure> {
         self.check_names(schema)?;
         let columns = self.columns(session).await?;
         if columns.is_empty() {
-            return Ok(false);
+            return Ok(None);
         }
         if let Some(schema) = schema {
             self.check_columns(&columns, schema)?;
-            self.check_keys(session, schema).await?;
+            self.check_keys(session, &columns, schema).await?;
         }
-        Ok(true)
+        Ok(Some(columns))
     }
 
     /// Whether this user may do what the sink does with the table.
     pub(super) async fn look(&self, session: &mut Session, schema: Option<&Schema>) -> Result<(), Failure> {
         let what = "looking at the rights of the user in";
-        let there = self.check(session, schema).await?;
+        let there = self.check(session, schema).await?.is_some();
         match schema {
             Some(schema) if !there => {
                 let collation = collation(session).await?;
@@ -304,32 +318,47 @@ impl Table {
     }
 
     /// An upsert finds its row by any unique index: by the key's there must be one, and by another there must be no way.
-    async fn check_keys(&self, session: &mut Session, schema: &Schema) -> Result<(), Failure> {
+    async fn check_keys(&self, session: &mut Session, columns: &[Column], schema: &Schema) -> Result<(), Failure> {
         if self.key.is_empty() {
             return Ok(());
         }
+        let what = "looking at the indexes of";
         let sql = "SELECT index_name, column_name, sub_part FROM information_schema.statistics
             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0
             ORDER BY index_name, seq_in_index";
-        let (database, table) = self.parts();
-        let rows: Vec<(String, Option<String>, Option<u64>)> =
-            session.rows("looking at the indexes of", sql, (database, table)).await?;
+        let rows: Vec<(String, Option<String>, Option<u64>)> = session.rows(what, sql, self.parts()).await?;
+        let sql = "SELECT trigger_name FROM information_schema.triggers
+            WHERE event_object_schema = COALESCE(?, DATABASE()) AND event_object_table = ?
+                AND action_timing = 'BEFORE' AND event_manipulation = 'INSERT'";
+        let trigger: Option<String> = session.first(what, sql, self.parts()).await?;
         let lower = |name: &String| name.to_lowercase();
         let mut wanted: Vec<String> = self.key.iter().map(lower).collect();
         wanted.sort();
         let stored: Vec<String> = self.stored(schema).map(|field| lower(field.name())).collect();
+        // What a trigger may fill in is never known to be null.
+        let is_apart = |name: &String| {
+            let column = columns.iter().find(|column| lower(&column.name) == *name && !stored.contains(name));
+            column.is_some_and(|column| column.apart && (trigger.is_none() || !column.nullable))
+        };
         let mut found = false;
         for index in rows.chunk_by(|a, b| a.0 == b.0) {
+            // A part that is an expression has no column.
             let mut columns: Vec<String> =
                 index.iter().map(|(_, column, _)| column.as_ref().map(lower).unwrap_or_default()).collect();
             columns.sort();
             if columns == wanted && index.iter().all(|(_, _, part)| part.is_none()) {
                 found = true;
-            } else if columns.iter().all(|column| stored.contains(column)) {
+            } else if !columns.iter().any(is_apart) {
                 let name = index.first().map_or("", |(name, _, _)| name);
+                let filled = match &trigger {
+                    Some(trigger) if !columns.iter().all(|column| stored.contains(column)) => {
+                        format!(" (trigger `{trigger}` may fill it)")
+                    }
+                    _ => String::new(),
+                };
                 return Err(self
                     .fatal(&format!(
-                        "its unique index `{name}` ({}) is not the key of the upsert, and a row that meets another one in it would replace that one: make the index a plain one, or `key` its columns",
+                        "its unique index `{name}` ({}){filled} is not the key of the upsert, and a row that meets another one in it would replace that one: make the index a plain one, or `key` its columns",
                         columns.join(", ")
                     ))
                     .into());
@@ -379,9 +408,17 @@ impl Table {
         let column = |(name, kind, declared, all, after, fraction, nullable, default, extra): ColumnRow| {
             let extra = extra.to_lowercase();
             let generated = extra.contains("generated") && !extra.contains("default_generated");
-            let made = generated || extra.contains("auto_increment") || default.is_some();
+            let counted = extra.contains("auto_increment");
+            let nullable = nullable == "YES";
+            let required = !nullable && !generated && !counted && default.is_none();
+            // MariaDB says that null is the default.
+            let default = default.filter(|default| !default.eq_ignore_ascii_case("null")).map(|it| it.to_lowercase());
+            let apart = match &default {
+                Some(default) => default.contains("uuid("),
+                None => nullable || counted,
+            };
             let (kind, digits) = (kind.to_lowercase(), all.map(|all| (all, after.unwrap_or_default())));
-            Column { name, kind, declared, digits, fraction, required: nullable == "NO" && !made, generated }
+            Column { name, kind, declared, digits, fraction, required, nullable, generated, apart: apart && !generated }
         };
         Ok(rows.into_iter().map(column).collect())
     }

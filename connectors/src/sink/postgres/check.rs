@@ -21,7 +21,7 @@ impl Postgres {
         let client = &session.connection.client;
         let sql =
             "SELECT pg_is_in_recovery(), current_user::text, has_database_privilege(current_database(), 'TEMPORARY'),
-            current_database()::text";
+            current_database()::text, current_setting('default_transaction_read_only') = 'on'";
         let row = client.query_one(sql, &[]).await.doing(LOOKING)?;
         let (standby, user, temporary, database): (bool, String, bool, String) =
             (row.get(0), row.get(1), row.get(2), row.get(3));
@@ -29,6 +29,13 @@ impl Postgres {
         let fatal = |why: String| Err(SinkError::Fatal(format!("{server}: {why}")).into());
         if standby {
             return fatal("it is a standby, which cannot be written to: name the primary in `url`".into());
+        }
+        if row.get(4) {
+            return fatal(format!(
+                "transactions of {user} in database {0} are read-only: ALTER DATABASE {0} RESET default_transaction_read_only, \
+                 or ALTER ROLE {user} SET default_transaction_read_only = off",
+                quoted(&database)
+            ));
         }
         let sql = "SELECT has_schema_privilege(oid, 'USAGE'), has_schema_privilege(oid, 'CREATE') FROM pg_namespace
             WHERE nspname = $1";

@@ -90,7 +90,8 @@ impl Rule {
             (Kind::Other, _) => None,
             (_, DataType::Null) => Some(Self::Null),
             (Kind::Bool, DataType::Boolean) => Some(Self::Bool),
-            (Kind::Int2, _) if holds(15) => number(),
+            // The job has no narrower integers: a value that does not fit is seen row by row.
+            (Kind::Int2, _) if holds(15) || *from == DataType::Int32 => number(),
             (Kind::Int4, _) if holds(31) => number(),
             (Kind::Int8, _) if holds(63) => number(),
             // A double holds every integer of 53 bits, a float one of 24.
@@ -369,7 +370,10 @@ fn text(text: &str, out: &mut Vec<u8>) -> Result<(), Refused> {
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // `Rule::of` lets only narrow enough types through
 fn integer(value: i64, to: &Kind, out: &mut Vec<u8>) -> Result<(), Refused> {
     match to {
-        Kind::Int2 => fixed(out, (value as i16).to_be_bytes()),
+        Kind::Int2 => match i16::try_from(value) {
+            Ok(value) => fixed(out, value.to_be_bytes()),
+            Err(_) => return Err("out of the range of smallint, -32768 to 32767".into()),
+        },
         Kind::Int4 => fixed(out, (value as i32).to_be_bytes()),
         Kind::Float4 => fixed(out, (value as f32).to_be_bytes()),
         Kind::Float8 => fixed(out, (value as f64).to_be_bytes()),
@@ -379,8 +383,14 @@ fn integer(value: i64, to: &Kind, out: &mut Vec<u8>) -> Result<(), Refused> {
     Ok(())
 }
 
+/// As the server reads one: in braces or not, with a hyphen after any group of four digits.
 fn uuid(text: &str) -> Result<[u8; 16], Refused> {
-    uuid::Uuid::try_parse(text.trim()).map(uuid::Uuid::into_bytes).map_err(|error| format!("not a uuid: {error}"))
+    let bare = text.trim();
+    let bare = bare.strip_prefix('{').and_then(|bare| bare.strip_suffix('}')).unwrap_or(bare);
+    let groups: Vec<&str> = bare.split('-').collect();
+    let is_cut_well = groups.iter().all(|group| !group.is_empty() && group.len() % 4 == 0);
+    let parsed = if is_cut_well { uuid::Uuid::try_parse(&groups.concat()) } else { uuid::Uuid::try_parse(bare) };
+    parsed.map(uuid::Uuid::into_bytes).map_err(|error| format!("not a uuid: {error}"))
 }
 
 fn timestamp(value: i64, unit: TimeUnit) -> Result<i64, Refused> {
@@ -427,6 +437,8 @@ mod tests {
             (DataType::Int64, Kind::Int4, false),
             (DataType::UInt32, Kind::Int4, false),
             (DataType::UInt32, Kind::Int8, true),
+            (DataType::Int32, Kind::Int2, true),
+            (DataType::Int64, Kind::Int2, false),
             (DataType::UInt64, Kind::Int8, false),
             (DataType::UInt64, numeric(0), true),
             (DataType::Int32, Kind::Float8, true),
@@ -446,6 +458,29 @@ mod tests {
             (DataType::Date32, Kind::Timestamp, false),
         ] {
             assert_eq!(Rule::of(&from, &to).is_some(), fits, "{from} into {to:?}");
+        }
+    }
+
+    #[test]
+    fn uuids_are_spelled_as_the_server_reads_them() {
+        let expected = uuid("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11").unwrap();
+        for text in [
+            "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11",
+            " {a0eebc99-9c0b4ef8-bb6d6bb9-bd380a11} ",
+            "a0eebc999c0b4ef8bb6d6bb9bd380a11",
+            "a0ee-bc99-9c0b-4ef8-bb6d-6bb9-bd38-0a11",
+        ] {
+            assert_eq!(uuid(text), Ok(expected), "{text}");
+        }
+        for text in [
+            "",
+            "{}",
+            "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a1",
+            "a-0eebc999c0b4ef8bb6d6bb9bd380a11",
+            "-",
+            "x0eebc999c0b4ef8bb6d6bb9bd380a11",
+        ] {
+            assert!(uuid(text).is_err(), "{text}");
         }
     }
 

@@ -57,16 +57,22 @@ pub(crate) fn said(error: &Error) -> String {
 
 /// Whether an error is about the values of a row: another row may do. Gives the reason of the reject.
 ///
-/// Class 22 is wrong values, 23 broken constraints, 44 a view's check; triggers refuse rows with `RAISE EXCEPTION` (P0001);
-/// a value that is too big for an index or nested too deep exceeds a limit (54000, 54001). That bytes are no value of the
-/// column's type (22P03) is no row's fault: the column is of another type than it was.
+/// Class 22 is wrong values; a value that is too big for an index or nested too deep exceeds a limit (54000, 54001). That
+/// bytes are no value of the column's type (22P03) is no row's fault: the column is of another type than it was. What is
+/// left of the classes is broken constraints, and what functions and triggers raise, who may choose any code.
 fn refusal(code: &SqlState) -> Option<&'static str> {
     match (&code.code()[..2], code.code()) {
         (_, "22P03") => None,
-        ("23" | "44", _) | (_, "P0001") => Some("constraint"),
         ("22", _) => Some("value"),
         (_, "54000" | "54001") => Some("too_big"),
-        _ => None,
+        // The connection, what the server cannot do, transactions, statements, logins, names and rights, limits, locks, the
+        // operator, the system, its settings, foreign data, itself.
+        (
+            "08" | "0A" | "25" | "26" | "28" | "2B" | "2D" | "3B" | "3D" | "3F" | "40" | "42" | "53" | "54" | "55"
+            | "57" | "58" | "72" | "F0" | "HV" | "XX",
+            _,
+        ) => None,
+        _ => Some("constraint"),
     }
 }
 
@@ -141,9 +147,14 @@ impl Failure {
         match (&code[..2], code) {
             (_, "42501") => match said.split_once("permission denied for schema ") {
                 Some((_, schema)) => {
-                    fatal(&format!(": GRANT USAGE ON SCHEMA {schema} to the user, or take another user"))
+                    let right = if doing.starts_with("making") { "CREATE" } else { "USAGE" };
+                    fatal(&format!(": GRANT {right} ON SCHEMA {schema} to the user, or take another user"))
                 }
-                None => fatal(": GRANT the user what it lacks, or take another user"),
+                None => {
+                    let function = error.as_db_error().and_then(|error| error.where_()?.lines().next());
+                    let within = function.map(|function| format!(" (in {function})")).unwrap_or_default();
+                    fatal(&format!("{within}: GRANT the user what it lacks, or take another user"))
+                }
             },
             (_, "42P01" | "3F000") => fatal(": make it, or name another in the job"),
             (_, "42703") => {

@@ -227,7 +227,7 @@ fn merge(target: &Target, names: &[&String], columns: &str, temporary: &str) -> 
         format!(", gone AS (DELETE FROM {table} t USING last l WHERE l.{DELETES} AND {})", same.join(" AND "))
     });
     format!(
-        "WITH {last}{} INSERT INTO {table} ({columns}) SELECT {columns} FROM last WHERE NOT {DELETES} ORDER BY {keys} \
+        "WITH {last}{} INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM last WHERE NOT {DELETES} ORDER BY {keys} \
          ON CONFLICT ({keys}) DO {action}",
         gone.unwrap_or_default()
     )

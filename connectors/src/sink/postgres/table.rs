@@ -9,7 +9,10 @@ use super::{
     failure::{Doing, Failure},
     marks::LOCK,
 };
-use crate::{codec::type_name, sink::SinkError};
+use crate::{
+    codec::type_name,
+    sink::{SinkError, cell::fraction_digits},
+};
 
 /// Names of PostgreSQL have at most so many bytes: it cuts longer ones, and they are not found again.
 const LONGEST_NAME: usize = 63;
@@ -39,6 +42,8 @@ struct Column {
     shown: String,
     required: bool,
     generated: bool,
+    /// Digits behind the second, where the column says how many.
+    digits: Option<u64>,
     kind: Kind,
 }
 
@@ -159,6 +164,10 @@ const APART: &str = "SELECT c.oid::regclass::text, c.relkind = 'f' FROM pg_class
         AND (c.oid = $1 OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid::regclass)))
     ORDER BY 1 LIMIT 1";
 
+/// Whether row-level security holds for this user, and a rule that stands for inserts or updates.
+const INSTEAD: &str = "SELECT row_security_active($1::oid),
+        (SELECT min(rulename::text) FROM pg_rewrite WHERE ev_class = $1 AND ev_type IN ('2', '3'))";
+
 impl Column {
     fn read(row: &Row) -> Self {
         let modifier: i32 = row.get(9);
@@ -173,6 +182,7 @@ impl Column {
             shown: row.get(3),
             required: row.get(4),
             generated: row.get(5),
+            digits: u64::try_from(modifier).ok().filter(|_| kind == Kind::Timestamp),
             kind,
         }
     }
@@ -239,7 +249,7 @@ impl Table {
         let Some(row) = connection.client.query_opt(TABLE, &[&place, &self.name]).await.doing(doing)? else {
             return Ok(None);
         };
-        let oid: u32 = row.get(0);
+        let (oid, view): (u32, bool) = (row.get(0), row.get::<_, &str>(1) == "v");
         if let Some(row) = connection.client.query_opt(APART, &[&oid]).await.doing(doing)? {
             return Err(self.apart(row.get(0), row.get(1)).into());
         }
@@ -247,7 +257,14 @@ impl Table {
         let found = Found { oid, columns: rows.iter().map(Column::read).collect() };
         let fields = self.fields(&found, schema)?;
         self.check(&found, schema)?;
+        let row = connection.client.query_one(INSTEAD, &[&oid]).await.doing(doing)?;
+        self.go_in(row.get(0), row.get(1))?;
         if !self.key.is_empty() {
+            if view {
+                return Err(self
+                    .fatal("it is a view, which has no unique index for an upsert: name the table behind it, or `mode: append`")
+                    .into());
+            }
             let mut key = self.key.clone();
             key.sort_unstable();
             let keys = connection.client.query(KEYS, &[&oid]).await.doing(doing)?;
@@ -308,6 +325,22 @@ impl Table {
         ))
     }
 
+    /// COPY, by which rows are appended, goes with no row-level security; an upsert goes by no rule.
+    fn go_in(&self, secured: bool, rule: Option<&str>) -> Result<(), SinkError> {
+        let (table, upserts) = (self.as_named(), !self.key.is_empty());
+        match rule {
+            _ if secured && !upserts => Err(self.fatal(&format!(
+                "row-level security holds for this user, and COPY does not go with it: ALTER ROLE ... BYPASSRLS, or ALTER \
+                 TABLE {table} DISABLE ROW LEVEL SECURITY"
+            ))),
+            Some(rule) if upserts => Err(self.fatal(&format!(
+                "an upsert does not go with its rule {0}: DROP RULE {0} ON {table}, or `mode: append`, which passes rules by",
+                quoted(rule)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn fields(&self, found: &Found, schema: &Schema) -> Result<Vec<Field>, SinkError> {
         let mut fields = Vec::with_capacity(schema.fields().len());
         for (index, field) in schema.fields().iter().enumerate() {
@@ -334,6 +367,18 @@ impl Table {
                     declared(kind)
                 )));
             };
+            // The server would round: keys that differ would be one.
+            let wanted = fraction_digits(kind);
+            if self.key.contains(name) && column.digits.zip(wanted).is_some_and(|(there, wanted)| there < wanted) {
+                return Err(self.fatal(&format!(
+                    "the key column `{name}` is {} there, which keeps too few digits of a second to tell its keys apart: ALTER \
+                     TABLE {} ALTER COLUMN {} TYPE {}",
+                    column.shown,
+                    self.as_named(),
+                    quoted(name),
+                    declared(kind)
+                )));
+            }
             fields.push(Field { index, name: name.clone(), rule });
         }
         Ok(fields)
