@@ -98,6 +98,9 @@ async fn speaks_sql(database: &str) {
     assert!(all.field_with_name("shop").is_ok(), "the columns that are not taken are told too: {all}");
     let query = open(database, "sql: \"SELECT id, name FROM people WHERE id <= 3;\", match: { n: id }, take: [name]");
     assert_eq!(values(&query.read(None).await.unwrap()), ["1 n1", "2 null", "3 n3"]);
+    let query =
+        open(database, "sql: \"SELECT id, name FROM people WHERE id = 3 -- one\", match: { n: id }, take: [name]");
+    assert_eq!(values(&query.read(None).await.unwrap()), ["3 n3"]);
     // Keys: none, some that are not there, more than one statement takes.
     let asked = open(database, "table: people, match: { n: id }, take: [name], mode: query, cache: { entries: 0 }");
     let of = |rows: &RecordBatch| rows.column(0).as_primitive::<Int64Type>().len();
@@ -127,6 +130,14 @@ async fn speaks_sql(database: &str) {
     let typed = open(database, "table: people, match: { n: id }, take: [name], schema: { id: int32, name: int64 }");
     let error = typed.read(None).await.unwrap_err().to_string();
     assert!(error.contains("column `name`") && error.contains("n1"), "{error}");
+    let unknown = open(database, "table: people, match: { n: ident }, take: [name]").read(None).await.unwrap_err();
+    assert!(unknown.to_string().contains("no column `ident`. There are: id, shop, name"), "{unknown}");
+    // What waiting does not mend, when keys are asked for.
+    let typed = "table: people, match: { n: id }, take: [name], mode: query, schema: { id: int64, name: int64 }";
+    let error = open(database, typed).ask(&numbers("id", 1..4)).await.unwrap_err();
+    assert!(!error.transient && error.to_string().contains("column `name`"), "{error}");
+    let gone = open(database, "table: nobody, match: { n: id }, take: [name], mode: query");
+    assert!(!gone.ask(&numbers("id", 1..4)).await.unwrap_err().transient);
 }
 
 /// Keys are asked for once in the cache's time, those that are not there too.
@@ -220,6 +231,18 @@ fn sqlite() {
         let found = asked.ask(&numbers("i", 1..2)).await.unwrap().rows;
         assert_eq!(values(&found), ["1 1.5 a 00ff true 1.25 7"]);
         assert_eq!(columns(&found)[5..], ["d decimal(10,2)", "x string"]);
+        let asked = open(
+            database,
+            "sql: SELECT i AS n FROM kinds, match: { n: n }, take: { n: m }, mode: query, schema: { n: \"decimal(20,0)\" }",
+        );
+        let found = asked.ask(&keys(&[("n", DataType::Decimal128(20, 0))], &[&["2"], &["18446744073709551615"]])).await;
+        assert_eq!(values(&found.unwrap().rows), ["2"]);
+        let text = open(
+            database,
+            "sql: \"SELECT 1 AS i, CAST(x'00ff' AS TEXT) AS t\", match: { n: i }, take: [t], mode: query, schema: { i: int64, t: string }",
+        );
+        let error = text.ask(&numbers("i", 1..2)).await.unwrap_err();
+        assert!(!error.transient && error.to_string().contains("column `t`: a text that is not UTF-8"), "{error}");
     });
 }
 
@@ -317,6 +340,13 @@ fn postgres() {
         let row = |id| [id, "2024-02-03T02:05:06.500Z", "2", "2024-02-03", "1.5", "1.25"];
         let found = asked.ask(&keys(&kinds, &[&row("n/a"), &row(id)])).await.unwrap();
         assert_eq!((found.rows.num_rows(), found.queries), (1, 2));
+        // Types without an equality are told before somebody asks.
+        for (kind, value) in [("int[]", "ARRAY[1]"), ("json", "'{}'")] {
+            let key =
+                format!("sql: \"SELECT {value}::{kind} AS k, 1 AS v\", match: {{ s: k }}, take: [v], mode: query");
+            let error = open(&url, &key).check().await.unwrap_err().to_string();
+            assert!(error.contains("key `k` is of a type that the database does not compare: cast it"), "{error}");
+        }
         // Nothing can be written, whatever the query says.
         let writes = open(
             &url,
@@ -354,6 +384,8 @@ fn speaks_mysql(server: &services::Mysql) {
          CREATE TABLE cases (k VARCHAR(20) COLLATE utf8mb4_general_ci, v INTEGER); INSERT INTO cases VALUES ('a', 1);
          CREATE TABLE kinds (t tinyint, i int, u int unsigned, b bigint, bu bigint unsigned, f double, n decimal(10,2), c char(2),
            x text, y varbinary(10), dt datetime(3), ts timestamp, d date, e enum('good','bad'), j json, r float, r0 float);
+         CREATE TABLE sets (l varchar(9) CHARACTER SET latin1, m varchar(9) CHARACTER SET utf8mb3, u bigint unsigned, v int);
+         INSERT INTO sets VALUES ('a', 'a', 7, 1), ('b', 'b', 18446744073709551615, 2);
          SET time_zone = '+02:00';
          INSERT INTO kinds VALUES (1, 2, 4000000000, 3, 18446744073709551615, 1.5, 1.25, 'DE', 'a', x'00ff', '2024-02-03 04:05:06.5',
            '2024-02-03 04:05:06', '2024-02-03', 'good', '{\"a\": 1}', 1234567.75, 0.1);",
@@ -403,6 +435,25 @@ fn speaks_mysql(server: &services::Mysql) {
                 .unwrap_or_else(|error| panic!("{column}: {error}"));
             assert_eq!(found.rows.num_rows(), 1, "{column}");
         }
+        for (column, set) in [("l", "latin1"), ("m", "utf8mb3")] {
+            let asked = open(&url, &format!("table: sets, match: {{ k: {column} }}, take: [v], mode: query"));
+            let some = [&["a"][..], &["\u{1f30a}"], &["b"], &["\u{1f30b}"], &["c"]];
+            let found = asked.ask(&keys(&[(column, DataType::Utf8)], &some)).await;
+            let found = found.unwrap_or_else(|error| panic!("{set}: {error}"));
+            assert_eq!(values(&found.rows), ["a 1", "b 2"], "{set}");
+            assert!((2..10).contains(&found.queries), "{set}: {} queries", found.queries);
+            let alone = open(&url, &format!("table: sets, match: {{ k: {column} }}, take: [v], mode: query"));
+            let none = alone.ask(&keys(&[(column, DataType::Utf8)], &[&["\u{1f30a}"]])).await.unwrap();
+            assert_eq!((none.rows.num_rows(), none.queries), (0, 1), "{set}");
+        }
+        let two = open(&url, "table: sets, match: { k: l, n: v }, take: [m], mode: query");
+        let pairs = keys(&[("l", DataType::Utf8), ("v", DataType::Int32)], &[&["a", "1"], &["\u{1f30a}", "1"]]);
+        assert_eq!(values(&two.ask(&pairs).await.unwrap().rows), ["a 1 a"]);
+        // Whole numbers of any size, in one question.
+        let whole_numbers = [&["18446744073709551615"][..], &["7"], &["9223372036854775808"], &["-1"]];
+        let asked = open(&url, "table: sets, match: { k: u }, take: [v], mode: query");
+        let found = asked.ask(&keys(&[("u", DataType::Decimal128(20, 0))], &whole_numbers)).await.unwrap();
+        assert_eq!(values(&found.rows), ["7 1", "18446744073709551615 2"]);
         // Sessions are those of the sink, whatever the server would give them.
         let settings = "sql: \"SELECT 1 AS id, concat(@@character_set_client, ' ', @@sql_mode) AS name\"";
         let set = open(&url, &format!("{settings}, match: {{ n: id }}, take: [name]")).read(None).await.unwrap();
@@ -428,6 +479,12 @@ fn redis() {
     server.cli(&["SET", "lk:json:a:2", "no JSON"]);
     server.cli(&["SET", "lk:text:1", "one"]);
     server.cli(&["SET", "lk:user:text", "no hash"]);
+    server.cli(&["HSET", "lk:user:old", "name", "Alan", "age", "abc"]);
+    for set in
+        [r"redis.call('SET', 'lk:text:bytes', '\255\254')", r"redis.call('HSET', 'lk:user:bytes', 'name', '\255')"]
+    {
+        server.cli(&["EVAL", set, "0"]);
+    }
     let ids = |ids: &[&str]| keys(&[("id", DataType::Utf8)], &ids.iter().map(std::slice::from_ref).collect::<Vec<_>>());
     run(async {
         let url = &server.url;
@@ -443,6 +500,9 @@ fn redis() {
         let found = typed.ask(&ids(&["1", "3"])).await.unwrap().rows;
         assert_eq!(values(&found), ["1 Ada 36", "3 null 1"]);
         assert_eq!(columns(&found), ["id string", "name string", "age int32"]);
+        // A value that is none of its type is missing, whatever holds it, and keeps no other key from being found.
+        assert_eq!(values(&typed.ask(&ids(&["old", "2", "bytes"])).await.unwrap().rows), ["2 Grace 36"]);
+        assert_eq!(values(&hash.ask(&ids(&["bytes", "1", "old"])).await.unwrap().rows), ["1 Ada", "old Alan"]);
         // Remembered, with what is not there.
         assert_eq!(typed.ask(&ids(&["1", "3", "4"])).await.unwrap().queries, 1);
         assert_eq!(typed.ask(&ids(&["4", "3", "1"])).await.unwrap().queries, 0);
@@ -453,7 +513,7 @@ fn redis() {
         let asked = keys(&[("kind", DataType::Utf8), ("id", DataType::Utf8)], &[&["a", "1"], &["a", "2"], &["b", "1"]]);
         assert_eq!(values(&json.ask(&asked).await.unwrap().rows), ["a 1 Ada 36"]);
         let text = open(url, "key: \"lk:text:{id}\", value: text, take: { value: word }");
-        assert_eq!(values(&text.ask(&ids(&["1", "2"])).await.unwrap().rows), ["1 one"]);
+        assert_eq!(values(&text.ask(&ids(&["1", "2", "bytes"])).await.unwrap().rows), ["1 one"]);
         let thousands: Vec<String> = (0..2500).map(|n| n.to_string()).collect();
         let found = hash.ask(&ids(&thousands.iter().map(String::as_str).collect::<Vec<_>>())).await.unwrap();
         assert_eq!((found.rows.num_rows(), found.queries), (2, 3));
@@ -461,7 +521,12 @@ fn redis() {
         assert!(wrong.err().unwrap().to_string().contains("take: { value: word }"));
         let denied = url.replace(&server.password, "wrong");
         let error = open(&denied, "key: \"lk:user:{id}\", take: [name]").ask(&ids(&["1"])).await.unwrap_err();
-        without_secrets(&error, "wrong");
+        assert!(!error.transient, "{error}");
+        without_secrets(&error.into(), "wrong");
+        let away = open("redis://127.0.0.1:1/0", "key: \"lk:user:{id}\", take: [name]");
+        assert!(away.ask(&ids(&["1"])).await.unwrap_err().transient);
+        let unread = lookup::open(&lookup("redis://127.0.0.1:x/0", "key: \"lk:user:{id}\", take: [name]"));
+        assert!(unread.err().unwrap().to_string().contains("redis://HOST:PORT/0"));
     });
 }
 
@@ -484,12 +549,15 @@ async fn refused(url: &str, said: &str) {
     let error = open(url, options).read(None).await.unwrap_err();
     assert!(error.to_string().contains(said), "{error}");
     without_secrets(&error, "wrong");
+    let asked = format!("{options}, mode: query");
+    assert!(!open(url, &asked).ask(&numbers("id", 1..4)).await.unwrap_err().transient);
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (scheme, _) = url.split_once("://").unwrap();
     let away = format!("{scheme}://me:hunter2@127.0.0.1:{port}/shop");
     let error = open(&away, options).read(None).await.unwrap_err();
     assert!(error.to_string().contains("connecting"), "{error}");
     without_secrets(&error, "hunter2");
+    assert!(open(&away, &asked).ask(&numbers("id", 1..4)).await.unwrap_err().transient);
 }
 
 fn without_secrets(error: &LookupError, secret: &str) {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use tidemill_tests::{Daemon, Folder, Rows, Run, daemon::tidemill, eventually, services};
+use tidemill_tests::{Daemon, Folder, PATIENCE, Rows, Run, daemon::tidemill, eventually, services};
 
 const HEAD: &str = "trigger: 50ms\nsources:\n  orders: { type: directory, path: in, settle: 10ms, schema: { id: int64, customer: int64, item: string, session: string, country: string } }\n";
 
@@ -197,5 +197,66 @@ fn validate_reaches_every_database() {
             "{out} {said}"
         );
         assert!(said.contains(told) && !said.contains("not-this-one"), "{said}");
+    }
+}
+
+/// What is no matter of time stops the job, and what is wrong with one row's key or value does not.
+#[test]
+fn a_question_that_no_retry_answers_stops_the_job() {
+    let (Some(postgres), Some(redis)) = (services::postgres(), services::redis()) else { return };
+    let pg = postgres.schema("lookup_stops");
+    postgres.psql_at(
+        &pg,
+        "CREATE TABLE customers (id int, tags int[], name text); INSERT INTO customers VALUES (1, '{1}', 'a')",
+    );
+    redis.cli(&["HSET", "stops:s1", "age", "abc"]);
+    let folder = Folder::new();
+    folder.publish("in/a.json", orders(0..10));
+    let job = |lookup: &str| {
+        format!(
+            "job: stops\ndatabases: {{ crm: \"{pg}\", kv: \"{}\" }}\n{HEAD}steps:\n  - lookup: {{ {lookup} }}\n\
+             sinks:\n  db: {{ type: sqlite, path: rows.db, table: rows }}\n",
+            redis.url
+        )
+    };
+    for (lookup, said) in [
+        ("match: { customer: id }, take: [name], schema: { id: int64, name: int64 }", "column `name`: "),
+        ("match: { item: tags }, take: [name]", "key `tags` is of a type that the database does not compare"),
+    ] {
+        let job = job(&format!("database: crm, table: customers, mode: query, {lookup}"));
+        let mut once = Run::new(&folder).job(&job).limit(PATIENCE).once();
+        once.expect_code(1);
+        assert!(once.stderr().contains(said), "{}", once.stderr());
+    }
+    let output = tidemill(&folder, &["validate", "job.yaml", "--connect"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && told.contains("key `tags` is of a type"), "{told}");
+    let of_redis = job("database: kv, key: \"stops:{session}\", take: [age], schema: { session: string, age: int32 }");
+    Run::new(&folder).job(&of_redis).once().expect_success();
+    let rows = Rows::sqlite(&folder.join("rows.db"), "SELECT id FROM rows WHERE age IS NULL");
+    assert_eq!(rows.len(), 10);
+}
+
+#[test]
+fn whole_numbers_of_a_table_are_those_of_the_rows() {
+    let Some(mariadb) = services::mariadb() else { return };
+    let my = mariadb.database("lookup_unsigned");
+    mariadb.sql("USE lookup_unsigned; CREATE TABLE customers (id bigint unsigned PRIMARY KEY, name text); INSERT INTO customers VALUES (1, 'c1'), (18446744073709551615, 'last')");
+    let rows = "{\"id\": 1, \"big\": \"1\"}\n{\"id\": -1, \"big\": \"18446744073709551615\"}\n";
+    for mode in ["snapshot", "query"] {
+        for (column, expected) in [("id", ["\"c1\"", "null"]), ("big", ["\"c1\"", "\"last\""])] {
+            let folder = Folder::new();
+            folder.publish("in/a.json", rows);
+            let job = format!(
+                "job: unsigned\ndatabases: {{ shop: \"{my}\" }}\n\
+                 sources:\n  in: {{ type: directory, path: in, schema: {{ id: int64, big: \"decimal(20,0)\" }} }}\n\
+                 steps:\n  - lookup: {{ database: shop, table: customers, match: {{ {column}: id }}, take: [name], mode: {mode} }}\n\
+                 sinks:\n  out: {{ type: files, path: out }}\n"
+            );
+            Run::new(&folder).job(&job).once().expect_success();
+            let expected =
+                format!("{{\"id\": 1, \"name\": {}}}\n{{\"id\": -1, \"name\": {}}}", expected[0], expected[1]);
+            Rows::files(&folder.join("out")).select(&["id", "name"]).assert_same(&Rows::json(&expected), mode);
+        }
     }
 }

@@ -178,16 +178,19 @@ fn a_newer_table_is_taken_and_a_broken_one_is_not() {
     assert!(daemon.metric("tidemill_lookup_bytes", &labels) > 0.0);
     let failures = |daemon: &Daemon| daemon.metric("tidemill_lookup_refresh_failures_total", &labels);
     assert_eq!(failures(&daemon), 0.0);
-    // Twice the same key, then not even a file.
-    for broken in [Some("code,name\nDE,a\nDE,b\n"), None] {
+    // Twice the same key, columns that are not there, nothing, then not even a file.
+    for broken in [Some("code,name\nDE,a\nDE,b\n"), Some("code,nmae\n"), Some(""), None] {
         let before = failures(&daemon);
         match broken {
-            Some(text) => drop(folder.publish("countries.csv", text)),
+            // In place, as a shell does it.
+            Some(text) => drop(folder.write("countries.csv", text)),
             None => fs::remove_file(folder.join("countries.csv")).unwrap(),
         }
         eventually("a failure", || if failures(&daemon) > before { Ok(()) } else { Err("none".to_owned()) });
     }
     assert!(daemon.stderr().contains("the key code = \"DE\" is in it twice"), "{}", daemon.stderr());
+    assert!(daemon.stderr().contains("it has no column `name`. There are: code, nmae; the one"), "{}", daemon.stderr());
+    assert!(daemon.stderr().contains("it is empty: a CSV file without rows has its header"), "{}", daemon.stderr());
     assert!(daemon.stderr().contains("there is no such file; the one before is used on"), "{}", daemon.stderr());
     folder.publish("in/b.json", records(30..60));
     wait_for(&folder, &mut daemon, 60);
@@ -226,6 +229,37 @@ fn the_first_batch_waits_for_a_table_that_is_not_there() {
     folder.publish("countries.csv", OLD);
     wait_for(&folder, &mut daemon, 30);
     rows(&folder).assert_same(&expected(0..30, GERMANY), "the table");
+}
+
+/// A file without rows has them later. One without the columns is no table, with the types given or not, nor is one without
+/// anything.
+#[test]
+fn a_file_without_rows_has_its_columns_all_the_same() {
+    let typed = LOOKUP.replace("refresh", "schema: { code: string, name: string }, refresh");
+    let once = |steps: &str, file: &str, text: &str| {
+        let folder = Folder::new();
+        folder.publish("in/a.json", records(0..3));
+        folder.write(file, text);
+        let mut once = Run::new(&folder).job(&job(&steps.replace("countries.csv", file), DB)).limit(PATIENCE).once();
+        (once.wait().code(), once.stderr(), folder)
+    };
+    for steps in [LOOKUP, &typed] {
+        for (file, text) in [("c.csv", "code,name\n"), ("c.json", "[]"), ("c.jsonl", "[]\n")] {
+            let (code, said, folder) = once(steps, file, text);
+            assert_eq!(code, Some(0), "{file} {text:?}: {said}");
+            assert_eq!(rows(&folder).len(), 3, "{file}");
+        }
+        for (file, text, expected) in [
+            ("c.csv", "", "it is empty"),
+            ("c.jsonl", "\n", "it is empty"),
+            ("c.csv.gz", "", "it is empty"),
+            ("c.csv", "code,nmae\n", "no column `name`"),
+            ("c.csv", "code,nmae\nDE,Germany\n", "no column `name`"),
+        ] {
+            let (code, said, _) = once(steps, file, text);
+            assert!(code != Some(0) && said.contains(expected), "{file} {text:?}: {code:?} {said}");
+        }
+    }
 }
 
 #[test]

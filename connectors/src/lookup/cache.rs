@@ -20,7 +20,7 @@ use arrow::{
 use async_trait::async_trait;
 use tidemill_config::Lookup;
 
-use super::{Asked, LookupError, LookupTable};
+use super::{Asked, LookupError, LookupTable, Unanswered};
 
 /// A key or a row, in arrow's row format.
 type Bytes = Box<[u8]>;
@@ -103,7 +103,7 @@ impl Cached {
         }
     }
 
-    async fn ask_for(&self, keys: &RecordBatch, schema: &SchemaRef) -> Result<(Asked, Vec<Bytes>), LookupError> {
+    async fn ask_for(&self, keys: &RecordBatch, schema: &SchemaRef) -> Result<(Asked, Vec<Bytes>), Unanswered> {
         let wrong = |error: ArrowError| LookupError::of(&self.what, error);
         let of_keys = converter(&keys.schema()).map_err(wrong)?;
         let all = owned(&of_keys, keys.columns()).map_err(wrong)?;
@@ -144,7 +144,7 @@ impl LookupTable for Cached {
         self.table.read(known).await
     }
 
-    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, LookupError> {
+    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, Unanswered> {
         let wrong = |error: ArrowError| LookupError::of(&self.what, error);
         // What is remembered has the columns that the table gives when it is asked: for no keys it says which.
         let schema = self.table.ask(&keys.slice(0, 0)).await?.rows.schema();

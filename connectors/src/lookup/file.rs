@@ -15,7 +15,7 @@ use arrow::{
 use async_trait::async_trait;
 use tidemill_config::{Codec, Lookup};
 
-use super::{Asked, LookupError, LookupTable, max_bytes, names, too_large};
+use super::{Asked, LookupError, LookupTable, Unanswered, max_bytes, names, no_column, too_large};
 use crate::{
     codec::{codec, framer, to_arrow},
     source::Slice,
@@ -66,9 +66,15 @@ impl FileTable {
 
     /// The columns of a file that can be read as a whole. Blocks.
     pub(super) fn look(&self) -> Result<SchemaRef, LookupError> {
-        self.0.read(None)?;
         let (bytes, _) = self.0.bytes()?;
-        self.0.schema(&self.0.records(bytes)?)
+        let slice = self.0.records(bytes)?;
+        let found = self.0.schema(&slice)?;
+        self.0.decoded(&slice, &found, None)?;
+        // Otherwise who asks for columns finds out that they are missing, and where the job names them.
+        if self.0.given.is_some() {
+            self.0.has_all(&slice, &found)?;
+        }
+        Ok(found)
     }
 
     async fn with<T: Send + 'static>(
@@ -94,6 +100,12 @@ impl Inner {
         };
         let file = File::open(&self.path).map_err(io)?;
         let before = Stamp::of(&file.metadata().map_err(io)?);
+        let empty =
+            || self.wrong("it is empty: a CSV file without rows has its header, a JSON file without rows is `[]`");
+        // As it is for a moment when it is written in place.
+        if before.size == 0 {
+            return Err(empty());
+        }
         let name = self.path.to_string_lossy().to_ascii_lowercase();
         let reader: Box<dyn Read> = if name.ends_with(".gz") {
             Box::new(flate2::read::MultiGzDecoder::new(&file))
@@ -112,6 +124,9 @@ impl Inner {
         let after = Stamp::of(&self.path.metadata().map_err(io)?);
         if before != after {
             return Err(self.wrong("it was changed while it was read"));
+        }
+        if bytes.trim_ascii().is_empty() {
+            return Err(empty());
         }
         Ok((bytes, before))
     }
@@ -138,18 +153,43 @@ impl Inner {
         Ok(super::slice(bytes, records, header))
     }
 
+    fn inferred(&self, slice: &Slice) -> Result<SchemaRef, LookupError> {
+        codec(&self.codec).infer(std::slice::from_ref(slice)).map_err(|error| self.wrong(error))
+    }
+
+    /// The names of the file's columns where they stand in it without a row: in a CSV file's header.
+    fn header(&self, slice: &Slice) -> Result<Option<Vec<String>>, LookupError> {
+        let Some(header) = &slice.header else { return Ok(None) };
+        let alone = super::slice(header.to_vec(), vec![(0, header.len() as u32)], Some(header.to_vec()));
+        Ok(Some(self.inferred(&alone)?.fields().iter().map(|field| field.name().clone()).collect()))
+    }
+
+    /// That the file has the columns that the lookup needs. Objects of JSON may lack some that the job knows.
+    fn has_all(&self, slice: &Slice, found: &Schema) -> Result<(), LookupError> {
+        let header = self.header(slice)?;
+        let names: Vec<&str> = match &header {
+            Some(names) => names.iter().map(String::as_str).collect(),
+            None => found.fields().iter().map(|field| field.name().as_str()).collect(),
+        };
+        match self.columns.iter().find(|name| !names.contains(&name.as_str())) {
+            Some(missing) => Err(no_column(self.path.display(), missing, &names)),
+            None => Ok(()),
+        }
+    }
+
     /// The types of all columns of the file: given, or as the values suggest. Keys of a CSV file are texts, which can be
     /// compared with any type: `007` is no number to somebody who has texts.
     fn schema(&self, slice: &Slice) -> Result<SchemaRef, LookupError> {
         if let Some(given) = &self.given {
             return Ok(given.clone());
         }
-        let inferred = codec(&self.codec).infer(std::slice::from_ref(slice)).map_err(|error| self.wrong(error))?;
         if slice.records.is_empty() {
             // Nothing tells a type.
-            let fields = self.columns.iter().map(|name| Field::new(name, DataType::Utf8, true));
+            let names = self.header(slice)?.unwrap_or_else(|| self.columns.clone());
+            let fields = names.into_iter().map(|name| Field::new(name, DataType::Utf8, true));
             return Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())));
         }
+        let inferred = self.inferred(slice)?;
         let is_csv = matches!(self.codec, Codec::Csv(_));
         let fields = inferred.fields().iter().map(|field| match is_csv && self.keys.contains(field.name()) {
             true => Arc::new(Field::new(field.name(), DataType::Utf8, true)),
@@ -162,12 +202,20 @@ impl Inner {
         let (bytes, stamp) = self.bytes()?;
         let slice = self.records(bytes)?;
         let found = self.schema(&slice)?;
+        self.has_all(&slice, &found)?;
+        let rows = self.decoded(&slice, &found, known)?;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(stamp);
+        Ok(rows)
+    }
+
+    /// The columns that the lookup needs and the file has.
+    fn decoded(&self, slice: &Slice, found: &SchemaRef, known: Option<&SchemaRef>) -> Result<RecordBatch, LookupError> {
         let field = |name: &String| {
             let there = found.field_with_name(name).ok()?;
             Some(known.and_then(|known| known.field_with_name(name).ok()).unwrap_or(there).clone())
         };
         let needed = Arc::new(Schema::new(self.columns.iter().filter_map(field).collect::<Vec<_>>()));
-        let decoded = codec(&self.codec).decoder(&needed, &found).decode(&slice);
+        let decoded = codec(&self.codec).decoder(&needed, found).decode(slice);
         if let Some(bad) = decoded.rejects.first() {
             return Err(self.wrong(format!(
                 "record {}: {}. A table is taken whole or not at all: correct it, or give the column another type by `schema`",
@@ -179,7 +227,6 @@ impl Inner {
         if size > self.max_bytes {
             return Err(too_large(&self.path.display().to_string(), self.max_bytes));
         }
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(stamp);
         Ok(decoded.rows)
     }
 }
@@ -201,7 +248,7 @@ impl LookupTable for FileTable {
         seen.is_none() || self.0.path.metadata().map_or(true, |found| seen != Some(Stamp::of(&found)))
     }
 
-    async fn ask(&self, _: &RecordBatch) -> Result<Asked, LookupError> {
-        Err(self.0.wrong("a file cannot be asked for single keys"))
+    async fn ask(&self, _: &RecordBatch) -> Result<Asked, Unanswered> {
+        Err(self.0.wrong("a file cannot be asked for single keys").into())
     }
 }

@@ -34,6 +34,7 @@ use tidemill_config::{Database, DatabaseAddress, Lookup, LookupMode, LookupTable
 
 use crate::{
     codec::to_arrow,
+    sink::SinkError,
     source::{Base, Slice},
 };
 
@@ -45,6 +46,41 @@ pub struct LookupError(pub String);
 impl LookupError {
     fn of(what: impl std::fmt::Display, cause: impl std::fmt::Display) -> Self {
         Self(format!("{what}: {cause}"))
+    }
+}
+
+/// Why there are no rows for keys. A table that is read as a whole is waited for in any case.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{cause}")]
+pub struct Unanswered {
+    /// The sentence.
+    pub cause: LookupError,
+    /// Whether it may pass: the connection, an overload, a lock.
+    pub transient: bool,
+}
+
+impl From<LookupError> for Unanswered {
+    fn from(cause: LookupError) -> Self {
+        Self { cause, transient: false }
+    }
+}
+
+impl From<SinkError> for Unanswered {
+    fn from(error: SinkError) -> Self {
+        Self { cause: LookupError(error.to_string()), transient: error.is_transient() }
+    }
+}
+
+impl From<Unanswered> for LookupError {
+    fn from(error: Unanswered) -> Self {
+        error.cause
+    }
+}
+
+impl Unanswered {
+    /// The same, told of a table.
+    fn of(self, what: &str) -> Self {
+        Self { cause: LookupError::of(what, self.cause), ..self }
     }
 }
 
@@ -70,7 +106,7 @@ pub trait LookupTable: Send + Sync {
 
     /// The rows of these keys, which are distinct, without nulls, and in the types of the table's key columns. The columns
     /// are those that the lookup needs. `Asked` counts what that took.
-    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, LookupError>;
+    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, Unanswered>;
 }
 
 /// Rows for keys.
@@ -136,14 +172,11 @@ struct Patient {
 }
 
 impl Patient {
-    async fn wait<T>(&self, work: impl Future<Output = Result<T, LookupError>> + Send) -> Result<T, LookupError> {
-        match tokio::time::timeout(self.limit, work).await {
-            Ok(done) => done,
-            Err(_) => Err(LookupError::of(
-                &self.what,
-                format!("no answer in {:?}: a longer `timeout` waits longer", self.limit),
-            )),
-        }
+    async fn wait<T, E: From<Unanswered>>(&self, work: impl Future<Output = Result<T, E>> + Send) -> Result<T, E> {
+        tokio::time::timeout(self.limit, work).await.unwrap_or_else(|_| {
+            let why = format!("no answer in {:?}: a longer `timeout` waits longer", self.limit);
+            Err(Unanswered { cause: LookupError::of(&self.what, why), transient: true }.into())
+        })
     }
 }
 
@@ -161,7 +194,7 @@ impl LookupTable for Patient {
     fn may_have_changed(&self) -> bool {
         self.table.may_have_changed()
     }
-    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, LookupError> {
+    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, Unanswered> {
         self.wait(self.table.ask(keys)).await
     }
 }
@@ -182,6 +215,10 @@ fn too_large(what: &str, max_bytes: u64) -> LookupError {
             "it has more than `max_bytes` ({max_bytes} bytes). Raise it, take fewer rows, or ask a database by `mode: query`"
         ),
     )
+}
+
+fn no_column(what: impl std::fmt::Display, name: &str, all: &[&str]) -> LookupError {
+    LookupError::of(what, format!("it has no column `{name}`. There are: {}", all.join(", ")))
 }
 
 /// The names that a lookup needs of its table.

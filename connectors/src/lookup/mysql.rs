@@ -15,11 +15,14 @@ use mysql_async::{
 use tokio::sync::Mutex;
 
 use super::{
-    LookupError,
+    LookupError, Unanswered,
     cells::Cells,
     sql::{Described, Keys, Server},
 };
-use crate::sink::mysql::database::{Address, Failure};
+use crate::sink::{
+    SinkError,
+    mysql::database::{Address, Failure},
+};
 
 /// Parameters of one statement; the server takes 65,535.
 const MAX_PARAMETERS: usize = 1_000;
@@ -27,6 +30,8 @@ const MAX_PARAMETERS: usize = 1_000;
 const PING_AFTER: Duration = Duration::from_secs(5);
 /// The number of the character set of bytes.
 const BINARY: u16 = 63;
+/// What the server says of texts that the character set of a column does not have: of one, of two, and of more.
+const NO_SUCH_TEXT: [u16; 3] = [1267, 1270, 1271];
 const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
 /// The native type of columns that need a word of their own.
 const FLOAT: &str = "float";
@@ -41,19 +46,19 @@ impl Mysql {
         Ok(Self { address: Address::new(url, ca).map_err(LookupError)?, connection: Mutex::default() })
     }
 
-    fn failed(&self, what: &'static str, error: mysql_async::Error) -> LookupError {
-        LookupError(self.address.explain(Failure::Server(what, error)).to_string())
+    fn failed(&self, what: &'static str, error: mysql_async::Error) -> SinkError {
+        self.address.explain(Failure::Server(what, error))
     }
 
     /// The connection, taken out: it is put back once it is known to be whole.
-    async fn connected(&self) -> Result<Conn, LookupError> {
+    async fn connected(&self) -> Result<Conn, SinkError> {
         if let Some((mut connection, used)) = self.connection.lock().await.take()
             && (used.elapsed() < PING_AFTER || connection.ping().await.is_ok())
         {
             return Ok(connection);
         }
         let opened = self.address.open().await;
-        let mut connection = opened.map_err(|failure| LookupError(self.address.explain(failure).to_string()))?;
+        let mut connection = opened.map_err(|failure| self.address.explain(failure))?;
         let done = connection.query_drop(READ_ONLY).await;
         done.map_err(|error| self.failed("setting up a session in", error))?;
         Ok(connection)
@@ -61,6 +66,26 @@ impl Mysql {
 
     async fn keep(&self, connection: Conn) {
         *self.connection.lock().await = Some((connection, Instant::now()));
+    }
+
+    /// The rows of some keys. False where the column cannot have one of them.
+    async fn rows(
+        &self,
+        connection: &mut Conn,
+        (sql, values): (String, Vec<Value>),
+        columns: &[Described],
+        cells: &mut Cells,
+    ) -> Result<bool, Unanswered> {
+        let failed = |error: mysql_async::Error| self.failed("asking", error);
+        let mut result = match connection.exec_iter(sql, Params::Positional(values)).await {
+            Err(mysql_async::Error::Server(said)) if NO_SUCH_TEXT.contains(&said.code) => return Ok(false),
+            asked => asked.map_err(failed)?,
+        };
+        while let Some(row) = result.next().await.map_err(failed)? {
+            pour(&row, columns, cells)?;
+        }
+        result.drop_result().await.map_err(failed)?;
+        Ok(true)
     }
 }
 
@@ -121,7 +146,7 @@ fn pour(row: &Row, columns: &[Described], cells: &mut Cells) -> Result<(), Looku
                 Some(text.as_bytes())
             }
         };
-        match bytes.filter(|_| column.native == FLOAT) {
+        match bytes.filter(|_| column.native.as_deref() == Some(FLOAT)) {
             Some(digits) => cells.push(index, Some(shortest(digits).as_bytes()))?,
             None => cells.push(index, bytes)?,
         }
@@ -159,14 +184,14 @@ impl Server for Mysql {
     /// The server writes a FLOAT with six digits only: as a DOUBLE all of it is written.
     fn shown(&self, column: &Described) -> String {
         let name = self.quoted(&column.name);
-        if column.native == FLOAT { format!("{name} + 0e0") } else { name }
+        if column.native.as_deref() == Some(FLOAT) { format!("{name} + 0e0") } else { name }
     }
 
     fn at_once(&self) -> usize {
         MAX_PARAMETERS
     }
 
-    async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {
+    async fn describe(&self, statement: &str) -> Result<Vec<Described>, Unanswered> {
         let mut connection = self.connected().await?;
         let prepared = connection
             .prep(statement)
@@ -180,7 +205,7 @@ impl Server for Mysql {
         let columns = columns.iter().map(|column| Described {
             name: column.name_str().into_owned(),
             kind: Some(kind_of(column)),
-            native: native(column),
+            native: Some(native(column)),
         });
         let described = columns.collect();
         self.keep(connection).await;
@@ -192,7 +217,7 @@ impl Server for Mysql {
         statement: &str,
         columns: &[Described],
         cells: &mut Cells,
-    ) -> Result<Vec<Option<DataType>>, LookupError> {
+    ) -> Result<Vec<Option<DataType>>, Unanswered> {
         let failed = |error: mysql_async::Error| self.failed("reading from", error);
         let mut connection = self.connected().await?;
         let mut result = connection.query_iter(statement).await.map_err(failed)?;
@@ -210,21 +235,27 @@ impl Server for Mysql {
         columns: &[Described],
         keys: &Keys<'_>,
         cells: &mut Cells,
-    ) -> Result<u64, LookupError> {
-        let failed = |error: mysql_async::Error| self.failed("asking", error);
+    ) -> Result<u64, Unanswered> {
         let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
         let (count, width) = (keys.count(), names.len());
         let mut connection = self.connected().await?;
         let row = if width == 1 { "?".to_owned() } else { format!("({})", vec!["?"; width].join(", ")) };
         let left = if width == 1 { names[0].clone() } else { format!("({})", names.join(", ")) };
-        let sql = format!("{statement} WHERE {left} IN ({})", vec![row; count].join(", "));
         let given: Vec<Value> = keys.values()?;
-        let mut result = connection.exec_iter(sql, Params::Positional(given)).await.map_err(failed)?;
-        while let Some(row) = result.next().await.map_err(failed)? {
-            pour(&row, columns, cells)?;
+        let mut queries = 0;
+        // A key that is none of the column's texts (an emoji for latin1) keeps the server from looking for the others. It is
+        // in no row: what is left when the keys are asked for by halves.
+        let mut open = vec![(0, count)];
+        while let Some((start, end)) = open.pop() {
+            let sql = format!("{statement} WHERE {left} IN ({})", vec![row.as_str(); end - start].join(", "));
+            let values = given[start * width..end * width].to_vec();
+            queries += 1;
+            if !self.rows(&mut connection, (sql, values), columns, cells).await? && end - start > 1 {
+                let middle = start + (end - start) / 2;
+                open.extend([(middle, end), (start, middle)]);
+            }
         }
-        result.drop_result().await.map_err(failed)?;
         self.keep(connection).await;
-        Ok(1)
+        Ok(queries)
     }
 }

@@ -15,12 +15,15 @@ use tokio_postgres::{
 };
 
 use super::{
-    LookupError,
+    LookupError, Unanswered,
     cells::Cells,
     sql::{Described, Keys, Server},
     texts,
 };
-use crate::sink::postgres::database::{Connection, Server as Connector};
+use crate::sink::postgres::{
+    database::{Connection, Server as Connector},
+    failure::Failure,
+};
 
 /// What a session is called in `pg_stat_activity`.
 const APPLICATION: &str = "tidemill lookup";
@@ -31,12 +34,12 @@ const NO_SUCH_VALUE: &str = "22";
 /// Why there are no rows.
 enum Refused {
     /// A value is none of its type, or too much for it.
-    Value(LookupError),
-    Other(LookupError),
+    Value(Unanswered),
+    Other(Unanswered),
 }
 
 impl Refused {
-    fn said(self) -> LookupError {
+    fn said(self) -> Unanswered {
         match self {
             Self::Value(error) | Self::Other(error) => error,
         }
@@ -45,7 +48,7 @@ impl Refused {
 
 impl From<LookupError> for Refused {
     fn from(error: LookupError) -> Self {
-        Self::Other(error)
+        Self::Other(error.into())
     }
 }
 
@@ -62,11 +65,11 @@ impl Postgres {
     }
 
     /// The connection; a new one where there is none, or the server has ended it.
-    async fn connected(&self) -> Result<MutexGuard<'_, Option<Connection>>, LookupError> {
+    async fn connected(&self) -> Result<MutexGuard<'_, Option<Connection>>, Unanswered> {
         let mut held = self.connection.lock().await;
         if held.as_ref().is_none_or(Connection::is_closed) {
             *held = None;
-            let connection = self.connector.connect().await.map_err(|error| LookupError(error.to_string()))?;
+            let connection = self.connector.connect().await?;
             let session = format!(
                 "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET default_transaction_read_only = on; SET statement_timeout = {}",
                 self.limit.as_millis()
@@ -75,15 +78,17 @@ impl Postgres {
                 .client
                 .batch_execute(&session)
                 .await
-                .map_err(|error| self.failed("setting up a session", &error))?;
+                .map_err(|error| self.failed("setting up a session", error))?;
             *held = Some(connection);
         }
         Ok(held)
     }
 
-    fn failed(&self, what: &str, error: &tokio_postgres::Error) -> LookupError {
+    fn failed(&self, what: &'static str, error: tokio_postgres::Error) -> Unanswered {
         let cause = error.as_db_error().map_or_else(|| error.to_string(), |said| said.message().to_owned());
-        LookupError(format!("{what} ({}): {cause}", self.connector.shown()))
+        let cause = LookupError(format!("{what} ({}): {cause}", self.connector.shown()));
+        let transient = Failure::Postgres(what, error).explain(&self.connector).is_transient();
+        Unanswered { cause, transient }
     }
 
     /// The rows that a condition on the key columns gives.
@@ -99,23 +104,21 @@ impl Postgres {
         let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
         let statement = format!("{statement} WHERE {condition}");
         let rows = connection.client.query_raw(&statement, values).await;
-        self.pour(rows.map_err(|error| self.refused(&error))?, columns, cells).await
+        self.pour(rows.map_err(|error| self.refused(error))?, columns, cells).await
     }
 
-    fn refused(&self, error: &tokio_postgres::Error) -> Refused {
+    fn refused(&self, error: tokio_postgres::Error) -> Refused {
+        let is_value = error.code().is_some_and(|code| code.code().starts_with(NO_SUCH_VALUE));
         let said = self.failed("asking", error);
-        match error.code() {
-            Some(code) if code.code().starts_with(NO_SUCH_VALUE) => Refused::Value(said),
-            _ => Refused::Other(said),
-        }
+        if is_value { Refused::Value(said) } else { Refused::Other(said) }
     }
 
     async fn pour(&self, rows: RowStream, columns: &[Described], cells: &mut Cells) -> Result<(), Refused> {
         pin_mut!(rows);
         while let Some(row) = rows.next().await {
-            let row = row.map_err(|error| self.refused(&error))?;
+            let row = row.map_err(|error| self.refused(error))?;
             for (column, described) in columns.iter().enumerate() {
-                let text: Option<&str> = row.try_get(column).map_err(|error| self.refused(&error))?;
+                let text: Option<&str> = row.try_get(column).map_err(|error| self.refused(error))?;
                 match text {
                     Some(hex) if described.kind == Some(DataType::Binary) => {
                         cells.push(column, Some(&bytes_of(hex)))?
@@ -157,13 +160,14 @@ fn decimal(modifier: i32) -> Option<DataType> {
     (1..=38).contains(&precision).then_some(DataType::Decimal128(precision, scale))
 }
 
-/// A type as a cast names it.
-fn native(kind: &Type) -> String {
+/// A type as a cast names it. `None`: it has no equality, or there are no arrays of it, in which keys go.
+fn native(kind: &Type) -> Option<String> {
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    match kind.kind() {
+    match (kind.kind(), kind) {
+        (Kind::Array(_), _) | (_, &(Type::JSON | Type::XML | Type::POINT)) => None,
         // What is a text to everybody else is compared as one.
-        Kind::Simple if matches!(*kind, Type::VARCHAR | Type::TEXT | Type::NAME | Type::UNKNOWN) => "text".to_owned(),
-        _ => format!("{}.{}", quoted(kind.schema()), quoted(kind.name())),
+        (_, &(Type::VARCHAR | Type::TEXT | Type::NAME | Type::UNKNOWN)) => Some("text".to_owned()),
+        _ => Some(format!("{}.{}", quoted(kind.schema()), quoted(kind.name()))),
     }
 }
 
@@ -177,10 +181,10 @@ impl Server for Postgres {
         format!("{}::text", self.quoted(&column.name))
     }
 
-    async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {
+    async fn describe(&self, statement: &str) -> Result<Vec<Described>, Unanswered> {
         let held = self.connected().await?;
         let Some(connection) = held.as_ref() else { return Ok(Vec::new()) };
-        let prepared = connection.client.prepare(statement).await.map_err(|error| self.failed("its query", &error))?;
+        let prepared = connection.client.prepare(statement).await.map_err(|error| self.failed("its query", error))?;
         let columns = prepared.columns().iter().map(|column| Described {
             name: column.name().to_owned(),
             kind: Some(kind_of(column)),
@@ -194,12 +198,11 @@ impl Server for Postgres {
         statement: &str,
         columns: &[Described],
         cells: &mut Cells,
-    ) -> Result<Vec<Option<DataType>>, LookupError> {
+    ) -> Result<Vec<Option<DataType>>, Unanswered> {
         let held = self.connected().await?;
         let Some(connection) = held.as_ref() else { return Ok(Vec::new()) };
         let none: [&(dyn ToSql + Sync); 0] = [];
-        let rows =
-            connection.client.query_raw(statement, none).await.map_err(|error| self.failed("reading", &error))?;
+        let rows = connection.client.query_raw(statement, none).await.map_err(|error| self.failed("reading", error))?;
         self.pour(rows, columns, cells).await.map_err(Refused::said)?;
         Ok(vec![None; columns.len()])
     }
@@ -210,13 +213,14 @@ impl Server for Postgres {
         columns: &[Described],
         keys: &Keys<'_>,
         cells: &mut Cells,
-    ) -> Result<u64, LookupError> {
+    ) -> Result<u64, Unanswered> {
         let values = values(keys.columns)?;
         if values.first().is_none_or(Vec::is_empty) {
             return Ok(0);
         }
-        let native = keys.described.iter().map(|key| (self.quoted(&key.name), key.native.clone()));
-        match self.rows(statement, columns, (condition(native), &values), cells).await {
+        let native = |key: &Described| key.native.clone().unwrap_or_default();
+        let natives = keys.described.iter().map(|key| (self.quoted(&key.name), native(key)));
+        match self.rows(statement, columns, (condition(natives), &values), cells).await {
             Ok(()) => return Ok(1),
             Err(Refused::Other(error)) => return Err(error),
             Err(Refused::Value(_)) => {}
@@ -228,7 +232,7 @@ impl Server for Postgres {
             .described
             .iter()
             .zip(keys.columns)
-            .map(|(key, column)| in_texts(&self.quoted(&key.name), &key.native, column));
+            .map(|(key, column)| in_texts(&self.quoted(&key.name), &native(key), column));
         self.rows(statement, columns, (condition(as_texts), &values), cells).await.map_err(Refused::said)?;
         Ok(2)
     }

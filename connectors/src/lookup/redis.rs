@@ -8,11 +8,11 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use async_trait::async_trait;
-use redis::{AsyncConnectionConfig, Client, RedisError, TlsCertificates, Value, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, TlsCertificates, Value, aio::MultiplexedConnection};
 use tidemill_config::{Codec, Database, DatabaseAddress, Lookup, RedisValue};
 use tokio::sync::Mutex;
 
-use super::{Asked, LookupError, LookupTable, TEXT, cells::Cells, texts};
+use super::{Asked, LookupError, LookupTable, TEXT, Unanswered, cells::Cells, texts};
 use crate::codec::{codec, to_arrow};
 
 /// Keys that are asked for in one go.
@@ -21,6 +21,8 @@ const PIPELINE: usize = 1_000;
 const VALUE: &str = "value";
 /// What Redis says of a key that has another kind of value than a command wants.
 const WRONG_TYPE: &str = "WRONGTYPE";
+/// What it says to a user who may not do that.
+const NO_RIGHT: [&str; 3] = ["NOAUTH", "NOPERM", "WRONGPASS"];
 
 pub(super) struct RedisTable {
     client: Client,
@@ -51,8 +53,7 @@ impl RedisTable {
         };
         let shown = database.shown();
         // The driver's own words may hold parts of the address, the password too.
-        let unread =
-            |_| LookupError::of(&shown, "this address cannot be read: write redis://USER:PASSWORD@HOST:PORT/0");
+        let unread = |_| LookupError::of(&shown, "this address cannot be read: write redis://HOST:PORT/0");
         let client = match &database.ca {
             None => Client::open(url.as_str()).map_err(unread)?,
             Some(ca) => {
@@ -93,11 +94,14 @@ impl RedisTable {
         })
     }
 
-    fn failed(&self, what: &str, error: &RedisError) -> LookupError {
-        LookupError(format!("{}: {what} ({}): {error}", self.what, self.shown))
+    fn failed(&self, what: &str, error: &RedisError) -> Unanswered {
+        let is_refusal = matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig)
+            || error.code().is_some_and(|code| NO_RIGHT.contains(&code));
+        let cause = LookupError(format!("{}: {what} ({}): {error}", self.what, self.shown));
+        Unanswered { cause, transient: !is_refusal }
     }
 
-    async fn connected(&self) -> Result<MultiplexedConnection, LookupError> {
+    async fn connected(&self) -> Result<MultiplexedConnection, Unanswered> {
         let mut held = self.connection.lock().await;
         if let Some(connection) = held.as_ref() {
             return Ok(connection.clone());
@@ -113,7 +117,7 @@ impl RedisTable {
     }
 
     /// What is under the keys. A connection that the server has closed meanwhile is made anew, once.
-    async fn values(&self, keys: &[String]) -> Result<Vec<Value>, LookupError> {
+    async fn values(&self, keys: &[String]) -> Result<Vec<Value>, Unanswered> {
         let reused = self.connection.lock().await.is_some();
         match self.fetch(keys).await {
             Err(_) if reused => self.fetch(keys).await,
@@ -121,7 +125,7 @@ impl RedisTable {
         }
     }
 
-    async fn fetch(&self, keys: &[String]) -> Result<Vec<Value>, LookupError> {
+    async fn fetch(&self, keys: &[String]) -> Result<Vec<Value>, Unanswered> {
         let mut connection = self.connected().await?;
         let mut pipe = redis::pipe();
         if self.value == RedisValue::Hash {
@@ -143,7 +147,7 @@ impl RedisTable {
         match answers {
             Ok(mut values) if self.value != RedisValue::Hash => match values.pop() {
                 Some(Value::Array(values)) => Ok(values),
-                _ => Err(LookupError::of(&self.what, "Redis gave no list of values")),
+                _ => Err(LookupError::of(&self.what, "Redis gave no list of values").into()),
             },
             Ok(values) => Ok(values),
             Err(error) => {
@@ -169,28 +173,42 @@ impl RedisTable {
         match self.value {
             RedisValue::Json => self.objects(keys, values),
             RedisValue::Hash | RedisValue::Text => {
-                let mut cells = Cells::new(&self.what, self.taken.fields().len(), u64::MAX);
-                let mut there = Vec::new();
-                for (number, value) in values.iter().enumerate() {
-                    let fields: &[Value] = match value {
-                        Value::Array(fields) => fields,
-                        text => std::slice::from_ref(text),
-                    };
-                    // A hash that has none of the fields is as good as none.
-                    if fields.iter().all(|field| matches!(field, Value::Nil)) {
-                        continue;
-                    }
-                    there.push(number as u32);
-                    for column in 0..self.taken.fields().len() {
-                        cells.push(column, fields.get(column).and_then(bytes))?;
-                    }
+                // A hash that has none of the fields is as good as none.
+                let is_there = |value: &Value| !fields(value).iter().all(|field| matches!(field, Value::Nil));
+                let mut there: Vec<u32> = (0..values.len() as u32).collect();
+                there.retain(|number| is_there(&values[*number as usize]));
+                if let Ok(rows) = self.typed(values, &there) {
+                    return Ok((rows, there));
                 }
-                Ok((cells.finish(&self.taken)?, there))
+                let mut wrong = Vec::new();
+                there.retain(|number| match self.typed(values, &[*number]) {
+                    Ok(_) => true,
+                    Err(error) => {
+                        wrong.push((*number, error));
+                        false
+                    }
+                });
+                if let Some((number, why)) = wrong.first() {
+                    not_taken(&keys[*number as usize], wrong.len(), why);
+                }
+                Ok((self.typed(values, &there)?, there))
             }
         }
     }
 
-    /// JSON objects. One that is none is said to be missing, with a warning: it is one row's fault.
+    /// Values of hashes, or texts, in the types of the columns.
+    fn typed(&self, values: &[Value], numbers: &[u32]) -> Result<RecordBatch, LookupError> {
+        let mut cells = Cells::new(&self.what, self.taken.fields().len(), u64::MAX);
+        for number in numbers {
+            let fields = fields(&values[*number as usize]);
+            for column in 0..self.taken.fields().len() {
+                cells.push(column, fields.get(column).and_then(bytes))?;
+            }
+        }
+        cells.finish(&self.taken)
+    }
+
+    /// JSON objects.
     fn objects(&self, keys: &[String], values: &[Value]) -> Result<(RecordBatch, Vec<u32>), LookupError> {
         let (mut records, mut numbers, mut text) = (Vec::new(), Vec::new(), Vec::new());
         for (number, value) in values.iter().enumerate() {
@@ -203,15 +221,22 @@ impl RedisTable {
         let decoded = codec(&Codec::Json).decoder(&self.taken, &self.taken).decode(&super::slice(text, records, None));
         if let Some(bad) = decoded.rejects.first() {
             let key = &keys[numbers[bad.record as usize] as usize];
-            tracing::warn!(
-                key,
-                count = decoded.rejects.len(),
-                "{}: a value is not what the lookup takes, and counts as missing: {}",
-                self.what,
-                bad.detail
-            );
+            not_taken(key, decoded.rejects.len(), &LookupError::of(&self.what, &bad.detail));
         }
         Ok((decoded.rows, decoded.records.iter().map(|record| numbers[*record as usize]).collect()))
+    }
+}
+
+/// Values that are none of what is taken count as missing: each is one row's fault.
+fn not_taken(key: &str, count: usize, why: &LookupError) {
+    tracing::warn!(key, count, "a value is not what the lookup takes, and counts as missing: {why}");
+}
+
+/// The fields of a hash; a text is one.
+fn fields(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(fields) => fields,
+        text => std::slice::from_ref(text),
     }
 }
 
@@ -261,7 +286,7 @@ impl LookupTable for RedisTable {
         Err(LookupError::of(&self.what, "Redis cannot be read as one table"))
     }
 
-    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, LookupError> {
+    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, Unanswered> {
         let columns = keys.columns().iter().map(texts).collect::<Result<Vec<_>, _>>()?;
         let key = |row: usize| -> String {
             let parts = self.key.iter().map(|piece| match piece {

@@ -10,10 +10,10 @@ use arrow::{
     row::{RowConverter, SortField},
 };
 use async_trait::async_trait;
-use tidemill_config::{Lookup, SqlRows};
+use tidemill_config::{Lookup, LookupMode, SqlRows};
 use tokio::sync::OnceCell;
 
-use super::{Asked, LookupError, LookupTable, cells::Cells, max_bytes, names, texts};
+use super::{Asked, LookupError, LookupTable, Unanswered, cells::Cells, max_bytes, names, no_column, texts};
 use crate::codec::to_arrow;
 
 /// A column of a result as the database describes it.
@@ -22,8 +22,8 @@ pub(super) struct Described {
     pub name: String,
     /// Its type; `None` where only the values tell it.
     pub kind: Option<DataType>,
-    /// How the database itself writes it.
-    pub native: String,
+    /// How the database itself writes it; `None` where it compares no such values.
+    pub native: Option<String>,
 }
 
 /// Keys that rows are wanted for.
@@ -59,6 +59,12 @@ where
         DataType::Float64 => rows.map(|row| column.as_primitive::<Float64Type>().value(row).into()).collect(),
         DataType::Boolean => rows.map(|row| column.as_boolean().value(row).into()).collect(),
         DataType::Binary => rows.map(|row| column.as_binary::<i32>().value(row).to_vec().into()).collect(),
+        // No index may help with numbers that come as texts.
+        DataType::Decimal128(_, 0) => {
+            let texts = texts(column)?.into_iter();
+            let whole = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<i64>().ok());
+            texts.map(|text| whole(&text).map_or_else(|| V::from(text), V::from)).collect()
+        }
         _ => texts(column)?.into_iter().map(V::from).collect(),
     })
 }
@@ -75,7 +81,7 @@ pub(super) trait Server: Send + Sync {
     }
 
     /// The columns of a statement's result.
-    async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError>;
+    async fn describe(&self, statement: &str) -> Result<Vec<Described>, Unanswered>;
 
     /// All rows of a statement with these columns; gives the types that the values have, for columns that have none otherwise.
     async fn all(
@@ -83,7 +89,7 @@ pub(super) trait Server: Send + Sync {
         statement: &str,
         columns: &[Described],
         cells: &mut Cells,
-    ) -> Result<Vec<Option<DataType>>, LookupError>;
+    ) -> Result<Vec<Option<DataType>>, Unanswered>;
 
     /// How many values one statement can have.
     fn at_once(&self) -> usize {
@@ -98,7 +104,7 @@ pub(super) trait Server: Send + Sync {
         columns: &[Described],
         keys: &Keys<'_>,
         cells: &mut Cells,
-    ) -> Result<u64, LookupError>;
+    ) -> Result<u64, Unanswered>;
 }
 
 /// A table or query of a database.
@@ -111,6 +117,8 @@ pub(super) struct SqlTable {
     keys: Vec<String>,
     given: Option<SchemaRef>,
     what: String,
+    /// Whether it is asked for keys, and not read as a whole.
+    is_asked: bool,
     max_bytes: u64,
     described: OnceCell<Vec<Described>>,
 }
@@ -119,7 +127,8 @@ impl SqlTable {
     pub(super) fn new(server: Box<dyn Server>, rows: &SqlRows, lookup: &Lookup) -> Self {
         let from = match rows {
             SqlRows::Table(name) => name.split('.').map(|part| server.quoted(part)).collect::<Vec<_>>().join("."),
-            SqlRows::Query(text) => format!("({}) AS looked_up", text.trim().trim_end_matches(';')),
+            // Its last line may be a comment.
+            SqlRows::Query(text) => format!("({}\n) AS looked_up", text.trim().trim_end_matches(';')),
         };
         Self {
             from,
@@ -127,6 +136,7 @@ impl SqlTable {
             keys: lookup.keys.iter().map(|(_, key)| key.value.clone()).collect(),
             given: lookup.schema.as_deref().map(to_arrow),
             what: lookup.shown(),
+            is_asked: matches!(lookup.mode, LookupMode::Query { .. }),
             max_bytes: max_bytes(lookup),
             described: OnceCell::new(),
             server,
@@ -134,18 +144,38 @@ impl SqlTable {
     }
 
     /// All columns that the table has.
-    async fn described(&self) -> Result<&Vec<Described>, LookupError> {
+    async fn described(&self) -> Result<&Vec<Described>, Unanswered> {
         let describe = || async {
             let statement = format!("SELECT * FROM {}", self.from);
-            self.server.describe(&statement).await.map_err(|error| LookupError::of(&self.what, error))
+            self.server.describe(&statement).await.map_err(|error| error.of(&self.what))
         };
         self.described.get_or_try_init(describe).await
     }
 
-    /// Those that the lookup needs and the table has.
-    async fn needed(&self) -> Result<Vec<Described>, LookupError> {
+    /// Those that the lookup needs.
+    async fn needed(&self) -> Result<Vec<Described>, Unanswered> {
         let all = self.described().await?;
-        Ok(self.columns.iter().filter_map(|name| all.iter().find(|column| column.name == *name)).cloned().collect())
+        let of_name = |name: &String| {
+            all.iter().find(|column| column.name == *name).cloned().ok_or_else(|| {
+                let names: Vec<_> = all.iter().map(|column| column.name.as_str()).collect();
+                no_column(&self.what, name, &names).into()
+            })
+        };
+        self.columns.iter().map(of_name).collect()
+    }
+
+    /// That the database can be asked for rows by the keys.
+    fn can_be_asked(&self, columns: &[Described]) -> Result<(), LookupError> {
+        match columns.iter().find(|column| column.native.is_none() && self.keys.contains(&column.name)) {
+            Some(key) => {
+                let why = format!(
+                    "its key `{}` is of a type that the database does not compare: cast it to a text by `sql`, or read the table whole by `mode: snapshot`",
+                    key.name
+                );
+                Err(LookupError::of(&self.what, why))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The type that a column has: given, or known from before, or the database's.
@@ -181,8 +211,11 @@ impl SqlTable {
 impl LookupTable for SqlTable {
     async fn schema(&self) -> Result<SchemaRef, LookupError> {
         let columns = self.described().await?;
+        if self.is_asked {
+            self.can_be_asked(columns)?;
+        }
         if columns.iter().any(|column| self.columns.contains(&column.name) && self.kind(column, None).is_none()) {
-            if self.max_bytes == u64::MAX {
+            if self.is_asked {
                 self.kinds(&self.needed().await?)?;
             }
             return Ok(self.read(None).await?.schema());
@@ -196,13 +229,13 @@ impl LookupTable for SqlTable {
         let columns = self.needed().await?;
         let mut cells = Cells::new(&self.what, columns.len(), self.max_bytes);
         let read = self.server.all(&self.select(&columns), &columns, &mut cells).await;
-        let seen = read.map_err(|error| LookupError::of(&self.what, error))?;
+        let seen = read.map_err(|error| error.of(&self.what))?;
         let kinds =
             columns.iter().zip(seen).map(|(column, seen)| self.kind(column, known).or(seen).unwrap_or(DataType::Utf8));
         cells.finish(&Self::schema_of(&columns, kinds.collect()))
     }
 
-    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, LookupError> {
+    async fn ask(&self, keys: &RecordBatch) -> Result<Asked, Unanswered> {
         let columns = self.needed().await?;
         let schema = Self::schema_of(&columns, self.kinds(&columns)?);
         let described = self.keys.iter().filter_map(|key| columns.iter().find(|column| column.name == *key)).cloned();
@@ -214,7 +247,7 @@ impl LookupTable for SqlTable {
             let wanted = Keys { columns: some.columns(), described: described.clone() };
             let mut cells = Cells::new(&self.what, columns.len(), self.max_bytes);
             let asked = self.server.some(&statement, &columns, &wanted, &mut cells).await;
-            queries += asked.map_err(|error| LookupError::of(&self.what, error))?;
+            queries += asked.map_err(|error| error.of(&self.what))?;
             let rows = with_keys(cells.finish(&schema)?, &self.keys, some.columns());
             parts.push(rows.map_err(|error| LookupError::of(&self.what, error))?);
         }

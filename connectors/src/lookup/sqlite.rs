@@ -11,10 +11,11 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OpenFlags, Statement, params_from_iter, types::Value, types::ValueRef};
 
 use super::{
-    LookupError,
+    LookupError, Unanswered,
     cells::Cells,
     sql::{Described, Keys, Server},
 };
+use crate::source::sql::may_pass;
 
 /// Variables of one statement; SQLite takes 32,766.
 const MAX_VARIABLES: usize = 1_000;
@@ -32,8 +33,8 @@ impl Sqlite {
     /// Runs `work` on a connection, off the runtime.
     async fn with<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, LookupError> + Send + 'static,
-    ) -> Result<T, LookupError> {
+        work: impl FnOnce(&Connection) -> Result<T, Unanswered> + Send + 'static,
+    ) -> Result<T, Unanswered> {
         let (path, limit) = (self.path.clone(), self.limit);
         let done = tokio::task::spawn_blocking(move || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -41,11 +42,14 @@ impl Sqlite {
                 connection.busy_timeout(limit)?;
                 Ok(connection)
             });
-            let why = |error: rusqlite::Error| LookupError::of(format!("opening {}", path.display()), error);
-            work(&opened.map_err(why)?)
+            work(&opened.map_err(|error| failed(format!("opening {}", path.display()), &error))?)
         });
         done.await.map_err(|error| LookupError::of("SQLite", error))?
     }
+}
+
+fn failed(what: impl std::fmt::Display, error: &rusqlite::Error) -> Unanswered {
+    Unanswered { cause: LookupError::of(what, error), transient: may_pass(error) }
 }
 
 /// The type that a declaration tells (as of SQLite's own rules of affinity).
@@ -84,9 +88,9 @@ fn pour(
     statement: &mut Statement<'_>,
     values: Vec<Value>,
     cells: &mut Cells,
-) -> Result<Vec<Option<DataType>>, LookupError> {
+) -> Result<Vec<Option<DataType>>, Unanswered> {
     let mut seen = vec![None; statement.column_count()];
-    let why = |error: rusqlite::Error| LookupError::of("reading", error);
+    let why = |error: rusqlite::Error| failed("reading", &error);
     let mut rows = statement.query(params_from_iter(values)).map_err(why)?;
     let mut text = String::new();
     while let Some(row) = rows.next().map_err(why)? {
@@ -113,8 +117,8 @@ fn pour(
     Ok(seen)
 }
 
-fn prepared<'c>(connection: &'c Connection, statement: &str) -> Result<Statement<'c>, LookupError> {
-    connection.prepare(statement).map_err(|error| LookupError::of("its query", error))
+fn prepared<'c>(connection: &'c Connection, statement: &str) -> Result<Statement<'c>, Unanswered> {
+    connection.prepare(statement).map_err(|error| failed("its query", &error))
 }
 
 #[async_trait]
@@ -127,14 +131,14 @@ impl Server for Sqlite {
         MAX_VARIABLES
     }
 
-    async fn describe(&self, statement: &str) -> Result<Vec<Described>, LookupError> {
+    async fn describe(&self, statement: &str) -> Result<Vec<Described>, Unanswered> {
         let statement = statement.to_owned();
         self.with(move |connection| {
             let prepared = prepared(connection, &statement)?;
             let columns = prepared.columns().into_iter().map(|column| Described {
                 name: column.name().to_owned(),
                 kind: declared(column.decl_type()),
-                native: column.decl_type().unwrap_or_default().to_owned(),
+                native: Some(column.decl_type().unwrap_or_default().to_owned()),
             });
             Ok(columns.collect())
         })
@@ -146,7 +150,7 @@ impl Server for Sqlite {
         statement: &str,
         _: &[Described],
         cells: &mut Cells,
-    ) -> Result<Vec<Option<DataType>>, LookupError> {
+    ) -> Result<Vec<Option<DataType>>, Unanswered> {
         let (statement, mut filled) = (statement.to_owned(), cells.take());
         let (done, filled) = self
             .with(move |connection| {
@@ -164,7 +168,7 @@ impl Server for Sqlite {
         _: &[Described],
         keys: &Keys<'_>,
         cells: &mut Cells,
-    ) -> Result<u64, LookupError> {
+    ) -> Result<u64, Unanswered> {
         let names: Vec<_> = keys.described.iter().map(|key| self.quoted(&key.name)).collect();
         let (count, width) = (keys.count(), names.len());
         let row = format!("({})", vec!["?"; width].join(", "));

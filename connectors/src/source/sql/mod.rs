@@ -27,6 +27,7 @@ use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Span, Spans};
 use tidemill_config::{SqlDatabase, SqlFrom, SqlSource as Config, Start};
 use tokio::{sync::Notify, time::Instant};
 
+pub(crate) use self::sqlite::may_pass;
 use self::{
     asked::{Asked, Question},
     page::{Cut, Row, cut},
@@ -251,7 +252,8 @@ fn open_database(name: &str, sql: &Config) -> Result<Arc<dyn Database>, SourceEr
     };
     let from = match &sql.from {
         SqlFrom::Table(table) => table.split('.').map(|part| dialect.name(part)).collect::<Vec<_>>().join("."),
-        SqlFrom::Query(query) => format!("({})", query.trim().trim_end_matches(';')),
+        // Its last line may be a comment.
+        SqlFrom::Query(query) => format!("({}\n)", query.trim().trim_end_matches(';')),
     };
     let order = sql.order_by.iter().map(|column| (column.value.clone(), Kind::Any)).collect();
     let select = Select { dialect, from, order, settle: sql.settle };

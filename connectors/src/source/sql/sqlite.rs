@@ -76,14 +76,20 @@ impl From<rusqlite::Error> for Stop {
     }
 }
 
-fn sqlite_error(what: String, error: &rusqlite::Error) -> SourceError {
+/// Whether an error of a reader is a matter of time.
+pub(crate) fn may_pass(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode as Code;
-    match error.sqlite_error_code() {
-        Some(Code::DatabaseBusy | Code::DatabaseLocked | Code::SystemIoFailure | Code::CannotOpen) => {
-            SourceError::Transient { what, cause: error.to_string() }
-        }
-        _ => SourceError::Fatal(format!("{what}: {error}: correct `table`, `query` or `order_by`")),
+    matches!(
+        error.sqlite_error_code(),
+        Some(Code::DatabaseBusy | Code::DatabaseLocked | Code::SystemIoFailure | Code::CannotOpen)
+    )
+}
+
+fn sqlite_error(what: String, error: &rusqlite::Error) -> SourceError {
+    if may_pass(error) {
+        return SourceError::Transient { what, cause: error.to_string() };
     }
+    SourceError::Fatal(format!("{what}: {error}: correct `table`, `query` or `order_by`"))
 }
 
 /// The key of a row, whose columns come behind the others.

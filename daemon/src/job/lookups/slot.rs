@@ -82,7 +82,7 @@ impl std::fmt::Debug for Asking {
 impl Ask for Asking {
     fn ask(&self, keys: &RecordBatch) -> Result<RecordBatch, AskError> {
         let asked = self.runtime.block_on(self.table.ask(keys));
-        let asked = asked.map_err(|error| AskError { cause: error.to_string(), transient: true })?;
+        let asked = asked.map_err(|error| AskError { cause: error.to_string(), transient: error.transient })?;
         if let Some(queries) = &self.queries {
             queries.inc_by(asked.queries);
         }
