@@ -159,31 +159,34 @@ fn without_passwords(text: &str) -> String {
 }
 
 /// What a value of a key with one of these words in its name holds is nobody's business.
-const SECRET_KEYS: [&str; 4] = ["password", "passwd", "secret", "token"];
+const SECRET_KEYS: [&str; 5] = ["password", "passwd", "pwd", "secret", "token"];
 
-/// A `*` for each character of the value of such a key: `sasl.password: x`.
+/// A `*` for each character of the value of such a key: `sasl.password: x`, or `password=x` of a URL or a list of options.
 fn without_secret_values(line: &str) -> String {
     let mut chars: Vec<char> = line.chars().collect();
-    let colons: Vec<usize> = (0..chars.len()).filter(|&i| chars[i] == ':').collect();
-    for colon in colons {
-        let begin = chars[..colon].iter().rposition(|c| matches!(c, '{' | ',' | ' ')).map_or(0, |at| at + 1);
-        let key = chars[begin..colon].iter().collect::<String>().to_lowercase();
-        if !SECRET_KEYS.iter().any(|word| key.contains(word)) || chars.get(colon + 1) != Some(&' ') {
+    let signs: Vec<usize> = (0..chars.len()).filter(|&i| matches!(chars[i], ':' | '=')).collect();
+    for sign in signs {
+        let is_option = chars[sign] == '=';
+        let before = |c: &char| matches!(c, '{' | ',' | ' ') || is_option && "?&;\"'`".contains(*c);
+        let begin = chars[..sign].iter().rposition(before).map_or(0, |at| at + 1);
+        let key = chars[begin..sign].iter().collect::<String>().to_lowercase();
+        if !SECRET_KEYS.iter().any(|word| key.contains(word)) || !is_option && chars.get(sign + 1) != Some(&' ') {
             continue;
         }
-        let value = colon + 2;
+        let value = sign + if is_option { 1 } else { 2 };
         let closing = chars.get(value).copied().filter(|c| matches!(c, '"' | '\''));
         let begin = value + usize::from(closing.is_some());
-        let ends = |c: &char| closing.map_or(matches!(c, ',' | '}'), |quote| *c == quote);
+        let after = if is_option { " &;\"'`" } else { ",}" };
+        let ends = |c: &char| closing.map_or(after.contains(*c), |quote| *c == quote);
         let end = chars[begin..].iter().position(ends).map_or(chars.len(), |length| begin + length);
         hide(&mut chars[begin..end]);
     }
     chars.into_iter().collect()
 }
 
-/// `${...}` is the name of a secret, not the secret.
+/// `${...}` is the name of a secret, not the secret; and PASSWORD stands for one, where a message shows how to write it.
 fn hide(secret: &mut [char]) {
-    if !secret.contains(&'$') {
+    if !secret.contains(&'$') && !secret.iter().copied().eq("PASSWORD".chars()) {
         secret.iter_mut().filter(|c| **c != ' ').for_each(|c| *c = '*');
     }
 }
@@ -236,6 +239,7 @@ mod tests {
     fn passwords_of_urls_are_hidden_and_the_caret_stays() {
         assert_eq!(quoted("  url: \"postgres://me:se@cret@host/db\""), "  url: \"postgres://me:*******@host/db\"");
         assert_eq!(quoted("url: postgres://me:${PW}@host"), "url: postgres://me:${PW}@host");
+        assert_eq!(without_passwords("write postgres://USER:PASSWORD@HOST"), "write postgres://USER:PASSWORD@HOST");
         assert_eq!(quoted("url: http://host:80/a@b"), "url: http://host:80/a@b");
         assert_eq!(without_passwords("`tcp://a:b@c` is wrong"), "`tcp://a:*@c` is wrong");
     }
@@ -248,6 +252,10 @@ mod tests {
             ("api_token: \"a, b\" # x", "api_token: \"** *\" # x"),
             ("secret: ${PW}", "secret: ${PW}"),
             ("schema: { token: string }", "schema: { token: ****** }"),
+            ("url: 'host=h password=se,kret dbname=out'", "url: 'host=h password=******* dbname=out'"),
+            ("url: \"password='a b' user=u\"", "url: \"password='* *' user=u\""),
+            ("url: 'jdbc:mysql://h/db?user=u&Password=pw&x=1'", "url: 'jdbc:mysql://h/db?user=u&Password=**&x=1'"),
+            ("url: h;pwd=${PW};a=b", "url: h;pwd=${PW};a=b"),
             ("password:", "password:"),
             ("password: ", "password: "),
         ] {

@@ -89,6 +89,7 @@ impl<'a> Semantics<'a> {
     fn sources(&mut self) {
         let sources = self.section("sources");
         self.formerly("sources", sources);
+        kafka_source::check_groups(self.root.text_of("job").unwrap_or_default(), sources, self.problems);
         for source in sources {
             let path = below("sources", &source.key);
             let node = &source.value;
@@ -97,10 +98,17 @@ impl<'a> Semantics<'a> {
             self.metadata(node, &path);
             self.on_done(node, &path);
             match node.text_of("type") {
-                Some("kafka") => kafka_source::check(node, &path, self.problems),
+                Some("kafka") => self.kafka_source(node, &path),
                 Some("sql") => sql_source::check(node, &path, self.problems),
                 _ => {}
             }
+        }
+    }
+
+    fn kafka_source(&mut self, node: &Node, path: &str) {
+        kafka_source::check(node, path, self.problems);
+        if let Some(topics) = node.get("topics") {
+            self.unique(&topics.value, &below(path, "topics"), "topic");
         }
     }
 

@@ -182,8 +182,7 @@ fn stops_and_is_resolved(lanes: &str, lose: impl FnOnce(&Topic), says: &str, fir
     daemon.term();
     daemon.wait();
     let command = commands(&said).into_iter().next().unwrap();
-    let mut arguments: Vec<&str> = command.iter().map(String::as_str).collect();
-    arguments.splice(1..1, ["--data-dir", "data"]);
+    let arguments: Vec<&str> = command.iter().map(String::as_str).collect();
     let done = tidemill(&folder, &arguments);
     assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     Run::new(&folder).job(&text).once().expect_success();
@@ -260,6 +259,42 @@ fn two_sources_with_a_lane_for_each_partition_are_read_to_their_ends() {
     );
     Run::new(&folder).job(&text).once().expect_success();
     count(&folder, &[20, 20, 20]).unwrap();
+}
+
+/// `start: latest` is where the job began: what is added later is read from its first record, also by a daemon that finds
+/// nothing but the sinks.
+#[test]
+fn partitions_and_topics_that_are_added_are_read_from_their_beginning_also_with_start_latest() {
+    let Some(topic) = Topic::new(2, &[]) else { return };
+    let folder = Folder::new();
+    let records = |shard: usize, numbers: std::ops::Range<usize>| numbers.map(|n| record(shard, n)).collect::<Vec<_>>();
+    let before = (0..20).map(|_| record(99, 99)).collect::<Vec<_>>();
+    topic.send_values(0, &before);
+    let latest = format!("    start: latest\n{SHORT}");
+    let one_topic = format!("topics: {}", topic.name);
+    let text = job(&topic, "lanes: partition\n", &latest);
+    let text = text.replace(&one_topic, &format!("topics: \"^{}(-\\\\d+)?$\"", topic.name));
+    let mut daemon = Run::new(&folder).job(&text).start();
+    eventually("both lanes", || {
+        let said = daemon.stderr();
+        if said.matches("lane owned").count() == 2 { Ok(()) } else { Err(said) }
+    });
+    topic.add_partitions(3);
+    let later = Topic::at(&topic.brokers, &format!("{}-1", topic.name), 1, &[]);
+    for (topic, partition, shard) in [(&topic, 0, 0), (&topic, 1, 1), (&topic, 2, 2), (&later, 0, 3)] {
+        topic.send_values(partition, &records(shard, 0..5));
+    }
+    eventually("what came once the job ran", || count(&folder, &[5; 4]));
+    daemon.term();
+    daemon.expect_success();
+    fs::remove_dir_all(folder.join("data")).unwrap();
+    topic.add_partitions(4);
+    topic.send_values(3, &records(4, 0..5));
+    topic.send_values(0, &records(0, 5..10));
+    let mut daemon = Run::new(&folder).job(&text).take_over().start();
+    eventually("what came meanwhile", || count(&folder, &[10, 5, 5, 5, 5]));
+    daemon.term();
+    daemon.expect_success();
 }
 
 /// A password from a file is used and never shown.

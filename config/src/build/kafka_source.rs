@@ -6,6 +6,7 @@ use serde_yaml::Value;
 use super::{Built, brokers, options, texts};
 use crate::{
     KafkaSource, OnLostOffsets, Source, SourceKind, Start, Tombstones,
+    schema::kafka_source::own_group,
     tree::{Node, below},
 };
 
@@ -44,7 +45,7 @@ pub(super) fn name_groups(job: &str, sources: &mut [Source]) {
     }
     for source in sources {
         if let SourceKind::Kafka(kafka) = &mut source.kind {
-            kafka.group.get_or_insert_with(|| format!("tidemill-{job}-{}", source.name.value));
+            kafka.group.get_or_insert_with(|| own_group(job, &source.name.value));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The keys of `type: kafka` of a source, and what they may not say.
 
+use std::collections::BTreeSet;
+
 use super::{
     Key, Kind, Scalar, State, Variant, default,
     kafka::{self, Refused, TEXTS},
@@ -8,7 +10,7 @@ use super::{
 use crate::{
     error::Problem,
     load::Problems,
-    tree::{Node, UNRESOLVED, below, shown},
+    tree::{Entry, Node, UNRESOLVED, below, shown},
 };
 
 const TEXT: Kind = Kind::Scalar(Scalar::Text);
@@ -24,17 +26,21 @@ pub(crate) const KAFKA: Variant = Variant {
 
 static KEYS: &[Key] = &[
     kafka::BROKERS,
-    required("topics", TEXTS, "The topics: names, or patterns that begin with `^` (`^orders-.*`)."),
+    required(
+        "topics",
+        TEXTS,
+        "The topics: names, or patterns that begin with `^` (`^orders-.*`), in the syntax of Rust's `regex`.",
+    ),
     optional(
         "group",
         TEXT,
-        "The consumer group that gets partitions and shows how far they are read. Left out: `tidemill-<job>`, and `tidemill-<job>-<source>` where a job has several.",
+        "The consumer group that gets partitions and shows how far they are read. Left out: `tidemill-<job>`, and `tidemill-<job>-<source>` where a job has several. No two sources of a job are in one group.",
     ),
     default(
         "start",
         Kind::Words(&[word("earliest"), word("latest")]),
         "earliest",
-        "`latest`: what is there at the first start is not read. The group's offsets are not asked.",
+        "`latest`: what is there at the first start is not read. What is added later is read from its beginning.",
     ),
     default(
         "on_lost_offsets",
@@ -106,6 +112,38 @@ pub(crate) fn check(node: &Node, path: &str, problems: &mut Problems) {
                 problems.add(node.place.at(&path), problem);
             }
         }
+    }
+}
+
+/// The group of a source that names none, where the job has several.
+pub(crate) fn own_group(job: &str, source: &str) -> String {
+    format!("tidemill-{job}-{source}")
+}
+
+/// Two sources of a job in one group: each would be given the partitions of the other.
+pub(crate) fn check_groups(job: &str, sources: &[Entry], problems: &mut Problems) {
+    let mut seen: Vec<(String, BTreeSet<&str>, &str)> = Vec::new();
+    let kafka: Vec<_> = sources.iter().filter(|source| source.value.text_of("type") == Some("kafka")).collect();
+    for source in kafka.iter().filter(|_| kafka.len() > 1) {
+        let given = source.value.get("group");
+        let Some(group) = given.map_or(Some(own_group(job, &source.key)), |given| Some(given.value.text()?.to_owned()))
+        else {
+            continue;
+        };
+        let brokers =
+            source.value.get("brokers").map_or_else(Vec::new, |entry| crate::semantics::each(&entry.value, ""));
+        let addresses = brokers.iter().filter_map(|(node, _)| node.text()).flat_map(|text| text.split(','));
+        let addresses: BTreeSet<&str> = addresses.map(str::trim).filter(|one| !one.contains(UNRESOLVED)).collect();
+        let first = seen.iter().find(|(other, at, _)| *other == group && !at.is_disjoint(&addresses));
+        if let Some((_, _, first)) = first.filter(|_| !group.contains(UNRESOLVED)) {
+            let problem = Problem::new(format!("the source `{first}` is in the group {} too", shown(&group)));
+            let path = below("sources", &source.key);
+            let at = given.map_or_else(|| source.place.at(&path), |given| given.value.place.at(&below(&path, "group")));
+            let help =
+                "give each source a group of its own, or leave `group` out: records would be divided between them";
+            problems.add(at, problem.help(help));
+        }
+        seen.push((group, addresses, &source.key));
     }
 }
 

@@ -1,7 +1,12 @@
-//! What the source and the sink of Kafka have in common: what librdkafka says of topics, and which right is missing.
+//! What the source and the sink of Kafka have in common: what librdkafka says of topics, which right is missing, and what to
+//! look at where a login fails.
 
+mod login;
 pub(crate) mod native;
 pub(crate) mod offsets;
 mod rights;
 
-pub(crate) use self::rights::{On, Operation, is_denied, missing};
+pub(crate) use self::{
+    login::{LOGIN, no_client},
+    rights::{On, Operation, is_denied, missing},
+};

@@ -170,3 +170,193 @@ fn a_lane_of_another_source_is_none_of_its_own() {
         assert!(source.plan(&lane, &Positions::new(), ALL).await.unwrap().is_none());
     });
 }
+
+fn latest(topics: &[&str], topic: &Topic) -> KafkaSource {
+    let located = |text: &&str| Located { value: (*text).to_owned(), at: Default::default() };
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    KafkaSource {
+        start: Start::Latest,
+        topics: topics.iter().map(located).collect(),
+        properties: vec![set("session.timeout.ms", "6000"), set("topic.metadata.refresh.interval.ms", "500")],
+        ..topic.config()
+    }
+}
+
+impl Member {
+    /// Lives until it has so many lanes.
+    async fn has(&mut self, lanes: usize) {
+        let begun = Instant::now();
+        while self.lanes.len() != lanes {
+            self.live(Duration::from_millis(100)).await;
+            assert!(begun.elapsed() < SOON, "{:?}", self.lanes);
+        }
+    }
+
+    /// Where a lane begins of which no sink has a mark.
+    async fn begins(&self, topic: &Topic, partition: i32) -> String {
+        let lane = Lane::new(&format!("in/{}/{partition}", topic.name));
+        assert!(self.lanes.contains(&lane), "{:?}", self.lanes);
+        let positions = self.source.origin(&lane).await.unwrap().positions;
+        positions.values().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+}
+
+#[test]
+fn latest_is_where_the_job_began_and_what_is_added_later_is_read_from_its_beginning() {
+    let Some(first) = Topic::new(2, &[]) else { return };
+    run(async {
+        first.send_values(0, &numbers(0..5));
+        let config = latest(&[&format!("^{}.*", first.name)], &first);
+        let mut member = Member::join(&config).await;
+        member.has(2).await;
+        assert_eq!((&*member.begins(&first, 0).await, &*member.begins(&first, 1).await), ("5", "0"));
+        first.send_values(0, &numbers(5..10));
+        first.send_values(1, &numbers(0..5));
+        let later = Topic::at(&first.brokers, &format!("{}-later", first.name), 1, &[]);
+        later.send_values(0, &numbers(0..5));
+        first.add_partitions(3);
+        first.send_values(2, &numbers(0..5));
+        member.has(4).await;
+        assert_eq!((&*member.begins(&first, 2).await, &*member.begins(&later, 0).await), ("0", "0"));
+        // A daemon that takes over before any sink has a mark, with nothing in its data dir: the job began where it began.
+        member.source.stop().await;
+        first.add_partitions(4);
+        first.send_values(3, &numbers(0..5));
+        let mut next = Member::join(&config).await;
+        next.has(5).await;
+        assert_eq!((&*next.begins(&first, 0).await, &*next.begins(&first, 1).await), ("5", "0"));
+        for (topic, partition) in [(&first, 2), (&first, 3), (&later, 0)] {
+            assert_eq!(next.begins(topic, partition).await, "0", "{} {partition}", topic.name);
+        }
+    });
+}
+
+#[test]
+fn latest_of_several_daemons_is_the_same() {
+    let Some(topic) = Topic::new(4, &[]) else { return };
+    run(async {
+        (0..4).for_each(|partition| topic.send_values(partition, &numbers(0..5)));
+        let config = latest(&[&topic.name], &topic);
+        let (mut one, mut other) = (Member::join(&config).await, Member::join(&config).await);
+        let begun = Instant::now();
+        while (one.lanes.len(), other.lanes.len()) != (2, 2) {
+            one.live(Duration::from_millis(50)).await;
+            other.live(Duration::from_millis(50)).await;
+            assert!(begun.elapsed() < SOON, "{:?} {:?}", one.lanes, other.lanes);
+        }
+        (0..4).for_each(|partition| topic.send_values(partition, &numbers(0..5)));
+        for member in [&one, &other] {
+            for lane in &member.lanes {
+                let number = lane.as_str().rsplit('/').next().unwrap().parse().unwrap();
+                assert_eq!(member.begins(&topic, number).await, "5", "{lane}");
+            }
+        }
+    });
+}
+
+/// Offsets that are gone cannot say what was added: it is told, by the daemon that finds marks all the same.
+#[test]
+fn a_group_that_forgot_where_the_job_began_is_told_of() {
+    let Some(topic) = Topic::new(1, &[]) else { return };
+    run(async {
+        let config = latest(&[&topic.name], &topic);
+        let lane = Lane::new(&format!("in/{}/0", topic.name));
+        let adopt = async |member: &Member, at: &Positions| {
+            member.source.adopt(&lane, at, &History::default()).await.unwrap().warnings
+        };
+        let mut member = Member::join(&config).await;
+        member.has(1).await;
+        let at = member.source.origin(&lane).await.unwrap().positions;
+        assert!(adopt(&member, &at).await.is_empty());
+        member.source.stop().await;
+        let mut again = Member::join(&config).await;
+        again.has(1).await;
+        assert!(adopt(&again, &at).await.is_empty(), "the group knows");
+        again.source.stop().await;
+        let group = config.group.clone().unwrap();
+        services::kafka().unwrap().tool(services::Kafka::GROUPS, &["--delete", "--group", &group]);
+        let mut later = Member::join(&config).await;
+        later.has(1).await;
+        let said = adopt(&later, &at).await;
+        assert!(
+            said.len() == 1 && said[0].contains(&format!("the group {group} had no offsets of this job")),
+            "{said:?}"
+        );
+        assert!(adopt(&later, &at).await.is_empty(), "once");
+    });
+}
+
+/// What another program noted for the group of the same name says nothing of where this job begins.
+#[test]
+fn latest_is_the_end_although_another_program_had_offsets_in_the_group() {
+    let Some(topic) = Topic::new(2, &[]) else { return };
+    run(async {
+        (0..2).for_each(|partition| topic.send_values(partition, &numbers(0..5)));
+        let config = latest(&[&topic.name], &topic);
+        let kafka = services::kafka().unwrap();
+        let group = config.group.clone().unwrap();
+        let one = format!("{}:0", topic.name);
+        let to_two = ["--group", &group, "--topic", &one, "--reset-offsets", "--to-offset", "2", "--execute"];
+        kafka.tool(services::Kafka::GROUPS, &to_two);
+        assert_eq!(group_says(&group).get(&0).unwrap().0, "2");
+        let mut member = Member::join(&config).await;
+        member.has(2).await;
+        assert_eq!((&*member.begins(&topic, 0).await, &*member.begins(&topic, 1).await), ("5", "5"));
+    });
+}
+
+#[test]
+fn topics_that_are_made_once_the_job_runs_are_read_from_their_beginning() {
+    let Some(other) = Topic::new(1, &[]) else { return };
+    run(async {
+        let (named, like) = (format!("{}-named", other.name), format!("{}-like", other.name));
+        let mut member = Member::join(&latest(&[&named, &format!("^{like}$")], &other)).await;
+        // It looks for them every two seconds.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            member.live(Duration::from_millis(100)).await;
+        }
+        let made = [named, like].map(|name| Topic::at(&other.brokers, &name, 1, &[]));
+        made.iter().for_each(|topic| topic.send_values(0, &numbers(0..5)));
+        member.has(2).await;
+        for topic in &made {
+            assert_eq!(member.begins(topic, 0).await, "0");
+        }
+        // Nothing is committed yet: another one knows by the group's members that the job has begun.
+        let mut other = Member::join(&latest(&[&made[0].name, &made[1].name], &other)).await;
+        let begun = Instant::now();
+        while (member.lanes.len(), other.lanes.len()) != (1, 1) {
+            member.live(Duration::from_millis(50)).await;
+            other.live(Duration::from_millis(50)).await;
+            assert!(begun.elapsed() < SOON, "{:?} {:?}", member.lanes, other.lanes);
+        }
+        let its = made.iter().find(|topic| other.lanes[0].as_str().contains(&topic.name)).unwrap();
+        assert_eq!(other.begins(its, 0).await, "0");
+    });
+}
+
+/// With a lane for each partition a pattern means what it means with one, and to `validate`.
+#[test]
+fn a_pattern_means_the_same_to_the_group() {
+    let Some(topic) = Topic::new(1, &[]) else { return };
+    let name = &topic.name;
+    let topics = ["1", "a", "B"].map(|end| Topic::at(&topic.brokers, &format!("{name}-{end}"), 1, &[]));
+    run(async {
+        for (pattern, found) in [
+            (format!(r"^{name}-\d+$"), vec![&topics[0]]),
+            (format!("^{name}-(?:a|1)$"), vec![&topics[0], &topics[1]]),
+            (format!("^(?i){}-[ab]$", name.to_uppercase()), vec![&topics[1], &topics[2]]),
+        ] {
+            let located = Located { value: pattern.clone(), at: Default::default() };
+            let config = KafkaSource { topics: vec![located], ..topic.config() };
+            open_with(config.clone(), &[], true).unwrap().check().await.unwrap();
+            let mut member = Member::join(&config).await;
+            member.has(found.len()).await;
+            member.lanes.sort();
+            let mut wanted: Vec<_> = found.iter().map(|topic| Lane::new(&format!("in/{}/0", topic.name))).collect();
+            wanted.sort();
+            assert_eq!(member.lanes, wanted, "{pattern}");
+            member.source.stop().await;
+        }
+    });
+}

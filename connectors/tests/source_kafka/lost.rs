@@ -34,7 +34,15 @@ fn offsets_that_are_gone_stop_the_lane_or_it_goes_on_where_the_job_says() {
         for (says, from, count) in [(OnLostOffsets::Earliest, 20, 10), (OnLostOffsets::Latest, 31, 0)] {
             let mut life = life(says);
             let adopted = life.adopt().await.unwrap();
-            assert!(adopted.warnings[0].contains(&format!("go on at {from}")), "{:?}", adopted.warnings);
+            let word = if says == OnLostOffsets::Earliest { "earliest" } else { "latest" };
+            assert_eq!(
+                adopted.warnings,
+                [format!(
+                    "{}/0 begins at offset 20 now, and 10 records before it, from 10 on, were not read: its retention is shorter \
+                     than the time that the job was away. As `on_lost_offsets: {word}` says, the job goes on at offset {from}",
+                    topic.name
+                )]
+            );
             topic.send_values(0, &["end".to_owned()]);
             let mut read = Vec::new();
             while read.last().is_none_or(|text| text != "end") {
@@ -44,6 +52,39 @@ fn offsets_that_are_gone_stop_the_lane_or_it_goes_on_where_the_job_says() {
             assert_eq!(read.len() - ends, count, "{read:?}");
         }
     });
+}
+
+/// A lane that is stopped is read by nobody, and what waits in it is told all the same.
+#[test]
+fn records_that_wait_in_a_stopped_lane_are_counted() {
+    for partitioned in [false, true] {
+        let Some(topic) = Topic::new(1, &[]) else { return };
+        run(async {
+            topic.send_values(0, &numbers(0..30));
+            let source = open_with(topic.config(), &[], partitioned).unwrap();
+            source.start().await.unwrap();
+            let lane = if partitioned { Lane::new(&format!("in/{}/0", topic.name)) } else { Lane::single() };
+            if partitioned {
+                let event = tokio::time::timeout(SOON, source.event()).await.unwrap().unwrap();
+                assert_eq!(event, SourceEvent::Assigned(vec![lane.clone()]));
+            }
+            let mut at = source.origin(&lane).await.unwrap().positions;
+            at.values_mut().for_each(|at| *at = Position::number(10));
+            topic.delete_records(0, 20);
+            let stopped = Life { source, lane, at };
+            stopped.adopt().await.unwrap_err();
+            let lag = async |wanted: u64| {
+                let begun = Instant::now();
+                while stopped.source.lag(&stopped.at).records != Some(wanted) {
+                    assert!(begun.elapsed() < SOON, "{:?}, not {wanted}", stopped.source.lag(&stopped.at).records);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            lag(10).await;
+            topic.send_values(0, &numbers(0..5));
+            lag(15).await;
+        });
+    }
 }
 
 fn stopped_span(at: &Positions) -> Spans {

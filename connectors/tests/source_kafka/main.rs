@@ -472,8 +472,16 @@ fn what_is_wrong_with_the_configuration_is_told_before_anything_is_read() {
             let error = check(sasl(mechanism, "wrong")).await.unwrap_err();
             assert!(!error.is_transient() && error.to_string().contains("do not accept the login"), "{error}");
             assert!(!error.to_string().contains("wrong"), "a password is never shown: {error}");
+            assert!(
+                error.to_string().contains("sasl.mechanism"),
+                "nor is it known that the password is wrong: {error}"
+            );
             assert!(begun.elapsed() < Duration::from_secs(9), "a wrong password is told at once");
         }
+        let mut none = sasl("PLAIN", &kafka.sasl_password);
+        none.properties.retain(|(name, _)| name != "sasl.mechanism");
+        let error = check(none).await.unwrap_err();
+        assert!(error.to_string().contains("set sasl.mechanism to PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"), "{error}");
         let error = check(KafkaSource { properties: tls.properties[..1].to_vec(), ..tls }).await.unwrap_err();
         assert!(error.to_string().contains("no TLS connection"), "{error}");
         let missing = Located { value: "no-such-topic".to_owned(), at: Default::default() };

@@ -16,7 +16,7 @@ use rdkafka::{
 use tidemill_config::KafkaSink;
 
 use crate::{
-    kafka::{On, Operation, is_denied, missing},
+    kafka::{LOGIN, On, Operation, is_denied, missing, no_client},
     sink::SinkError,
 };
 
@@ -85,7 +85,7 @@ impl Cluster {
                 let why = if why.contains('=') { "its value is not accepted" } else { &why };
                 SinkError::Fatal(format!("properties: `{name}`: {why}"))
             }
-            other => SinkError::Fatal(format!("making a client for {}: {other}", self.brokers)),
+            other => SinkError::Fatal(format!("making a client for {}: {}", self.brokers, no_client(&other))),
         })
     }
 
@@ -185,9 +185,7 @@ impl Cluster {
             // A broker may refuse one that is right while it starts, or while a password is changed.
             SinkError::Transient {
                 what: format!("{what} at {brokers}"),
-                cause: format!(
-                    "the login was refused ({said}): look at `security.protocol` and the `sasl.` properties"
-                ),
+                cause: format!("the login was refused ({said}): {LOGIN}"),
             }
         };
         match code {

@@ -9,6 +9,7 @@ use rdkafka::{
 };
 
 use super::{
+    beginning,
     client::{ANSWER_LIMIT, Context, explained},
     core::Core,
     topics::{Partition, Topology},
@@ -36,9 +37,7 @@ pub(super) fn check(core: &Core) -> Result<(), SourceError> {
         return Err(SourceError::Fatal(format!("no topic is like {}", core.topics().join(", "))));
     };
     // Read on the topic is asked of the brokers' rules, since a fetch of a partition that nobody leads has no answer.
-    let is_refused =
-        |rights: &Option<Vec<Operation>>| rights.as_ref().is_some_and(|rights| !rights.contains(&Operation::Read));
-    if let Some((topic, _)) = topology.topics.iter().find(|(_, topic)| is_refused(&topic.rights)) {
+    if let Some(topic) = topology.refused() {
         return Err(SourceError::Fatal(core.lacks(Operation::Read, On::Topic(topic))));
     }
     may_use_group(core, &first)?;
@@ -80,25 +79,8 @@ fn reach(core: &Core, client: &BaseConsumer<Context>) -> Result<(), SourceError>
 }
 
 fn may_use_group(core: &Core, partition: &Partition) -> Result<(), SourceError> {
-    // Who may not know the group's coordinator is told so once, beside an answer that never comes: by a client of which
-    // nothing was heard before.
-    let client = core.client()?;
-    let mut list = TopicPartitionList::with_capacity(1);
-    list.add_partition(&partition.topic, partition.number);
-    let is_denied = |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed);
-    let deadline = Instant::now() + ANSWER_LIMIT;
-    let mut answer = client.committed_offsets(list.clone(), LOOK);
-    while let Err(error) = &answer
-        && !is_denied(error)
-        && Instant::now() < deadline
-    {
-        answer = match client.poll(SERVE) {
-            Some(Err(error)) if is_denied(&error) => Err(error),
-            _ => client.committed_offsets(list.clone(), LOOK),
-        };
-    }
-    match answer {
-        Err(error) if is_denied(&error) => {
+    match beginning::fetch(&core.client()?, std::slice::from_ref(partition)) {
+        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
             let lacks = core.lacks(Operation::Read, On::Group(&core.group));
             Err(SourceError::Fatal(format!("{lacks}, or name another `group:`")))
         }

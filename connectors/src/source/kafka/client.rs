@@ -13,7 +13,10 @@ use rdkafka::{
 };
 use tidemill_config::KafkaSource as Config;
 
-use crate::{kafka::is_denied, source::SourceError};
+use crate::{
+    kafka::{LOGIN, is_denied, no_client},
+    source::SourceError,
+};
 
 /// How long one question to the brokers may take.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -47,10 +50,10 @@ pub(super) fn config(config: &Config, group: &str) -> ClientConfig {
 }
 
 /// A client that asks, and reads spans again. It speaks to leaders alone: a follower that is near may not know the end of a
-/// span yet, and what it lacks would be left out of a batch.
+/// span yet, and what it lacks would be left out of a batch. It is no member of the group, and does not take a member's name.
 pub(super) fn asking_config(given: &Config, group: &str) -> ClientConfig {
     let mut client = config(given, group);
-    client.set("client.rack", "");
+    client.set("client.rack", "").remove("group.instance.id");
     client
 }
 
@@ -182,6 +185,15 @@ pub(super) fn committed(result: &KafkaResult<()>) {
     }
 }
 
+/// A client cannot be made of the job's properties.
+pub(super) fn refused(error: &KafkaError) -> SourceError {
+    let text = match error {
+        KafkaError::ClientConfig(_, what, name, _) if !name.is_empty() => format!("property {name}: {what}"),
+        other => no_client(other),
+    };
+    SourceError::Fatal(format!("the properties of this kafka source are not accepted: {text}"))
+}
+
 /// An error that may pass, with what the client said of its connections.
 pub(super) fn transient(voice: &Voice, what: impl Into<String>, cause: impl Into<String>) -> SourceError {
     let cause = cause.into();
@@ -196,7 +208,7 @@ pub(super) fn explained(code: RDKafkaErrorCode, reason: &str) -> Option<String> 
     let reason = reason.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
     Some(match code {
         Code::Authentication | Code::SaslAuthenticationFailed => {
-            format!("the brokers do not accept the login ({reason}): look at sasl.username and sasl.password")
+            format!("the brokers do not accept the login ({reason}): {LOGIN}")
         }
         Code::SSL | Code::BrokerTransportFailure if code == Code::SSL || reason.contains("SSL") => {
             format!("no TLS connection ({reason}): look at security.protocol and ssl.ca.location")

@@ -19,6 +19,7 @@ use tidemill_config::{self as config, OnLostOffsets, Start};
 use tokio::sync::Notify;
 
 use super::{
+    beginning,
     chunk::Form,
     client::{self, ANSWER_LIMIT, Context, Voice, transient},
     lost,
@@ -70,6 +71,8 @@ pub(super) struct View {
     pub ends: Option<BTreeMap<Partition, u64>>,
     /// Offsets that the group does not have yet, with `lanes: single`.
     pub offsets: BTreeMap<Partition, u64>,
+    /// Partitions that were there when the job began, as far as this daemon found that out and their lanes are not known yet.
+    pub begun: BTreeSet<Partition>,
     /// What keeps the source from reading: told once each time it is found.
     pub trouble: Option<String>,
 }
@@ -97,11 +100,11 @@ impl Core {
             turn: AtomicUsize::new(0),
         };
         let checked = client::config(&core.config, &core.group).create_native_config();
-        checked.map_err(|error| refused(&error))?;
+        checked.map_err(|error| client::refused(&error))?;
         Ok(core)
     }
 
-    /// The topics as the job names them, and a group's member subscribes to them.
+    /// The topics as the job names them.
     pub fn topics(&self) -> Vec<String> {
         self.config.topics.iter().map(|topic| topic.value.clone()).collect()
     }
@@ -125,7 +128,7 @@ impl Core {
 
     /// A member joins the group, unless so many are there; whether it did.
     pub fn join(&self, most: usize) -> Result<bool, SourceError> {
-        self.members.join(&self.config, &self.group, &self.topics(), &self.voice, &self.wake, most)
+        self.members.join(&self.config, &self.group, &self.voice, &self.wake, most)
     }
 
     pub fn view(&self) -> MutexGuard<'_, View> {
@@ -150,6 +153,15 @@ impl Core {
             // What connections said before has nothing to do with it.
             code if is_denied(code) => {
                 SourceError::Transient { what: what.into(), cause: self.lacks(Operation::Read, On::Topic(topic)) }
+            }
+            _ => self.transient(what, error.to_string()),
+        }
+    }
+    /// An error about the group.
+    pub fn failed_of_group(&self, what: impl Into<String>, error: &KafkaError) -> SourceError {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                SourceError::Transient { what: what.into(), cause: self.lacks(Operation::Read, On::Group(&self.group)) }
             }
             _ => self.transient(what, error.to_string()),
         }
@@ -179,7 +191,7 @@ impl Core {
     pub fn client(&self) -> Result<BaseConsumer<Context>, SourceError> {
         let context = Context { voice: self.voice.clone() };
         let config = client::asking_config(&self.config, &self.group);
-        config.create_with_context(context).map_err(|error| refused(&error))
+        config.create_with_context(context).map_err(|error| client::refused(&error))
     }
 
     /// The client that asks.
@@ -210,7 +222,7 @@ impl Core {
             let partitions = self.view().topology.partitions().count();
             let config = client::reader_config(&self.config, &self.group, self.ahead_bytes, partitions);
             let context = Context { voice: self.voice.clone() };
-            let consumer = config.create_with_context(context).map_err(|error| refused(&error))?;
+            let consumer = config.create_with_context(context).map_err(|error| client::refused(&error))?;
             *reader = Some(Reader::new(consumer, self.voice.clone(), self.wake.clone(), self.form.clone()));
         }
         Ok(reader)
@@ -280,10 +292,21 @@ impl Core {
     /// Where a lane starts that nobody has worked on.
     pub fn origin(&self, lane: &Lane) -> Result<Positions, SourceError> {
         let topology = self.refresh()?;
+        let partitions = self.partitions_of(lane, &topology)?;
+        let begun = match (self.partitioned, self.config.start) {
+            (true, Start::Latest) => Some(beginning::committed(self, &*self.query()?, &partitions)?),
+            _ => None,
+        };
         let mut positions = Positions::new();
-        for partition in self.partitions_of(lane, &topology)? {
+        for partition in partitions {
+            self.view().begun.remove(&partition);
             let (low, high) = self.watermarks(&partition)?;
-            let at = if self.config.start == Start::Latest { high } else { low };
+            let at = match (self.config.start, &begun) {
+                (Start::Earliest, _) => low,
+                (Start::Latest, None) => high,
+                // Added since the job began.
+                (Start::Latest, Some(begun)) => begun.get(&partition).copied().unwrap_or(low),
+            };
             positions.extend(topology.shard(&self.name, &partition).map(|shard| (shard, Position::number(at))));
         }
         Ok(positions)
@@ -295,6 +318,7 @@ impl Core {
         let partitions = self.partitions_of(lane, &topology)?;
         let mut adopted = Adopted::default();
         let mut places = Vec::new();
+        let says = self.config.on_lost_offsets;
         for (shard, position) in at {
             self.offset(shard, position)?;
         }
@@ -305,11 +329,11 @@ impl Core {
                 let start = match lost::former(at, &partition) {
                     None => low,
                     Some(former) => {
-                        let error = lost::made_again(former, &shard);
-                        let Some(start) = lost::go_on(self.config.on_lost_offsets, (low, high)) else {
-                            return Err(error);
+                        let loss = lost::made_again(former, &shard);
+                        let Some(start) = lost::go_on(says, (low, high)) else {
+                            return Err(loss.stop());
                         };
-                        adopted.warnings.push(format!("{error} On_lost_offsets says: go on at {start}"));
+                        adopted.warnings.push(loss.goes_on(says, start));
                         start
                     }
                 };
@@ -317,18 +341,18 @@ impl Core {
                 places.push((partition, shard, start, start));
                 continue;
             };
+            adopted.warnings.extend(beginning::forgotten(self, &partition));
             let offset = self.offset(&shard, position)?;
             let (low, high) = self.settled(&partition, offset, (low, high))?;
             if (low..=high).contains(&offset) {
                 places.push((partition, shard, offset, offset));
                 continue;
             }
-            let error = lost::out_of_range(&partition, &shard, offset, (low, high));
-            let Some(start) = lost::go_on(self.config.on_lost_offsets, (low, high)).filter(|start| *start >= offset)
-            else {
-                return Err(error);
+            let loss = lost::out_of_range(&partition, &shard, offset, (low, high));
+            let Some(start) = lost::go_on(says, (low, high)).filter(|start| *start >= offset) else {
+                return Err(loss.stop());
             };
-            adopted.warnings.push(format!("{error} On_lost_offsets says: go on at {start}"));
+            adopted.warnings.push(loss.goes_on(says, start));
             places.push((partition, shard, offset, start));
         }
         let mut guard = self.reader_or_new()?;
@@ -447,7 +471,7 @@ impl Core {
         let view = self.view();
         let waits = |partition: &Partition, from: Option<u64>| {
             let (low, high) = view.watermarks.get(partition)?;
-            Some(high.saturating_sub(from.unwrap_or(*low)))
+            Some(high.saturating_sub(from.map_or(*low, |from| from.max(*low))))
         };
         let of_shard = |(shard, position): (&ShardId, &Position)| {
             let (partition, _) = parse_shard(shard)?;
@@ -483,14 +507,16 @@ impl Core {
                     match replay::replay(self, client, &partition, span, accepts)? {
                         Replayed::All(chunk) => chunk.read(shard, from, to, &mut batch),
                         Replayed::Gone(low, high) => {
-                            return Err(lost::span_gone(&partition, shard, span, (low, high)));
+                            return Err(lost::span_gone(&partition, shard, span, (low, high)).stop());
                         }
                     }
                 }
                 Some(now) if accepts => {
-                    tracing::warn!(source = self.name, %shard, "{}", lost::made_again(shard, &now));
+                    let loss = lost::made_again(shard, &now);
+                    let said = loss.passed_over(self.config.on_lost_offsets, "the batch is made without them");
+                    tracing::warn!(source = self.name, %shard, "kafka: {said}");
                 }
-                Some(now) => return Err(lost::made_again(shard, &now)),
+                Some(now) => return Err(lost::made_again(shard, &now).stop()),
                 None => {
                     let cause = self.trouble(topology).unwrap_or_else(|| format!("{partition} is not there"));
                     return Err(SourceError::Transient { what: format!("reading {partition} again"), cause });
@@ -513,12 +539,4 @@ impl Core {
         }
         Ok(batch)
     }
-}
-
-fn refused(error: &KafkaError) -> SourceError {
-    let text = match error {
-        KafkaError::ClientConfig(_, what, name, _) if !name.is_empty() => format!("property {name}: {what}"),
-        other => other.to_string(),
-    };
-    SourceError::Fatal(format!("the properties of this kafka source are not accepted: {text}"))
 }

@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -120,6 +120,9 @@ pub(super) struct Group {
 struct State {
     book: Book,
     offsets: Offsets,
+    /// Topics that were found so far. One that is gone stays: it may be made again, and has no partitions meanwhile. `None`:
+    /// not looked for yet.
+    topics: Option<BTreeSet<Arc<str>>>,
     /// When the batch loop was heard of.
     alive: Option<Instant>,
     fault: Option<String>,
@@ -137,6 +140,23 @@ impl Group {
     /// The group's partitions of this process.
     pub fn mine(&self) -> BTreeSet<Partition> {
         self.state().book.owners.keys().cloned().collect()
+    }
+    /// Whether its members may join.
+    pub fn has_begun(&self) -> bool {
+        self.state().topics.is_some()
+    }
+    /// Members join, and read these topics too. Whether they read any.
+    pub fn begins<'t>(&self, found: impl IntoIterator<Item = &'t Arc<str>>) -> bool {
+        let mut state = self.state();
+        let topics = state.topics.get_or_insert_default();
+        topics.extend(found.into_iter().cloned());
+        !topics.is_empty()
+    }
+    /// All topics, where there are more than so many.
+    pub fn topics_beyond(&self, subscribed: usize) -> Option<Vec<Arc<str>>> {
+        let state = self.state();
+        let topics = state.topics.as_ref().filter(|topics| topics.len() > subscribed)?;
+        Some(topics.iter().cloned().collect())
     }
     /// Whether a member has nothing, nor works on anything.
     pub fn is_idle(&self, id: Id) -> bool {

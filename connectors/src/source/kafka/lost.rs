@@ -25,18 +25,47 @@ pub(super) fn go_on(says: OnLostOffsets, (low, high): (u64, u64)) -> Option<u64>
     }
 }
 
-fn lost(shard: &ShardId, what: String) -> SourceError {
-    SourceError::Lost {
-        shard: shard.to_string(),
-        what,
-        way_out: format!(
-            "Way out: `tidemill checkpoint resolve --shard {shard} --accept-loss` goes on with the oldest record that is there; \
-             `on_lost_offsets: earliest` or `latest` does so without asking"
-        ),
+/// Records that are lost: of which shard, and why.
+pub(super) struct Loss {
+    shard: ShardId,
+    what: String,
+}
+
+impl Loss {
+    /// It stops the lane.
+    pub fn stop(self) -> SourceError {
+        let Self { shard, what } = self;
+        SourceError::Lost {
+            way_out: format!(
+                "Way out: `tidemill checkpoint resolve --shard {shard} --accept-loss` goes on with the oldest record that is \
+                 there; `on_lost_offsets: earliest` or `latest` does so without asking"
+            ),
+            shard: shard.to_string(),
+            what,
+        }
+    }
+
+    /// It is passed over, because the job says so: `then` is done.
+    pub fn passed_over(&self, says: OnLostOffsets, then: &str) -> String {
+        let word = match says {
+            OnLostOffsets::Stop => "stop",
+            OnLostOffsets::Earliest => "earliest",
+            OnLostOffsets::Latest => "latest",
+        };
+        format!("{}. As `on_lost_offsets: {word}` says, {then}", self.what)
+    }
+
+    /// The same: reading goes on at `start`.
+    pub fn goes_on(&self, says: OnLostOffsets, start: u64) -> String {
+        self.passed_over(says, &format!("the job goes on at offset {start}"))
     }
 }
 
-pub(super) fn made_again(former: &ShardId, now: &ShardId) -> SourceError {
+fn lost(shard: &ShardId, what: String) -> Loss {
+    Loss { shard: shard.clone(), what }
+}
+
+pub(super) fn made_again(former: &ShardId, now: &ShardId) -> Loss {
     let topic = parse_shard(now).map_or_else(String::new, |(partition, _)| partition.topic.to_string());
     let id = |shard: &ShardId| parse_shard(shard).map_or_else(String::new, |(_, incarnation)| incarnation.to_owned());
     lost(
@@ -49,12 +78,7 @@ pub(super) fn made_again(former: &ShardId, now: &ShardId) -> SourceError {
     )
 }
 
-pub(super) fn out_of_range(
-    partition: &Partition,
-    shard: &ShardId,
-    offset: u64,
-    (low, high): (u64, u64),
-) -> SourceError {
+pub(super) fn out_of_range(partition: &Partition, shard: &ShardId, offset: u64, (low, high): (u64, u64)) -> Loss {
     let what = if offset < low {
         format!(
             "{partition} begins at offset {low} now, and {} records before it, from {offset} on, were not read: its retention is shorter than the time that the job was away",
@@ -73,7 +97,7 @@ pub(super) fn span_gone(
     shard: &ShardId,
     (from, to): (u64, u64),
     (low, high): (u64, u64),
-) -> SourceError {
+) -> Loss {
     lost(shard, format!("{partition} has the offsets {low} to {high} now, and [{from}, {to}) are to be read again"))
 }
 
@@ -101,7 +125,7 @@ pub(super) fn resolve(
     if now != *shard {
         // Another topic has the name: where that one goes on, the next adoption says.
         return Err(match core.config.on_lost_offsets {
-            OnLostOffsets::Stop => made_again(shard, &now),
+            OnLostOffsets::Stop => made_again(shard, &now).stop(),
             _ => SourceError::Transient {
                 what: format!("reading {partition}"),
                 cause: "its topic was deleted and made again".to_owned(),
@@ -115,11 +139,11 @@ pub(super) fn resolve(
             core.transient(format!("reading {partition}"), format!("offset {offset} was not there a moment ago"))
         );
     }
-    let error = out_of_range(partition, shard, offset, (low, high));
-    let Some(start) = go_on(core.config.on_lost_offsets, (low, high)).filter(|start| *start >= offset) else {
-        return Err(error);
+    let (loss, says) = (out_of_range(partition, shard, offset, (low, high)), core.config.on_lost_offsets);
+    let Some(start) = go_on(says, (low, high)).filter(|start| *start >= offset) else {
+        return Err(loss.stop());
     };
-    tracing::warn!(source = core.name, "{error} On_lost_offsets says: go on at {start}");
+    tracing::warn!(source = core.name, "kafka: {}", loss.goes_on(says, start));
     match core.reader().as_mut() {
         Some(reader) => reader.place(partition, shard.clone(), offset, start),
         None => Ok(()),

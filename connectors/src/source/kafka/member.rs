@@ -1,5 +1,6 @@
-//! The members of the consumer group: they say which partitions this daemon has, commit their offsets for monitors, and read
-//! nothing. Each lives in a thread of its own, which librdkafka calls when partitions move.
+//! The members of the consumer group: they say which partitions this daemon has, commit their offsets, and read nothing. Each
+//! lives in a thread of its own, which librdkafka calls when partitions move. It joins once the watch has found topics, and
+//! subscribes to their names: what a pattern means is said in one place ([`super::topics::Wanted`]), and not by librdkafka too.
 //!
 //! A revocation waits in that call until the lanes are let go, or until [`let_go_limit`] has passed. The group then gives
 //! them to somebody else. The group decides who works; that nobody works twice, the sinks' generations decide.
@@ -15,7 +16,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, ClientContext, Offset, TopicPartitionList,
+    ClientConfig, ClientContext, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 use super::{
     client::{self, Voice, property},
     group::{Group, Id},
+    offsets::offset_list,
     topics::Partition,
 };
 use crate::{
@@ -110,16 +112,6 @@ fn commit(consumer: &BaseConsumer<Context>, offsets: &BTreeMap<Partition, u64>, 
     }
 }
 
-/// Offsets as librdkafka takes them; `None` where there are none.
-pub(super) fn offset_list(offsets: &BTreeMap<Partition, u64>) -> Option<TopicPartitionList> {
-    let mut list = TopicPartitionList::with_capacity(offsets.len());
-    for (partition, offset) in offsets {
-        let offset = Offset::Offset(i64::try_from(*offset).unwrap_or(i64::MAX));
-        list.add_partition_offset(&partition.topic, partition.number, offset).ok()?;
-    }
-    (!offsets.is_empty()).then_some(list)
-}
-
 /// How long a revoked lane may take: well within what the group waits for its members.
 fn let_go_limit(config: &Config) -> Duration {
     let interval = property(config, "max.poll.interval.ms").and_then(|text| text.parse().ok());
@@ -168,7 +160,6 @@ impl Members {
         &self,
         config: &Config,
         name: &str,
-        topics: &[String],
         voice: &Arc<Voice>,
         wake: &Arc<Notify>,
         most: usize,
@@ -189,11 +180,8 @@ impl Members {
             kept_out: missing(&config.brokers, &config.properties, &[Operation::Read], On::Group(name)),
         };
         let settings: ClientConfig = client::member_config(config, name);
-        let consumer: BaseConsumer<Context> = settings.create_with_context(context).map_err(|error| {
-            SourceError::Fatal(format!("the properties of this kafka source are not accepted: {error}"))
-        })?;
-        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics).map_err(|error| SourceError::Fatal(format!("joining group {name}: {error}")))?;
+        let consumer: BaseConsumer<Context> =
+            settings.create_with_context(context).map_err(|error| client::refused(&error))?;
         let leaving = Arc::new(AtomicBool::new(false));
         let its = leaving.clone();
         let thread = thread::Builder::new()
@@ -245,7 +233,7 @@ impl Member {
 fn live(consumer: BaseConsumer<Context>, leaving: &AtomicBool) {
     let (id, group) = (consumer.context().id, consumer.context().group.clone());
     let _at_the_end = Obituary(id, group.clone());
-    let mut has_left = false;
+    let (mut has_left, mut subscribed) = (false, 0);
     let is_done = |has_left| group.is_ending() || has_left && group.is_idle(id);
     while !is_done(has_left) {
         if group.is_stuck() {
@@ -256,6 +244,15 @@ fn live(consumer: BaseConsumer<Context>, leaving: &AtomicBool) {
             // Its partitions are taken back by the next polls.
             consumer.unsubscribe();
             has_left = true;
+        }
+        if !has_left && let Some(topics) = group.topics_beyond(subscribed) {
+            let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+            if let Err(error) = consumer.subscribe(&names) {
+                group.fails(format!("joining it for {}: {error}", names.join(", ")));
+                consumer.context().wake.notify_one();
+                return;
+            }
+            subscribed = topics.len();
         }
         // What is not paused in time is of no interest; complaints are heard by the context.
         match consumer.poll(POLL) {

@@ -5,9 +5,11 @@
 //! - `member` is in the consumer group, with `lanes: partition`: which partitions are this daemon's. `group` is what several
 //!   members know together, `share` says how many there are. With `lanes: single` nobody is in the group, and who works the
 //!   sinks' generations say alone.
+//! - `beginning` says where a lane begins that nobody has worked on, with `start: latest`.
 //! - `core` keeps what all calls share and asks the brokers; `watch` is the thread that keeps it fresh.
-//! - Truth is in the sinks' marks. The group's offsets are written for monitors and never read.
+//! - Truth is in the sinks' marks. The group's offsets are for monitors, and for lanes that have no mark yet (`beginning`).
 
+mod beginning;
 mod check;
 mod chunk;
 mod client;
@@ -236,7 +238,12 @@ impl Source for KafkaSource {
     }
 
     async fn start(&self) -> Result<(), SourceError> {
-        if self.core.partitioned { self.core.join(1).map(drop) } else { Ok(()) }
+        if !self.core.partitioned {
+            return Ok(());
+        }
+        // From now on the watch asks for the topics, to which the member subscribes.
+        self.core.query()?;
+        self.core.join(1).map(drop)
     }
 
     async fn stop(&self) {

@@ -6,11 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{TopicPartitionList, error::KafkaResult};
+use rdkafka::{Offset, TopicPartitionList, error::KafkaResult};
 
 use super::{client, topics::Partition};
 use crate::kafka::offsets::known;
 
+/// What Tidemill's offsets of a group carry, as their metadata: those of other programs say nothing of its jobs.
+pub(super) const WORD: &str = "tidemill";
 /// How long an answer is waited for.
 const ANSWERED_AFTER: Duration = Duration::from_secs(5);
 
@@ -62,13 +64,21 @@ impl Offsets {
     }
 }
 
+/// Offsets as librdkafka takes them; `None` where there are none.
+pub(super) fn offset_list(offsets: &BTreeMap<Partition, u64>) -> Option<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for (partition, offset) in offsets {
+        let mut one = list.add_partition(&partition.topic, partition.number);
+        one.set_offset(Offset::Offset(i64::try_from(*offset).unwrap_or(i64::MAX))).ok()?;
+        one.set_metadata(WORD);
+    }
+    (!offsets.is_empty()).then_some(list)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use rdkafka::{
-        Offset,
-        error::{KafkaError, RDKafkaErrorCode},
-    };
+    use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
     use super::*;
 

@@ -155,6 +155,12 @@ impl Topology {
         self.topics.iter().flat_map(of)
     }
 
+    /// The first topic that this user may not read, where its rights were asked for.
+    pub fn refused(&self) -> Option<&str> {
+        let is_refused = |topic: &Topic| topic.rights.as_ref().is_some_and(|rights| !rights.contains(&Operation::Read));
+        self.topics.iter().find(|(_, topic)| is_refused(topic)).map(|(name, _)| &**name)
+    }
+
     /// The shard that a partition is now.
     pub fn shard(&self, source: &str, partition: &Partition) -> Option<ShardId> {
         let topic = self.topics.get(&partition.topic)?;

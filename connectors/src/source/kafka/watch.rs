@@ -14,11 +14,13 @@ use rdkafka::{
     Message,
     consumer::{CommitMode, Consumer},
 };
+use tidemill_config::Start;
 
 use super::{
-    client::{committed, explained},
+    beginning,
+    client::committed,
     core::Core,
-    member::offset_list,
+    offsets::offset_list,
     reader::Reader,
     share,
     topics::{Partition, Topology},
@@ -69,19 +71,12 @@ impl Drop for Watch {
 
 fn watch(core: &Core, ending: &AtomicBool) {
     let (mut asked, mut silent): (Option<Instant>, Vec<Partition>) = (None, Vec::new());
-    let (mut answered, mut told) = (Instant::now(), Instant::now());
+    let mut answered = Instant::now();
     while !ending.load(Ordering::Acquire) {
         let Some(query) = core.existing_query() else {
-            // Nothing was asked of the source yet: with lanes of a group that its members cannot reach nothing ever is.
+            // Nothing was asked of the source yet.
             thread::park_timeout(SERVE);
             answered = Instant::now();
-            if told.elapsed() > TROUBLE_AFTER
-                && let Some(complaint) = core.voice.recent().and_then(|(code, reason)| explained(code, &reason))
-            {
-                told = Instant::now();
-                core.view().trouble = Some(complaint);
-                core.wake.notify_one();
-            }
             continue;
         };
         let _ = query.poll(Duration::from_millis(1));
@@ -141,6 +136,7 @@ fn commit(core: &Core, mode: CommitMode) {
 /// Asks for topics and ends.
 fn refresh(core: &Core, silent: &mut Vec<Partition>) -> Result<(), SourceError> {
     let topology = core.refresh()?;
+    subscribe(core, &topology)?;
     let made_again = |reader: &mut Reader| reader.stop_made_again(|partition| topology.shard(&core.name, partition));
     let mut news = core.reader().as_mut().is_some_and(made_again);
     let wanted = wanted(core, &topology);
@@ -157,6 +153,24 @@ fn refresh(core: &Core, silent: &mut Vec<Partition>) -> Result<(), SourceError> 
         core.wake.notify_one();
     }
     Ok(())
+}
+
+/// Members of the group are told which topics there are, once it is known where the job begins. An error where there is none
+/// that the job names.
+fn subscribe(core: &Core, topology: &Topology) -> Result<(), SourceError> {
+    let group = core.members.group();
+    if core.members.count() == 0 {
+        return Ok(());
+    }
+    // What is found later was not there when the job began.
+    if !group.has_begun() && core.config.start == Start::Latest {
+        beginning::pin(core)?;
+    }
+    let reads_any = group.begins(topology.topics.keys());
+    match core.trouble(topology) {
+        Some(cause) if !reads_any => Err(SourceError::Transient { what: "joining the group".into(), cause }),
+        _ => Ok(()),
+    }
 }
 
 /// The ends that are known. A partition that does not answer is none of the other lanes' business: it is asked last the next
@@ -188,10 +202,14 @@ fn ask_ends(
     Ok(ends)
 }
 
-/// The partitions whose ends are asked for: those that are read, and all of them where the lane has all.
+/// The partitions whose ends are asked for: those that are read, or that the group gave though they cannot be, and all of them
+/// where the lane has all.
 fn wanted(core: &Core, topology: &Topology) -> Vec<Partition> {
+    let mine = core.members.group().mine();
     let guard = core.reader();
-    let read = |partition: &Partition| guard.as_ref().is_some_and(|reader| reader.cursors.contains_key(partition));
+    let read = |partition: &Partition| {
+        mine.contains(partition) || guard.as_ref().is_some_and(|reader| reader.cursors.contains_key(partition))
+    };
     let all = !core.partitioned || core.view().finishing;
     topology.partitions().filter(|partition| all || read(partition)).collect()
 }
