@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidemill_checkpoint::{Lane, SinkId};
+use tidemill_checkpoint::{Lane, LaneScheme, SinkId};
 use tidemill_config as config;
 
 use crate::{
@@ -49,22 +49,31 @@ pub enum Operation {
 pub struct Request {
     /// The job's name.
     pub job: String,
-    /// The lane.
-    pub lane: String,
+    /// The lane; `None`: all that are known to look at, the only one to act on.
+    pub lane: Option<String>,
     /// What to do.
     pub operation: Operation,
     /// Claim the lane even where another owner holds it.
     pub take_over: bool,
 }
 
-/// Does it. The answer is JSON for `show`, else one sentence under `done`.
+/// Does it. The answer of `show` is JSON with a list of `lanes`, else one sentence under `done`.
 pub async fn execute(
     request: &Request,
     config: Arc<config::Job>,
     around: &Surroundings,
 ) -> anyhow::Result<serde_json::Value> {
+    let name = config.name.clone();
+    let done = operate(request, config, around).await;
+    done.map_err(|error| anyhow::anyhow!("{}", around.in_commands(&name, &format!("{error:#}"))))
+}
+
+async fn operate(
+    request: &Request,
+    config: Arc<config::Job>,
+    around: &Surroundings,
+) -> anyhow::Result<serde_json::Value> {
     let around = Surroundings { take_over: request.take_over, once: false, ..around.clone() };
-    let lane = Lane::new(&request.lane);
     if request.operation == Operation::Forget {
         around.ledger.forget(&config.name, None)?;
         return Ok(
@@ -73,11 +82,13 @@ pub async fn execute(
     }
     let status = Status::new(&request.job);
     let job = Job::open_sinks(config.clone(), around.clone(), status.clone())?;
+    let named = request.lane.as_deref().map(Lane::new);
     match &request.operation {
-        Operation::Show => return show(&job, &lane).await,
-        Operation::Reset => return reset(&job, &lane, request.take_over).await,
+        Operation::Show => return show(&job, named).await,
+        Operation::Reset => return reset(&job, named, request.take_over).await,
         _ => {}
     }
+    let lane = named.map_or_else(|| only_lane(&job), Ok)?;
     let owned = claim(&job, &lane, request.take_over).await?;
     let done = jump::jump(&job, &lane, &owned, &request.operation).await;
     for (id, key) in &owned.keys {
@@ -121,7 +132,38 @@ fn may_claim(job: &Job, lane: &Lane, held: &HeldBy, take_over: bool) -> anyhow::
     Ok(())
 }
 
-async fn show(job: &Job, lane: &Lane) -> anyhow::Result<serde_json::Value> {
+/// Lanes of the job that this data dir has had.
+fn known_lanes(job: &Job) -> anyhow::Result<BTreeSet<Lane>> {
+    let known = job.around.ledger.lanes()?.into_iter().filter(|(name, _)| name == job.name()).map(|(_, lane)| lane);
+    let only = (job.scheme == LaneScheme::Single).then(Lane::single);
+    Ok(known.chain(only).collect())
+}
+
+fn only_lane(job: &Job) -> anyhow::Result<Lane> {
+    if job.scheme == LaneScheme::Single {
+        return Ok(Lane::single());
+    }
+    let known: Vec<_> = known_lanes(job)?.iter().map(Lane::to_string).collect();
+    bail!(
+        "job {} has a lane for each partition: say which with --lane; {}",
+        job.name(),
+        match known.as_slice() {
+            [] => "this data dir has had none yet".to_owned(),
+            known => format!("this data dir has had {}", known.join(", ")),
+        }
+    )
+}
+
+async fn show(job: &Job, named: Option<Lane>) -> anyhow::Result<serde_json::Value> {
+    let lanes = named.map_or_else(|| known_lanes(job), |lane| Ok(BTreeSet::from([lane])))?;
+    let mut shown = Vec::new();
+    for lane in &lanes {
+        shown.push(show_lane(job, lane).await?);
+    }
+    Ok(json!({ "job": job.name(), "lanes": shown }))
+}
+
+async fn show_lane(job: &Job, lane: &Lane) -> anyhow::Result<serde_json::Value> {
     let held = job.peek(lane).await?;
     let closed = job.around.ledger.closed(job.name(), lane)?;
     let mut sinks = serde_json::Map::new();
@@ -149,10 +191,10 @@ async fn show(job: &Job, lane: &Lane) -> anyhow::Result<serde_json::Value> {
     Ok(json!({ "job": job.name(), "lane": lane.to_string(), "sinks": sinks, "ledger": { "closed": closed } }))
 }
 
-async fn reset(job: &Job, lane: &Lane, take_over: bool) -> anyhow::Result<serde_json::Value> {
+async fn reset(job: &Job, named: Option<Lane>, take_over: bool) -> anyhow::Result<serde_json::Value> {
     // Sinks forget all lanes of the job, so nobody may be at work on any that is known.
-    let known = job.around.ledger.lanes()?.into_iter().filter(|(name, _)| name == job.name()).map(|(_, lane)| lane);
-    for lane in known.chain([lane.clone()]).collect::<BTreeSet<_>>() {
+    let known = known_lanes(job)?.into_iter().chain([Lane::single()]).chain(named);
+    for lane in known.collect::<BTreeSet<_>>() {
         may_claim(job, &lane, &job.peek(&lane).await?, take_over)?;
     }
     let mut names = Vec::new();

@@ -110,9 +110,9 @@ struct CheckpointArguments {
     /// The job, by name or by file (default: the only one that the data dir knows)
     #[arg(long, value_name = "J", global = true)]
     job: Option<String>,
-    /// The lane
-    #[arg(long, global = true, default_value = "all")]
-    lane: String,
+    /// The lane (default: all that the data dir has had, where something is shown; else the job's only one)
+    #[arg(long, global = true)]
+    lane: Option<String>,
     /// Act even where another owner holds the lane, and fence it
     #[arg(long, global = true)]
     take_over: bool,
@@ -120,13 +120,13 @@ struct CheckpointArguments {
 
 #[derive(Debug, Subcommand)]
 enum CheckpointCommand {
-    /// Plans, positions and generations of a lane, in the ledger and in every sink
+    /// Plans, positions and generations of each lane, in the ledger and in every sink
     Show {
-        /// As JSON
+        /// As JSON, an object for each lane
         #[arg(long)]
         json: bool,
     },
-    /// All of it as JSON
+    /// All of it as JSON, an object for each lane
     Export,
     /// A way out of a stop
     #[command(group = clap::ArgGroup::new("what").required(true))]
@@ -246,10 +246,19 @@ async fn checkpoint(arguments: CheckpointArguments) -> anyhow::Result<u8> {
             Some(answer) => answer,
             None => start::execute_here(&arguments.data_dir, &request, &file).await?,
         };
-        match answer.get("done").and_then(|done| done.as_str()) {
-            Some(done) => println!("{done}"),
-            None if as_json => println!("{}", serde_json::to_string_pretty(&answer)?),
-            None => print!("{}", explain::checkpoint_table(&answer)),
+        if let Some(done) = answer.get("done").and_then(|done| done.as_str()) {
+            println!("{done}");
+        }
+        let Some(lanes) = answer.get("lanes").and_then(|lanes| lanes.as_array()) else { continue };
+        if lanes.is_empty() {
+            eprintln!("job {}: this data dir has had no lane of it yet; --lane names one of another's", request.job);
+        }
+        for lane in lanes {
+            if as_json {
+                println!("{}", serde_json::to_string_pretty(lane)?);
+            } else {
+                print!("{}", explain::checkpoint_table(lane));
+            }
         }
     }
     Ok(0)

@@ -18,7 +18,7 @@ use crate::{
     ConfigError,
     job::{
         DEAD_LETTERS, anchor_rank,
-        compile::{Compiled, Pinned, check_codecs, dead_letters_schema, given_schema},
+        compile::{Compiled, Pinned, check_codecs, dead_letters_schema, given_schema, with_metadata},
         scheme,
     },
 };
@@ -45,6 +45,44 @@ pub fn check(job: &config::Job) -> anyhow::Result<()> {
     }
 }
 
+/// What connectors say of their options without a look at what they connect to: addresses, properties of clients.
+fn check_options(job: &Arc<config::Job>) -> Result<(), String> {
+    let mut wrong = Vec::new();
+    let mut told = |at: &config::At, error: &dyn std::fmt::Display| wrong.push(job.render(at, &error.to_string()));
+    let connects =
+        |source: &&config::Source| matches!(source.kind, config::SourceKind::Kafka(_) | config::SourceKind::Sql(_));
+    for source in job.sources.iter().filter(connects) {
+        if let Err(error) = source::open(source, &looking(job)) {
+            told(&source.name.at, &error);
+        }
+    }
+    for (step, lookup) in lookups::of(job) {
+        if let Err(error) = lookup::open(lookup) {
+            told(&step.at, &error);
+        }
+    }
+    for given in job.sinks.iter().chain(&job.dead_letters) {
+        let opened = sink::open(SinkId::new(&given.name.value), &job.name, &given.kind);
+        if let Err(error @ tidemill_connectors::SinkError::Fatal(_)) = opened.map(drop) {
+            told(&given.name.at, &error);
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
+/// The settings of a source that is only looked at.
+fn looking(job: &Arc<config::Job>) -> source::Settings {
+    source::Settings {
+        partitioned: scheme::of(job) == LaneScheme::Partition,
+        // Nothing is received, so nothing is spooled.
+        spool: PathBuf::new(),
+        owner: String::new(),
+        job: job.name.clone(),
+        ahead_bytes: 0,
+        trigger: job.trigger.interval(),
+    }
+}
+
 /// Holds the rows that sinks get against what they write, where that is known before the first record.
 fn check_sinks(job: &config::Job) -> Result<(), String> {
     let known = job.sources.iter().all(|source| given_schema(source).is_some());
@@ -53,7 +91,7 @@ fn check_sinks(job: &config::Job) -> Result<(), String> {
     let wrong = job.sinks.iter().filter_map(|given| {
         let name = &given.name;
         let fits = sink::fits(&SinkId::new(&name.value), &given.kind, &compiled.sink_schema(&name.value));
-        fits.err().map(|error| job.render(&name.at, &format!("sinks.{}: {error}", name.value)))
+        fits.err().map(|error| job.render(&name.at, &error.to_string()))
     });
     let wrong: Vec<_> = wrong.collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
@@ -65,8 +103,11 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
     let mut names: BTreeMap<String, &PathBuf> = BTreeMap::new();
     for file in files {
         let loaded = config::Job::load(file, &ProcessEnvironment).map_err(|errors| errors.to_string());
-        let checked = loaded.and_then(|job| match lookups::known(&job) {
-            Ok(_) => check(&job).map_err(|error| error.to_string()).and_then(|()| check_sinks(&job)).map(|()| job),
+        let checked = loaded.map(Arc::new).and_then(|job| match lookups::known(&job) {
+            Ok(_) => {
+                let checked = check(&job).map_err(|error| error.to_string()).and_then(|()| check_options(&job));
+                checked.and_then(|()| check_sinks(&job)).map(|()| job)
+            }
             Err(error) => Err(error),
         });
         let job = match checked {
@@ -89,7 +130,7 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
         }
         println!("{}: job {} is valid", file.display(), job.name);
         if connect {
-            unreachable.extend(try_connectors(&Arc::new(job)).await);
+            unreachable.extend(try_connectors(&job).await);
         }
     }
     let all = wrong.iter().chain(&unreachable).map(String::as_str).collect::<Vec<_>>().join("\n");
@@ -108,15 +149,7 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
         Ok(()) => println!("{what} {name}: reached"),
         Err(error) => wrong.push(format!("job {}: {what} {name}: {error}", job.name)),
     };
-    let settings = source::Settings {
-        partitioned: scheme::of(job) == LaneScheme::Partition,
-        // Nothing is received, so nothing is spooled.
-        spool: PathBuf::new(),
-        owner: String::new(),
-        job: job.name.clone(),
-        ahead_bytes: 0,
-        trigger: job.trigger.interval(),
-    };
+    let settings = looking(job);
     for given in job.sources.iter().filter(|source| !matches!(source.kind, config::SourceKind::Socket(_))) {
         let tried = async { source::open(given, &settings)?.check().await };
         told("source", &given.name.value, tried.await.map_err(|error| error.to_string()));
@@ -202,13 +235,17 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
         LaneScheme::Single if scheme::others_see_marks(job) => "single: one daemon works, another may stand by",
         LaneScheme::Single => "single: one daemon works",
     };
-    writeln!(out, "  lanes: {lanes}\n\nsources")?;
+    writeln!(out, "  lanes: {lanes}")?;
+    if let Some(warning) = scheme::warning(job) {
+        writeln!(out, "      warning: {warning}")?;
+    }
+    writeln!(out, "\nsources")?;
     let mut known = true;
     for source in &job.sources {
         let (what, again) = describe_source(job, source);
         writeln!(out, "  {}: {what}\n      {again}", source.name.value)?;
         match given_schema(source) {
-            Some(schema) => writeln!(out, "      columns: {}", columns(&schema))?,
+            Some(schema) => writeln!(out, "      columns: {}", columns(&with_metadata(&schema, source)))?,
             None => {
                 known = false;
                 writeln!(out, "      columns: {}", unknown_columns(&source.codec))?;
@@ -416,7 +453,7 @@ fn describe_mode(mode: &config::Mode) -> &'static str {
     }
 }
 
-/// `checkpoint show` for people.
+/// A lane of `checkpoint show` for people.
 pub fn checkpoint_table(answer: &serde_json::Value) -> String {
     let text = |value: &serde_json::Value| match value {
         serde_json::Value::String(text) => text.clone(),

@@ -1,6 +1,7 @@
 //! What a person sees of `run --once`: a bar on a terminal while it works, a line per job when it is done.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
     sync::OnceLock,
     time::{Duration, Instant},
@@ -57,21 +58,31 @@ pub async fn draw(statuses: Vec<Status>) {
     }
 }
 
-/// The bar goes, and each job says what it did.
-pub fn conclude(statuses: &[Status], begun: Instant) {
+/// The bar goes, and each job says what it did, and whether that was all: the jobs in `undone` have more to do.
+pub fn conclude(statuses: &[Status], undone: &BTreeSet<String>, begun: Instant) {
     if let Some(bar) = BAR.get() {
         bar.finish_and_clear();
     }
     for status in statuses {
         let did = status.snapshot();
-        tracing::info!(
-            job = did.job,
-            batches = did.batches,
-            records = did.records_in,
-            rows = did.rows_out,
-            rejected = did.rejected,
-            "done in {:.1} s",
-            begun.elapsed().as_secs_f64()
-        );
+        let seconds = begun.elapsed().as_secs_f64();
+        macro_rules! tell {
+            ($level:ident, $how:literal) => {
+                tracing::$level!(
+                    job = did.job,
+                    batches = did.batches,
+                    records = did.records_in,
+                    rows = did.rows_out,
+                    rejected = did.rejected,
+                    concat!($how, " {:.1} s"),
+                    seconds
+                )
+            };
+        }
+        if undone.contains(&did.job) {
+            tell!(warn, "ended with work undone after");
+        } else {
+            tell!(info, "done in");
+        }
     }
 }

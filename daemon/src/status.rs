@@ -21,7 +21,7 @@ pub enum LaneState {
     },
     /// Owned, and at work.
     Running,
-    /// Something failed that may pass; tried again at `next_try`.
+    /// Something failed that may pass, and is tried again; or an answer is overdue, and is waited for.
     Retrying {
         /// What failed.
         reason: String,
@@ -164,6 +164,12 @@ impl Status {
             progress.last_error = Some(reason.clone());
         }
         progress.lanes.insert(lane.to_owned(), state.clone()) != Some(state)
+    }
+    /// A lane that runs waits for something that should have answered; any other state says more.
+    pub fn hangs(&self, lane: &str, reason: &str) {
+        if let Some(state @ LaneState::Running) = self.lock().lanes.get_mut(lane) {
+            *state = LaneState::Retrying { reason: reason.to_owned(), failures: 0 };
+        }
     }
     /// Counts a closed batch.
     pub fn closed(&self, batch: LastBatch) {

@@ -204,6 +204,12 @@ impl Supervisor {
         ends
     }
 
+    /// Jobs that have not ended yet.
+    fn at_work(&self) -> BTreeSet<String> {
+        let jobs = self.jobs();
+        jobs.iter().filter(|(_, running)| !running.task.is_finished()).map(|(name, _)| name.clone()).collect()
+    }
+
     fn statuses(&self) -> Vec<Status> {
         self.jobs().values().map(|running| running.status.clone()).collect()
     }
@@ -280,11 +286,11 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
     let waiting = supervisor.clone();
     let mut ended =
         std::pin::pin!(async move { if once { waiting.ended().await } else { std::future::pending().await } });
-    let code = loop {
+    let undone = loop {
         tokio::select! {
-            ends = &mut ended => break report(&ends),
-            _ = terminate.recv() => { stop(&supervisor, &mut terminate, &mut interrupt).await; break u8::from(once); }
-            _ = interrupt.recv() => { stop(&supervisor, &mut terminate, &mut interrupt).await; break u8::from(once); }
+            ends = &mut ended => break report(ends),
+            _ = terminate.recv() => break stop(&supervisor, &mut terminate, &mut interrupt).await,
+            _ = interrupt.recv() => break stop(&supervisor, &mut terminate, &mut interrupt).await,
             _ = hangup.recv() => {
                 if once {
                     tracing::info!("no reload: --once works off what the jobs were at the start");
@@ -305,9 +311,9 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
         let _ = drawing.await;
     }
     if once {
-        progress::conclude(&statuses, begun);
+        progress::conclude(&statuses, &undone, begun);
     }
-    Ok(code)
+    Ok(u8::from(once && !undone.is_empty()))
 }
 
 fn monotonic_usec() -> i64 {
@@ -315,12 +321,13 @@ fn monotonic_usec() -> i64 {
     now.tv_sec * 1_000_000 + now.tv_nsec / 1_000
 }
 
-/// A clean stop; a second signal ends the process at once, which loses nothing either.
+/// A clean stop; a second signal ends the process at once, which loses nothing either. The jobs that were at work.
 async fn stop(
     supervisor: &Supervisor,
     terminate: &mut tokio::signal::unix::Signal,
     interrupt: &mut tokio::signal::unix::Signal,
-) {
+) -> BTreeSet<String> {
+    let at_work = supervisor.at_work();
     systemd::notify("STOPPING=1");
     tracing::info!("stopping: the open batches are finished first");
     let insisted = async {
@@ -334,17 +341,19 @@ async fn stop(
         () = tokio::time::sleep(STOP_LIMIT) => tracing::warn!("not stopped within {STOP_LIMIT:?}: ending at once; open batches are replayed at the next start"),
         () = insisted => tracing::warn!("second signal: stopping at once; open batches are replayed at the next start"),
     }
+    at_work
 }
 
-fn report(ends: &[(String, Ended)]) -> u8 {
-    let mut code = 0;
-    for (job, end) in ends {
-        if let Ended::Failed(reason) = end {
+/// The jobs that failed.
+fn report(ends: Vec<(String, Ended)>) -> BTreeSet<String> {
+    let failed = ends.into_iter().filter_map(|(job, end)| match end {
+        Ended::Failed(reason) => {
             tracing::error!(job, "failed: {reason}");
-            code = 1;
+            Some(job)
         }
-    }
-    code
+        Ended::Done => None,
+    });
+    failed.collect()
 }
 
 /// Fed while every job's loop moves: one that hangs is a reason to begin anew, which loses nothing.

@@ -307,7 +307,9 @@ fn an_anchor_that_is_to_keep_no_marks_stops_the_job_and_loses_nothing_on_the_way
     let mut stopped = marked.once();
     stopped.expect_code(1);
     let said = stopped.stderr();
-    for words in ["the mark of hits belongs to another origin", "`tidemill checkpoint resolve --sink hits --join`"] {
+    let data_dir = folder.join("data");
+    let command = format!("`tidemill checkpoint --data-dir {} resolve --sink hits --join`", data_dir.display());
+    for words in ["the mark of hits belongs to another origin", &command] {
         assert!(said.contains(words), "no {words:?} in\n{said}");
     }
     let join =

@@ -180,6 +180,40 @@ fn explain_shows_the_columns_after_each_step_and_what_each_sink_guarantees() {
     assert_has(&err, &["none.yaml"]);
 }
 
+/// Addresses and properties that nobody could use, told without a look at any server.
+#[test]
+fn validate_says_what_connectors_have_against_their_options() {
+    const KAFKA: &str = "type: kafka, brokers: \"k:9092\"";
+    let source = format!("{{ {KAFKA}, topics: t, codec: json, schema: {{ n: int64 }} }}");
+    let folder = Folder::new();
+    for (source, sink, part) in [
+        (&*source, "{ type: blackhole }", ""),
+        (
+            &source,
+            "{ type: postgres, url: \"postgres://h:99999/db\", table: t }",
+            "the url cannot be read: write postgres://USER:PASSWORD@HOST",
+        ),
+        (&source, "{ type: postgres, url: \"postgres://h/db?currentSchema=x\", table: t }", "currentSchema"),
+        (&source, "{ type: mysql, url: \"mysql://u:a#b@h/db\", table: t }", "this address cannot be read"),
+        (&source, &format!("{{ {KAFKA}, topic: t2, marks_topic: t2 }}"), "marks need a topic of their own"),
+        (
+            &format!("{{ {KAFKA}, topics: t, codec: json, schema: {{ n: int64 }}, properties: {{ foo.bar: 1 }} }}"),
+            "{ type: blackhole }",
+            "foo.bar",
+        ),
+        (
+            "{ type: sql, url: \"postgres://h:99999/db\", table: t, order_by: n, schema: { n: int64 } }",
+            "{ type: blackhole }",
+            "the url cannot be read",
+        ),
+    ] {
+        folder.write("job.yaml", &format!("job: a\nsources:\n  in: {source}\nsinks:\n  out: {sink}\n"));
+        let (code, out, err) = said(&tidemill(&folder, &["validate", "job.yaml"]));
+        assert_eq!(code, Some(if part.is_empty() { 0 } else { 78 }), "{source} {sink}: {out}{err}");
+        assert!(err.contains(part) && !err.contains("a#b"), "{source} {sink}: {err}");
+    }
+}
+
 /// A lane that moves to another daemon goes on from its mark. Where no daemon but this one sees any, there are no such lanes.
 #[test]
 fn lanes_by_partition_need_marks_that_other_daemons_can_see() {
@@ -199,26 +233,34 @@ fn lanes_by_partition_need_marks_that_other_daemons_can_see() {
     };
     let console = "  a: { type: console }\n";
     let dead = format!("dead_letters: {PG}\n");
-    // The sinks, the dead letters, what the job gets without `lanes:`, and whether it may ask for lanes by partition.
-    for (sinks, more, is_partition, may) in [
-        (format!("  a: {PG}\n"), "", true, true),
-        (format!("{console}  b: {PG}\n"), "", true, true),
-        ("  a: { type: files, path: out }\n".to_owned(), "", true, true),
-        (console.to_owned(), &*dead, true, true),
-        (format!("  a: {SQLITE}\n"), "", false, true),
-        (console.to_owned(), "", false, false),
-        ("  a: { type: blackhole }\n".to_owned(), "", false, false),
-        (format!("{console}  b: {unmarked}\n"), "", false, false),
+    // The sinks, the dead letters, what the job gets without `lanes:`, whether it may ask for lanes by partition, and whether
+    // marks are in a file of one machine.
+    for (sinks, more, is_partition, may, local) in [
+        (format!("  a: {PG}\n"), "", true, true, false),
+        (format!("{console}  b: {PG}\n"), "", true, true, false),
+        ("  a: { type: files, path: out }\n".to_owned(), "", true, true, false),
+        (console.to_owned(), &*dead, true, true, false),
+        (format!("  a: {SQLITE}\n"), "", false, true, true),
+        (format!("  a: {SQLITE}\n  b: {PG}\n"), "", true, true, true),
+        (format!("  a: {SQLITE}\n"), &*dead, true, true, true),
+        (console.to_owned(), "", false, false, false),
+        ("  a: { type: blackhole }\n".to_owned(), "", false, false, false),
+        (format!("{console}  b: {unmarked}\n"), "", false, false, false),
     ] {
+        const WARNING: &str = "are in files of this machine alone (the sink `a`)";
         let (code, out, err) = tried("explain", &job("", &sinks, more));
         assert_eq!(code, Some(0), "{err}");
         let lanes = if is_partition { "lanes: partition" } else { "lanes: single" };
         assert_has(&out, &[lanes]);
+        let warned = is_partition && local;
+        assert_eq!(out.contains(WARNING), warned, "{out}");
+        let (_, _, err) = tried("validate", &job("", &sinks, more));
+        assert_eq!(err.contains(WARNING), warned, "{err}");
         let partition = job("lanes: partition\n", &sinks, more);
         let (code, _, err) = tried("validate", &partition);
         assert_eq!(code, Some(if may { 0 } else { 78 }), "{err}");
         if may {
-            assert_eq!(err.contains("are in files of this machine alone (the sink `a`)"), !is_partition, "{err}");
+            assert_eq!(err.contains(WARNING), local, "{err}");
             continue;
         }
         let words = ["job.yaml:6:3: sinks.a", "no sink of this job keeps marks", "`lanes: single`", "exactly_once"];
@@ -247,9 +289,18 @@ fn run_once_ends_with_0_where_all_is_done_1_where_a_lane_stopped_and_78_where_th
     let strict = JOB.replace("cast: { price: float64 }", "{ cast: { price: float64 }, on_error: fail }");
     let mut failed = Run::new(&folder).job(&strict).once();
     failed.expect_code(1);
-    assert_has(&failed.stderr(), &["on_error: fail", "job=\"shop\""]);
+    assert_has(&failed.stderr(), &["on_error: fail", "job=\"shop\"", "WARN ended with work undone after"]);
+    assert!(!failed.stderr().contains("done in"), "{}", failed.stderr());
     Run::new(&folder).job(&JOB.replace("type: console", "type: consle")).once().expect_code(78);
     Run::new(&folder).job(JOB).once().expect_success();
+
+    // Told to stop, with a peer that has not closed.
+    let (listener, endless) = (free_address(), "sinks: { out: { type: files, path: out } }\n");
+    let endless = format!("job: endless\nsources: {{ in: {{ type: socket, listen: \"{listener}\" }} }}\n{endless}");
+    let mut told = Run::new(&folder).job(&endless).data_dir("endless").arg("--once").spawn();
+    told.term();
+    told.expect_code(1);
+    assert_has(&told.stderr(), &["WARN ended with work undone after", "job=\"endless\""]);
 
     // The data dir is somebody's file; a job that is nowhere; no job.
     folder.write("file", "");

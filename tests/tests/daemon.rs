@@ -190,7 +190,7 @@ fn a_record_that_kills_the_process_stops_its_lane_after_three_tries_and_no_other
     fs::create_dir(folder.join("in-good")).unwrap();
     let mut daemon = run.start();
     let reason = wait_state(&daemon, "poisoned", "stopped");
-    for part in ["kills the process", "batch 1: in [0:0, ", "checkpoint rewind"] {
+    for part in ["kills the process", "batch 1: in [0:0, ", "--job poisoned rewind"] {
         assert!(reason.contains(part), "{part:?} is not in: {reason}");
     }
     publish(&folder, "good", "a", 0..10);

@@ -19,7 +19,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer},
 };
 use serde_json::Value;
-use tidemill_tests::{Folder, PATIENCE, Rows, Run, eventually, services};
+use tidemill_tests::{Daemon, Folder, PATIENCE, Rows, Run, eventually, services};
 
 /// Records of a job. With ten a batch, every kill meets a batch.
 const RECORDS: usize = 400;
@@ -241,4 +241,36 @@ fn random_kills_kafka_to_kafka() {
     life.finish("kafka -> kafka");
     println!("kafka -> kafka: {died} kills at random instants: 0 lost, 0 doubled");
     assert!(died > 0);
+}
+
+/// A sink that does not answer is told of while it is waited for.
+#[test]
+fn a_commit_that_hangs_makes_the_daemon_not_ready_until_it_is_through() {
+    let server = Folder::new();
+    let Some(kafka) = services::Kafka::private(server.path()) else { return };
+    let folder = Folder::new();
+    kafka::make_topic(&kafka.brokers, "hangs", 1);
+    folder.publish("in/a.json", "{\"n\": 1}\n");
+    let mut daemon = Run::new(&folder)
+        .job(&format!(
+            "job: hangs\ntrigger: asap\nsources: {{ in: {{ type: directory, path: in, settle: 10ms, codec: json, schema: {{ n: int64 }} }} }}\n\
+             sinks: {{ out: {{ type: kafka, brokers: \"{}\", topic: hangs }} }}\n",
+            kafka.brokers
+        ))
+        .spawn();
+    let written = |daemon: &Daemon, expected: f64| {
+        eventually("the record", || match daemon.metric("tidemill_records_written_total", &["sink=\"out\""]) {
+            found if found == expected => Ok(()),
+            found => Err(format!("{found} records")),
+        });
+    };
+    written(&daemon, 1.0);
+    kafka.pause();
+    folder.publish("in/b.json", "{\"n\": 2}\n");
+    let said = daemon.wait_status("/ready", 503).body;
+    assert!(said.contains("sink out has not answered a commit for 15s"), "{said}");
+    assert!(daemon.stderr().contains("WARN sink out has not answered a commit for 15s"), "{}", daemon.stderr());
+    kafka.resume();
+    daemon.wait_ready();
+    written(&daemon, 2.0);
 }

@@ -6,6 +6,7 @@
 use std::{fs, io::Write, thread, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::Value;
 use tidemill_tests::{Daemon, Folder, Rows, Run, daemon::tidemill, eventually};
 
 fn job(lanes: &str, extra: &str) -> String {
@@ -114,6 +115,116 @@ fn a_reset_respects_the_owner_of_every_lane() {
     assert!(!reset.status.success() && said.contains("shard/0") && said.contains("owned by"), "{said}");
     topic.append(0, 30);
     topic.expect_all("the second to go on");
+}
+
+/// The lanes that a command of `checkpoint` prints as JSON.
+fn lanes_of(folder: &Folder, arguments: &[&str]) -> Vec<(String, Value)> {
+    let output = tidemill(folder, &[&["checkpoint", "--data-dir", "data-a"], arguments].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lanes = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
+    lanes.map(|lane| lane.map(|lane| (lane["lane"].as_str().unwrap().to_owned(), lane)).unwrap()).collect()
+}
+
+#[test]
+fn every_lane_is_shown_beside_a_daemon_and_without_one() {
+    let folder = Folder::new();
+    let mut topic = Topic::new(&folder, 2);
+    topic.append_to_all(30);
+    topic.assign("a", &[0, 1]);
+    let mut daemon = daemon_of(&folder, "a", &job("partition", "")).spawn();
+    topic.expect_all("all records");
+    for beside in [true, false] {
+        for command in [&["export"][..], &["show", "--json"]] {
+            let lanes = lanes_of(&folder, command);
+            assert_eq!(lanes.iter().map(|(lane, _)| &**lane).collect::<Vec<_>>(), ["shard/0", "shard/1"]);
+            for (lane, shown) in lanes {
+                for sink in ["db", "files"] {
+                    let positions = shown["sinks"][sink]["mark"]["positions"].as_object().unwrap();
+                    assert_eq!(positions.len(), 1, "{lane}: {shown}");
+                }
+                assert!(shown["ledger"]["closed"]["batch"].is_u64(), "{lane}: {shown}");
+            }
+        }
+        assert_eq!(lanes_of(&folder, &["export", "--lane", "shard/1"]).len(), 1);
+        let table = tidemill(&folder, &["checkpoint", "--data-dir", "data-a", "show"]);
+        let table = String::from_utf8_lossy(&table.stdout).into_owned();
+        assert!(table.contains("job lanes, lane shard/0\n") && table.contains("job lanes, lane shard/1\n"), "{table}");
+        assert!(!table.contains("no mark"), "{table}");
+        let join = tidemill(&folder, &["checkpoint", "--data-dir", "data-a", "resolve", "--sink", "db", "--join"]);
+        let said = String::from_utf8_lossy(&join.stderr).into_owned();
+        assert!(said.contains("say which with --lane; this data dir has had shard/0, shard/1"), "{said}");
+        if beside {
+            daemon.term();
+            daemon.expect_success();
+        }
+    }
+}
+
+/// The commands of a stop can be pasted: they name the data dir and the lane.
+#[test]
+fn the_way_out_of_a_stop_is_a_command_that_works_as_it_is() {
+    let folder = Folder::new();
+    let mut topic = Topic::new(&folder, 2);
+    topic.append_to_all(30);
+    topic.assign("a", &[0, 1]);
+    let text = job("partition", "");
+    let run = daemon_of(&folder, "a", &text);
+    let mut daemon = run.spawn();
+    topic.expect_all("all records");
+    daemon.term();
+    daemon.expect_success();
+    fs::remove_file(folder.join("rows.db")).unwrap();
+    let daemon = run.start();
+    let lanes = || -> Result<Value, String> {
+        Ok(daemon.get("/jobs/lanes").map_err(|e| e.to_string())?.json()["lanes"].clone())
+    };
+    for lane in ["shard/0", "shard/1"] {
+        let reason = eventually("the lane to stop", || {
+            let lanes = lanes()?;
+            match &lanes[lane] {
+                stopped if stopped["state"] == "stopped" => Ok(stopped["reason"].as_str().unwrap().to_owned()),
+                _ => Err(lanes.to_string()),
+            }
+        });
+        let command = reason.split('`').find(|part| part.contains("resolve --anchor")).unwrap();
+        let data_dir = folder.join("data-a");
+        let named = format!("tidemill checkpoint --data-dir {} --lane {lane} ", data_dir.display());
+        assert!(command.starts_with(&named), "{reason}");
+        let words: Vec<_> = command.split(' ').skip(1).collect();
+        let done = tidemill(&folder, &words);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    eventually("both lanes to run", || {
+        let lanes = lanes()?;
+        let run = ["shard/0", "shard/1"].iter().all(|lane| lanes[lane]["state"] == "running");
+        if run { Ok(()) } else { Err(lanes.to_string()) }
+    });
+}
+
+/// Another `lanes:` has lanes of other names, of which no sink knows anything.
+#[test]
+fn a_job_with_another_lanes_does_not_begin_anew() {
+    for (before, after) in [("partition", "single"), ("single", "partition")] {
+        let folder = Folder::new();
+        let mut topic = Topic::new(&folder, 2);
+        topic.append_to_all(30);
+        topic.assign("a", &[0, 1]);
+        let mut first = daemon_of(&folder, "a", &job(before, "")).spawn();
+        topic.expect_all("all records");
+        first.term();
+        first.expect_success();
+        let mut second = daemon_of(&folder, "a", &job(after, "")).start();
+        let way_out = format!("write `lanes: {before}` into the job");
+        let answer = eventually("the second to stop", || {
+            let reason = second.get("/ready").map_err(|e| e.to_string())?.body;
+            if reason.contains(&way_out) { Ok(reason) } else { Err(reason) }
+        });
+        topic.count().unwrap_or_else(|difference| panic!("{before} to {after}: {difference}\n{answer}"));
+        second.kill9();
+        let _third = daemon_of(&folder, "a", &job(before, "")).spawn();
+        topic.append_to_all(30);
+        topic.expect_all("the way out");
+    }
 }
 
 /// Fault 16: a daemon is paused in the middle of a batch of two lanes; one of them goes to another daemon meanwhile. When

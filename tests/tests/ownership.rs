@@ -52,6 +52,23 @@ fn a_second_daemon_on_the_same_data_dir_is_refused() {
 }
 
 #[test]
+fn who_waits_says_so_once_however_often_it_looks() {
+    let folder = Folder::new();
+    publish(&folder, "a", 0..10);
+    let run = Run::new(&folder).job(&job("1s"));
+    let _first = run.spawn();
+    let second = run.clone().data_dir("data-2").start();
+    // It looks four times a second.
+    eventually(
+        "the second to wait",
+        || if reason(&second).contains("owned by") { Ok(()) } else { Err(second.stderr()) },
+    );
+    std::thread::sleep(Duration::from_secs(3));
+    let said = second.stderr();
+    assert_eq!(said.matches("waiting: owned by").count(), 1, "{said}");
+}
+
+#[test]
 fn a_second_daemon_with_its_own_data_dir_waits_until_the_first_is_silent() {
     let folder = Folder::new();
     publish(&folder, "a", 0..50);

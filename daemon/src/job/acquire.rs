@@ -131,6 +131,7 @@ impl Runner {
             let marks = owned.marks.clone();
             match self.job.decide(&marks, closed.as_ref()) {
                 Decision::Origin => {
+                    self.job.begun_alike().await?;
                     // A ledger of another life would be taken for a restored backup after a crash.
                     if let Some(closed) = closed.filter(|_| !owned.keys.contains_key(&SinkId::ledger())) {
                         tracing::warn!(job = self.job.name(), lane = %lane, was = describe_head(&closed), "no sink has a mark any more: they were emptied. The lane begins anew");

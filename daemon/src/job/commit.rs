@@ -10,13 +10,15 @@ use tidemill_checkpoint::{Lane, LaneKey, Permit, Receipt, SinkId, Timestamp};
 use tidemill_connectors::{SinkError, sink::Staged};
 
 use super::{
-    Job, SinkSlot,
+    Job, Role, SinkSlot,
     batch::{Batch, Prepared, pass},
     lane::LaneError,
 };
 
 /// A commit that takes longer is given up: only a claim follows.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(300);
+/// A commit without an answer after so long is told of, and its lanes are not ready: until then it takes its time.
+const SLOW_COMMIT: Duration = Duration::from_secs(15);
 type Work = Vec<(Batch, BTreeMap<SinkId, Staged>)>;
 
 impl Job {
@@ -66,7 +68,7 @@ impl Job {
                 continue;
             }
             let started = Instant::now();
-            let results = commit_to(slot, group).await;
+            let results = self.commit_to(slot, group).await;
             for (index, result) in members.into_iter().zip(results) {
                 let (batch, _) = &mut work[index];
                 *batch.report.phases.entry("unmarked").or_default() += started.elapsed().as_secs_f64();
@@ -100,7 +102,7 @@ impl Job {
                 members.push(index);
             }
             let started = Instant::now();
-            let results = commit_to(slot, group).await;
+            let results = self.commit_to(slot, group).await;
             for (index, result) in members.into_iter().zip(results) {
                 let (batch, _) = &mut work[index];
                 batch.report.phases.insert("anchor", started.elapsed().as_secs_f64());
@@ -143,7 +145,7 @@ impl Job {
                 members.push(index);
             }
             if !group.is_empty() {
-                jobs.push(async move { (slot, members, commit_to(slot, group).await) });
+                jobs.push(async move { (slot, members, self.commit_to(slot, group).await) });
             }
         }
         let any = !jobs.is_empty();
@@ -172,7 +174,15 @@ impl Job {
         if refused == 0 {
             return;
         }
-        tracing::warn!(job = self.name(), lane = %batch.lane, batch = batch.mark().plan.seq, sink = slot.name, rows = refused, "the sink refused rows: they go to the dead letters with a next batch");
+        let (job, lane, seq) = (self.name(), &batch.lane, batch.mark().plan.seq);
+        match slot.role {
+            Role::DeadLetters => {
+                tracing::error!(job, %lane, batch = seq, sink = slot.name, rows = refused, "the sink refused dead letters: it keeps them, and they are not where you look for them. Mend its table: the next start brings them there");
+            }
+            _ => {
+                tracing::warn!(job, %lane, batch = seq, sink = slot.name, rows = refused, "the sink refused rows: they go to the dead letters with a next batch");
+            }
+        }
         if let Some(written) = batch.report.written.get_mut(&slot.name) {
             *written = written.saturating_sub(refused);
         }
@@ -256,30 +266,36 @@ impl Job {
         permit: Permit,
         staged: Staged,
     ) -> Result<Receipt, LaneError> {
-        let result = commit_to(slot, vec![(permit, staged)]).await.pop();
+        let result = self.commit_to(slot, vec![(permit, staged)]).await.pop();
         result.unwrap_or_else(|| Err(no_answer(slot.id()))).map_err(|error| self.sink_failed(slot, &error))
+    }
+
+    /// Commits in a task of its own, which is never dropped; past the deadline the keys are poisoned: only a claim follows.
+    async fn commit_to(&self, slot: &SinkSlot, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
+        let lanes: Vec<Lane> = group.iter().map(|(permit, _)| permit.key().lane.clone()).collect();
+        let sink = slot.sink.clone();
+        let mut task = tokio::spawn(async move { sink.commit(group).await });
+        let failed = |cause: String| -> Vec<Result<Receipt, SinkError>> {
+            let what = format!("committing to {}", slot.name);
+            lanes.iter().map(|_| Err(SinkError::Transient { what: what.clone(), cause: cause.clone() })).collect()
+        };
+        let mut ended = tokio::time::timeout(SLOW_COMMIT, &mut task).await;
+        if ended.is_err() {
+            let reason = format!("sink {} has not answered a commit for {SLOW_COMMIT:?}", slot.name);
+            tracing::warn!(job = self.name(), lanes = lanes.len(), "{reason}; it is waited for");
+            lanes.iter().for_each(|lane| self.status.hangs(lane.as_str(), &reason));
+            ended = tokio::time::timeout(COMMIT_DEADLINE - SLOW_COMMIT, task).await;
+        }
+        match ended {
+            Ok(Ok(results)) => results,
+            Ok(Err(error)) => failed(format!("it panicked: {error}")),
+            Err(_) => failed(format!("no answer in {COMMIT_DEADLINE:?}")),
+        }
     }
 }
 
 fn no_answer(sink: &SinkId) -> SinkError {
     SinkError::Fatal(format!("sink {sink} gave no answer to a commit"))
-}
-
-/// Commits in a task of its own, which is never dropped; past the deadline the keys are poisoned: only a claim follows.
-async fn commit_to(slot: &SinkSlot, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
-    let count = group.len();
-    let sink = slot.sink.clone();
-    let task = tokio::spawn(async move { sink.commit(group).await });
-    let failed = |cause: String| -> Vec<Result<Receipt, SinkError>> {
-        (0..count)
-            .map(|_| Err(SinkError::Transient { what: format!("committing to {}", slot.name), cause: cause.clone() }))
-            .collect()
-    };
-    match tokio::time::timeout(COMMIT_DEADLINE, task).await {
-        Ok(Ok(results)) => results,
-        Ok(Err(error)) => failed(format!("it panicked: {error}")),
-        Err(_) => failed(format!("no answer in {COMMIT_DEADLINE:?}")),
-    }
 }
 
 /// Any key of the lane: what a sink without marks is shown.

@@ -119,6 +119,13 @@ fn metadata_field(source: &config::Source, name: &str) -> Field {
     Field::new(format!("_{name}"), kind.unwrap_or(DataType::Utf8), true)
 }
 
+/// The columns that steps and sinks get of a source: those of its records, and those that it adds.
+pub fn with_metadata(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
+    let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
+    fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(source, &item.value))));
+    Arc::new(Schema::new(fields))
+}
+
 impl Compiled {
     /// Plans the steps of `job` over the pinned schemas and those of the lookups' tables. All errors at once, each with its
     /// place in the file.
@@ -128,9 +135,7 @@ impl Compiled {
             let name = &source.name.value;
             let known = schema_of(source, pinned);
             let full = known.as_ref().map_or_else(|| Arc::new(Schema::empty()), |known| with_extra(known, source));
-            let mut fields: Vec<_> = full.fields().iter().cloned().collect();
-            fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(source, &item.value))));
-            schemas.push((name.clone(), known, Arc::new(Schema::new(fields))));
+            schemas.push((name.clone(), known, with_metadata(&full, source)));
         }
         let inputs: Vec<_> = schemas.iter().map(|(name, _, full)| (name.clone(), full.clone())).collect();
         let pipeline = Pipeline::plan_with(job, &inputs, tables).map_err(|errors| {
@@ -339,6 +344,9 @@ impl Compiled {
         let mut letters = Letters::default();
         for (source, batch) in raw.iter().enumerate() {
             for bad in &batch.rejects {
+                if super::rejects::are_dead_letters(&bad.shard) && letters.push_kept(&bad.record) {
+                    continue;
+                }
                 // What a sink refused comes after the sources, and is of no source.
                 let name = self.job.sources.get(source).map_or("", |source| source.name.value.as_str());
                 letters.push(
@@ -448,28 +456,23 @@ struct RejectRow {
     detail: String,
 }
 
+/// The columns of a dead letter that say where the record was and what is wrong with it.
+const LETTER: [&str; 8] = ["source", "shard", "position", "step", "reason", "detail", "record", "record_base64"];
+
 /// The schema of the dead letters.
 pub fn dead_letters_schema() -> SchemaRef {
     let text = |name: &str| Field::new(name, DataType::Utf8, true);
-    Arc::new(Schema::new(vec![
-        text("job"),
-        text("source"),
-        text("shard"),
-        text("position"),
-        text("step"),
-        text("reason"),
-        text("detail"),
-        text("record"),
-        text("record_base64"),
-        Field::new("rejected_at", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), true),
-        text("batch"),
-    ]))
+    let mut fields = vec![text("job")];
+    fields.extend(LETTER.map(text));
+    fields.push(Field::new("rejected_at", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), true));
+    fields.push(text("batch"));
+    Arc::new(Schema::new(fields))
 }
 
 /// Rows of the dead letters in the making.
 #[derive(Default)]
 struct Letters {
-    columns: [StringBuilder; 8],
+    columns: [StringBuilder; LETTER.len()],
     reasons: Vec<(String, String)>,
 }
 
@@ -488,7 +491,7 @@ impl Letters {
             Some(Err(_)) => record.map(codec::base64),
             _ => None,
         };
-        let values: [Option<&str>; 8] = [
+        self.append([
             Some(source),
             at.as_ref().map(|(shard, _)| shard.as_str()),
             at.as_ref().map(|(_, position)| position.as_str()),
@@ -497,11 +500,22 @@ impl Letters {
             Some(detail),
             text.and_then(Result::ok),
             base64.as_deref(),
-        ];
+        ]);
+        self.reasons.push((step.to_owned(), reason.to_owned()));
+    }
+    /// A row of the dead letters that was kept as JSON. False: it is none.
+    fn push_kept(&mut self, row: &[u8]) -> bool {
+        let Ok(row) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(row) else { return false };
+        let value = |name: &str| row.get(name).and_then(serde_json::Value::as_str);
+        let (Some(step), Some(reason)) = (value("step"), value("reason")) else { return false };
+        self.append(LETTER.map(value));
+        self.reasons.push((step.to_owned(), reason.to_owned()));
+        true
+    }
+    fn append(&mut self, values: [Option<&str>; LETTER.len()]) {
         for (column, value) in self.columns.iter_mut().zip(values) {
             column.append_option(value);
         }
-        self.reasons.push((step.to_owned(), reason.to_owned()));
     }
     fn is_empty(&self) -> bool {
         self.reasons.is_empty()

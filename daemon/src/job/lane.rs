@@ -7,8 +7,8 @@ use std::{
 
 use futures::future::join_all;
 use tidemill_checkpoint::{
-    Decision, Digest, Entry, Facts, Generation, Held, Lane, LaneKey, LogName, Mark, Positions, SinkId, decide,
-    decide::SinkFacts,
+    Decision, Digest, Entry, Facts, Generation, Held, Lane, LaneKey, LaneScheme, LogName, Mark, Positions, SinkId,
+    Stop, decide, decide::SinkFacts,
 };
 use tidemill_connectors::{SinkError, SourceError, source::History};
 
@@ -165,9 +165,10 @@ impl Job {
             }
             _ => *watch = Some(Watch { last: now, since: Instant::now() }),
         }
+        // The patience itself differs from look to look; the reason must not, where nothing has changed.
         Err(format!(
-            "owned by {}; taken over once it has been silent for {patience:?}, or at once with --take-over",
-            claim.owner
+            "owned by {}; taken over once it has been silent for {:?}, or at once with --take-over",
+            claim.owner, self.config.takeover_after
         ))
     }
 
@@ -195,6 +196,22 @@ impl Job {
             owned.marks.insert(id, mark);
         }
         Ok(owned)
+    }
+
+    /// That the job was not begun with another `lanes:`. Its lanes had other names then, so one that has no mark would begin
+    /// at `start:` beside what is there.
+    pub async fn begun_alike(&self) -> Result<(), LaneError> {
+        let known = self.around.ledger.lanes().map_err(|error| LaneError::Transient(error.to_string()))?;
+        let is_otherwise = |lane: &Lane| (*lane == Lane::single()) == (self.scheme == LaneScheme::Partition);
+        for (_, other) in known.iter().filter(|(job, lane)| job == self.name() && is_otherwise(lane)) {
+            let held = self.peek(other).await?;
+            let mut marks = held.into_iter().filter_map(|(sink, held)| Some((sink, held.mark?)));
+            if let Some((sink, mark)) = marks.find(|(_, mark)| mark.lanes != self.scheme) {
+                let stop = Stop::Lanes { lane: other.clone(), sink, marked: mark.lanes, job: self.scheme };
+                return Err(LaneError::Stop(stop.to_string()));
+            }
+        }
+        Ok(())
     }
 
     /// What `decide()` says of a lane's marks.
@@ -238,6 +255,8 @@ impl Job {
 
     /// Puts every source at a head.
     pub async fn adopt(&self, lane: &Lane, positions: &Positions, history: &History) -> Result<(), LaneError> {
+        // What waits is counted from here, also where the lane goes no further.
+        self.status.lock().positions.insert(lane.to_string(), positions.clone());
         for source in &self.sources {
             let at = self.positions_of(&**source, positions);
             let adopted =
@@ -280,7 +299,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use tidemill_checkpoint::{
-        LaneScheme, Owner,
+        Owner,
         next::{self, Content, Draft, Writer},
     };
     use uuid::Uuid;

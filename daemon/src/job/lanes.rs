@@ -80,8 +80,10 @@ impl Runner {
             None => return,
         };
         let job = self.job.name();
+        let named = |text: &str| self.job.around.in_commands(job, &lane.in_commands(text));
         let (phase, state) = match error {
             LaneError::Transient(reason) => {
+                let reason = named(&reason);
                 let (wait, failures) = (backoff(failures), failures + 1);
                 tracing::warn!(job, lane = %lane, failures, wait_ms = wait.as_millis(), "{reason}; tried again");
                 let at = Instant::now() + wait;
@@ -93,7 +95,7 @@ impl Runner {
                 (Phase::Wanted { at, how: AtOnce::No, watch: None, failures: 0 }, LaneState::Waiting { reason })
             }
             error @ (LaneError::Stop(_) | LaneError::Lost { .. }) => {
-                let reason = lane.in_commands(&error.to_string());
+                let reason = named(&error.to_string());
                 tracing::error!(job, lane = %lane, "stopped: {reason}");
                 (Phase::Stopped(reason.clone()), LaneState::Stopped { reason })
             }

@@ -46,6 +46,7 @@ use tidemill_connectors::{
 use crate::{
     memory::{Memory, Reserve},
     metrics::Metrics,
+    start,
     status::Status,
 };
 
@@ -107,6 +108,28 @@ pub struct Surroundings {
     pub metrics: Metrics,
     /// The byte budget of all jobs.
     pub memory: Memory,
+}
+
+/// What a path has that no shell takes for something else.
+const PLAIN: &str = "/._-+:@";
+
+impl Surroundings {
+    /// A text in which every `tidemill checkpoint` command names the data dir, where it is not the default one, and the job,
+    /// where the data dir knows several.
+    pub fn in_commands(&self, job: &str, text: &str) -> String {
+        const COMMAND: &str = "`tidemill checkpoint ";
+        let mut named = COMMAND.to_owned();
+        if self.data_dir != Path::new(start::DATA_DIR) {
+            let dir = self.data_dir.display().to_string();
+            let is_plain = dir.chars().all(|c| c.is_alphanumeric() || PLAIN.contains(c));
+            let quoted = if is_plain { dir } else { format!("'{}'", dir.replace('\'', r"'\''")) };
+            named += &format!("--data-dir {quoted} ");
+        }
+        if start::job_files(&self.data_dir, None).is_ok_and(|known| known.len() > 1) {
+            named += &format!("--job {job} ");
+        }
+        text.replace(COMMAND, &named)
+    }
 }
 
 /// One job, opened: nothing is claimed yet and nothing received.
@@ -247,7 +270,7 @@ impl Job {
         let spooled = |source: &config::Source| matches!(source.kind, config::SourceKind::Socket(_));
         let named: Vec<_> = config.sources.iter().map(|source| (shard_name(source), spooled(source))).collect();
         around.metrics.begin(&config.name, &named, &rows.map(|slot| slot.name.as_str()).collect::<Vec<_>>());
-        let refusing = sinks.iter().filter(|slot| slot.role == Role::Rows && slot.is_marked());
+        let refusing = sinks.iter().filter(|slot| slot.role != Role::Ledger && slot.is_marked());
         let rejects = refusing.map(rejects::SinkRejects::new).collect();
         let lookups = lookups::Lookups::open(&config, folder.join("lookups"), scheme, &around)?;
         Ok(Self {

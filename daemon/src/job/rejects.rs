@@ -4,21 +4,24 @@
 //! reads them, as the internal shard `rejects:<sink>`, whose position in the mark says up to which number they are in the
 //! dead letters. They bypass the steps. So each is a dead letter once, whatever is killed in between; a replay of the batch
 //! reads the same numbers again.
+//!
+//! The dead letters' own sink may refuse rows too, where its table has a condition. It keeps them like any other sink, and
+//! they have nowhere else to go: they are brought to it again, once after each start, as the dead letters that they were.
 
 use std::{
     borrow::Cow,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use tidemill_checkpoint::{Lane, Position, Positions, ShardId, SinkId, Span};
 use tidemill_connectors::{
-    sink::{REJECTS, rejects_shard},
+    sink::{REJECTS, SinkReject, rejects_shard},
     source::{Budget, RawBatch, RawReject},
 };
 
-use super::{Job, SinkSlot, lane::LaneError};
+use super::{DEAD_LETTERS, Job, Role, SinkSlot, lane::LaneError};
 
 /// The rejects of one sink.
 pub struct SinkRejects {
@@ -27,6 +30,14 @@ pub struct SinkRejects {
     /// Lanes of which the sink has none that no batch has read. It is asked once after each start, then only where a
     /// commit had some.
     read: Mutex<BTreeSet<Lane>>,
+    /// Of the dead letters' own sink: one past what it had when it was first asked. What it refuses again waits for the next
+    /// start, so that there is an end to it.
+    ends: Mutex<BTreeMap<Lane, u64>>,
+}
+
+/// Whether a shard has the rejects of the dead letters' own sink: rows of dead letters.
+pub fn are_dead_letters(shard: &ShardId) -> bool {
+    sink_of(shard) == Some(DEAD_LETTERS)
 }
 
 /// The sink whose rejects a shard is.
@@ -37,7 +48,7 @@ pub fn sink_of(shard: &ShardId) -> Option<&str> {
 impl SinkRejects {
     /// Those of a sink; nothing is asked yet.
     pub fn new(slot: &SinkSlot) -> Self {
-        Self { slot: slot.clone(), shard: rejects_shard(slot.id()), read: Mutex::default() }
+        Self { slot: slot.clone(), shard: rejects_shard(slot.id()), read: Mutex::default(), ends: Mutex::default() }
     }
 
     /// The shard.
@@ -74,10 +85,20 @@ impl SinkRejects {
         let at = from.get(&self.shard).and_then(Position::as_number).unwrap_or_default();
         let found = self.slot.sink.rejects(lane, at).await.inspect_err(|_| self.came(lane));
         let found = found.map_err(|error| job.sink_failed(&self.slot, &error))?;
-        let Some(last) = found.iter().take(budget.records.max(1)).next_back() else { return Ok(None) };
+        let end = self.end(lane, &found);
+        let Some(last) = within(found.iter().filter(|reject| reject.number < end), budget) else { return Ok(None) };
         // Until they are committed, and there may be more.
         self.came(lane);
-        Ok(Some(Span { from: Position::number(at), to: Position::number(last.number + 1) }))
+        Ok(Some(Span { from: Position::number(at), to: Position::number(last + 1) }))
+    }
+
+    /// Rejects from this number on are left to the next start.
+    fn end(&self, lane: &Lane, found: &[SinkReject]) -> u64 {
+        if self.slot.role != Role::DeadLetters {
+            return u64::MAX;
+        }
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        *ends.entry(lane.clone()).or_insert_with(|| found.last().map_or(0, |last| last.number + 1))
     }
 
     /// The rejects of a span. One that the sink has not any more is an error.
@@ -105,4 +126,15 @@ impl SinkRejects {
         }
         Ok(batch)
     }
+}
+
+/// The number of the last reject that a batch has room for; the first one always.
+fn within<'r>(found: impl Iterator<Item = &'r SinkReject>, budget: Budget) -> Option<u64> {
+    let mut bytes = 0_usize;
+    let fits = |reject: &&SinkReject| {
+        let is_first = bytes == 0;
+        bytes = bytes.saturating_add(reject.record.len().max(1));
+        is_first || bytes <= budget.bytes
+    };
+    found.take(budget.records.max(1)).take_while(fits).last().map(|reject| reject.number)
 }

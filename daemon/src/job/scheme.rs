@@ -43,17 +43,25 @@ fn has_partitions(kind: &config::SourceKind) -> bool {
 enum Marks {
     /// In a server, or in a folder that machines can share.
     InTarget,
-    /// In files that stay on this machine: those of this sink, and perhaps of others.
-    OnOneMachine(String),
+    /// In files that stay on this machine, and nowhere else.
+    OnOneMachine,
     /// In the ledger of this daemon's data dir alone: no sink that outlives it keeps any.
     InLedger,
 }
 
-fn marks(job: &config::Job) -> Marks {
+fn marked(job: &config::Job) -> impl Iterator<Item = &config::Sink> {
     let sinks = job.sinks.iter().chain(&job.dead_letters);
-    let mut marked = sinks.filter(|sink| sink.kind.guarantee() == config::Guarantee::ExactlyOnce).peekable();
-    let Some(first) = marked.peek().map(|sink| sink.name.value.clone()) else { return Marks::InLedger };
-    if marked.all(|sink| sink.kind.is_of_one_machine()) { Marks::OnOneMachine(first) } else { Marks::InTarget }
+    sinks.filter(|sink| sink.kind.guarantee() == config::Guarantee::ExactlyOnce)
+}
+
+fn marks(job: &config::Job) -> Marks {
+    if marked(job).next().is_none() {
+        Marks::InLedger
+    } else if marked(job).all(|sink| sink.kind.is_of_one_machine()) {
+        Marks::OnOneMachine
+    } else {
+        Marks::InTarget
+    }
 }
 
 /// Whether another daemon can know what this one has done.
@@ -62,16 +70,22 @@ pub fn others_see_marks(job: &config::Job) -> bool {
 }
 
 /// What is right on one machine only in a job with a lane per partition.
-pub fn warning(job: &config::Job) -> Option<String> {
-    match (job.lanes, marks(job)) {
-        (Some(config::Lanes::Partition), Marks::OnOneMachine(sink)) => Some(format!(
-            "lanes: partition: marks are in files of this machine alone (the sink `{sink}`): daemons that share the lanes must \
-             all run here, with the same file; one elsewhere begins at `start:`, and with `start: latest` rows are lost. Add a \
-             sink that keeps marks where all daemons see them (postgres, mysql, kafka, files on a shared folder), or write \
-             `lanes: single`"
-        )),
-        _ => None,
+pub fn warning(job: &std::sync::Arc<config::Job>) -> Option<String> {
+    let local = marked(job).find(|sink| sink.kind.is_of_one_machine())?;
+    if of(job) != LaneScheme::Partition {
+        return None;
     }
+    let by_default = if job.lanes.is_none() { " (which this job gets, since it says nothing else)" } else { "" };
+    let elsewhere = match marks(job) {
+        Marks::OnOneMachine => "one elsewhere begins anew, at `start:`, beside what was written here",
+        _ => "one elsewhere has a file of its own that lacks them, and stops the lanes that it takes",
+    };
+    Some(format!(
+        "lanes: partition{by_default}: marks are in files of this machine alone (the sink `{}`): daemons that share the lanes \
+         must all run here, with the same file; {elsewhere}. Write to a sink instead that all daemons see (postgres, mysql, kafka, \
+         files on a shared folder), or write `lanes: single` before the job first runs",
+        local.name.value
+    ))
 }
 
 /// The first step that gathers rows and does not say that each lane shall do so for itself.

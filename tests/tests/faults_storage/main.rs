@@ -143,6 +143,11 @@ impl World {
         daemon.stderr()
     }
 
+    /// `tidemill checkpoint ...` as a message names it.
+    fn command(&self, arguments: &str) -> String {
+        format!("`tidemill checkpoint --data-dir {} {arguments}`", self.folder.join("data").display())
+    }
+
     /// `tidemill checkpoint ...`, which must go well; what it printed.
     #[track_caller]
     fn checkpoint(&self, arguments: &str) -> String {

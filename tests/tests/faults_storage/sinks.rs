@@ -46,7 +46,7 @@ fn remove(world: &World, name: &str) {
 /// The stop says these words and names this command, which leads out of it. What the command answered.
 #[track_caller]
 pub fn out(world: &World, at: Where, words: &[&str], command: &str) -> String {
-    let named = format!("`tidemill checkpoint {command}`");
+    let named = world.command(command);
     match at {
         Where::Here => {
             let said = world.stops(words);

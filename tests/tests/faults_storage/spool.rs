@@ -117,7 +117,7 @@ fn a_lost_spool_whose_records_were_acknowledged_stops_the_job() {
         let mut daemon = spool.world.run().start();
         let said = wait_reason(&mut daemon, &["its spool is not here"]);
         let command = format!("resolve --shard in/{id} --accept-loss");
-        says(&said, &["lane all", "Bring its spool folder back", &format!("`tidemill checkpoint {command}`")]);
+        says(&said, &["lane all", "Bring its spool folder back", &spool.world.command(&command)]);
         daemon.kill9();
         // Brought back: nothing is lost.
         spool.bring_back();

@@ -219,7 +219,11 @@ impl Format {
             before += batch.num_rows() as u64;
         }
         let encode = |(first, slice): &(u64, RecordBatch)| {
-            let mut chunk = if self.dead_letters { dead_letters::chunk(slice)? } else { self.chunk(slice, writer)? };
+            let mut chunk = if self.dead_letters {
+                dead_letters::chunk(slice, self.max_bytes)?
+            } else {
+                self.chunk(slice, writer)?
+            };
             chunk.leave_out(self.max_bytes);
             let refused = chunk.left_out.iter().map(|(row, reason, detail)| Refused {
                 row: first + *row as u64,
@@ -319,17 +323,19 @@ fn fatal(error: CodecError) -> SinkError {
 }
 
 impl Chunk {
-    fn value(&self, row: usize) -> Option<&[u8]> {
+    pub(super) fn value(&self, row: usize) -> Option<&[u8]> {
         self.bytes.get(self.values[row].clone()?)
+    }
+
+    /// How many bytes a record's key and headers have.
+    pub(super) fn beside_value(&self, row: usize) -> usize {
+        let headers = self.headers.iter().map(|(name, texts)| name.len() + texts.get(row).map_or(0, <[u8]>::len));
+        self.keys.as_ref().and_then(|keys| keys.get(row)).map_or(0, <[u8]>::len) + headers.sum::<usize>()
     }
 
     /// Leaves out records that are longer than `most`.
     fn leave_out(&mut self, most: usize) {
-        let length = |row: usize| {
-            let headers = self.headers.iter().map(|(name, texts)| name.len() + texts.get(row).map_or(0, <[u8]>::len));
-            let key = self.keys.as_ref().and_then(|keys| keys.get(row)).map_or(0, <[u8]>::len);
-            self.value(row).map_or(0, <[u8]>::len) + key + headers.sum::<usize>()
-        };
+        let length = |row: usize| self.value(row).map_or(0, <[u8]>::len) + self.beside_value(row);
         let long = (0..self.values.len()).map(|row| (row, length(row))).filter(|(_, length)| *length > most);
         let detail = |bytes| format!("the record has {bytes} bytes, at most {most} are allowed (`message.max.bytes`)");
         let long: Vec<_> = long.map(|(row, bytes)| (row, "too_big", detail(bytes))).collect();
