@@ -207,7 +207,7 @@ fn validate_says_what_connectors_have_against_their_options() {
             "the url cannot be read",
         ),
     ] {
-        folder.write("job.yaml", &format!("job: a\nsources:\n  in: {source}\nsinks:\n  out: {sink}\n"));
+        folder.write("job.yaml", format!("job: a\nsources:\n  in: {source}\nsinks:\n  out: {sink}\n"));
         let (code, out, err) = said(&tidemill(&folder, &["validate", "job.yaml"]));
         assert_eq!(code, Some(if part.is_empty() { 0 } else { 78 }), "{source} {sink}: {out}{err}");
         assert!(err.contains(part) && !err.contains("a#b"), "{source} {sink}: {err}");
