@@ -415,8 +415,14 @@ fn a_check_names_what_is_wrong_and_the_way_out_and_changes_nothing() {
                 ["there is no topic `not-there`", "--create --topic not-there"],
             ),
             (KafkaSink { brokers: "127.0.0.1:1".into(), ..good.clone() }, ["127.0.0.1:1", "onnection refused"]),
-            (KafkaSink { properties: login("PLAIN", "hunter2"), ..sasl.clone() }, ["the login was refused", "`sasl.`"]),
-            (KafkaSink { properties: login("SCRAM-SHA-512", "hunter2"), ..sasl }, ["the login was refused", "`sasl.`"]),
+            (
+                KafkaSink { properties: login("PLAIN", "hunter2"), ..sasl.clone() },
+                ["the login was refused", "sasl.mechanism, sasl.username"],
+            ),
+            (
+                KafkaSink { properties: login("SCRAM-SHA-512", "hunter2"), ..sasl },
+                ["the login was refused", "sasl.mechanism, sasl.username"],
+            ),
             (
                 KafkaSink { key: Some(column("m")), ..good.clone() },
                 ["key: the rows have no column `m`", "they have n, text"],
