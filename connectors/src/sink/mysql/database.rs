@@ -341,10 +341,7 @@ pub(crate) enum Failure {
 impl Failure {
     /// The server's number of the error.
     pub(crate) fn code(&self) -> Option<u16> {
-        match self {
-            Self::Server(_, Error::Server(error)) => Some(error.code),
-            _ => None,
-        }
+        self.state().map(|(_, code)| code)
     }
 
     /// The SQLSTATE and the server's number of the error.

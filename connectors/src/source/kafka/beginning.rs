@@ -26,7 +26,7 @@ use rdkafka::{
 use super::{
     client::{ANSWER_LIMIT, Context},
     core::Core,
-    offsets::{WORD, offset_list},
+    offsets::{WORD, by_partition, offset_list},
     topics::{Partition, Topology},
 };
 use crate::{
@@ -103,9 +103,7 @@ fn ends(
     let what = "asking where partitions end";
     let list = kafka::offsets::at_ends(partitions.iter().map(|one| (&*one.topic, one.number)));
     let found = list.and_then(|list| kafka::offsets::ends(client, list, ANSWER_LIMIT));
-    let found = found.map_err(|error| core.transient(what, error.to_string()))?;
-    let found = found.into_iter().map(|(topic, one, at)| (Partition::new(&topic, one), u64::try_from(at).unwrap_or(0)));
-    let ends: BTreeMap<_, _> = found.collect();
+    let ends = by_partition(found.map_err(|error| core.transient(what, error.to_string()))?);
     match partitions.iter().find(|one| !ends.contains_key(one)) {
         Some(silent) => Err(core.transient(what, format!("{silent} does not answer"))),
         None => Ok(ends),

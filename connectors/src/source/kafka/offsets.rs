@@ -64,6 +64,12 @@ impl Offsets {
     }
 }
 
+/// What the brokers know of partitions, as the source counts.
+pub(super) fn by_partition(known: Vec<(String, i32, i64)>) -> BTreeMap<Partition, u64> {
+    let known = known.into_iter();
+    known.map(|(topic, one, at)| (Partition::new(&topic, one), u64::try_from(at).unwrap_or(0))).collect()
+}
+
 /// Offsets as librdkafka takes them; `None` where there are none.
 pub(super) fn offset_list(offsets: &BTreeMap<Partition, u64>) -> Option<TopicPartitionList> {
     let mut list = TopicPartitionList::with_capacity(offsets.len());

@@ -18,7 +18,7 @@ use rdkafka::{
     error::KafkaError,
 };
 
-use super::{client::Context, core::Core, topics::Partition};
+use super::{client::Context, core::Core, offsets::by_partition, topics::Partition};
 use crate::kafka::offsets;
 
 /// Busy for less than this part of the time: there are free hands.
@@ -201,10 +201,6 @@ pub(super) fn look(core: &Core, query: &BaseConsumer<Context>) {
 /// Asks where the partitions end, all at once, and how far the group is. What does not answer is left out.
 fn see(query: &BaseConsumer<Context>, partitions: &[Partition]) -> Result<Seen, KafkaError> {
     let list = offsets::at_ends(partitions.iter().map(|one| (&*one.topic, one.number)))?;
-    let by_partition = |found: Vec<(String, i32, i64)>| {
-        let found = found.into_iter();
-        found.map(|(topic, one, at)| (Partition::new(&topic, one), u64::try_from(at).unwrap_or(0))).collect()
-    };
     Ok(Seen {
         done: by_partition(offsets::known(&query.committed_offsets(list.clone(), ANSWER)?)),
         ends: by_partition(offsets::ends(query, list, ANSWER)?),
