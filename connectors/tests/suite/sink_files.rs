@@ -35,7 +35,7 @@ async fn claim(config: Files, instance: u128) -> Runner {
     let sink = open(config);
     let lane = Lane::single();
     let held = sink.peek(std::slice::from_ref(&lane)).await.unwrap().remove(&lane).unwrap();
-    let (key, head) = sink.claim(&lane, held.generation().next(), &sinks::owner(instance)).await.unwrap();
+    let (key, head) = sink.claim(&lane, held.generation().next(), &crate::sinks::owner(instance)).await.unwrap();
     Runner { sink, key, head }
 }
 
@@ -289,7 +289,7 @@ async fn a_folder_that_cannot_be_made_and_a_damaged_log_are_named() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("out"), "a file").unwrap();
     let sink = open(files(dir.path(), None));
-    let error = sink.claim(&Lane::single(), sinks::generation(1), &sinks::owner(1)).await.err().unwrap();
+    let error = sink.claim(&Lane::single(), crate::sinks::generation(1), &crate::sinks::owner(1)).await.err().unwrap();
     assert!(error.to_string().contains("/out"), "{error}");
     fs::remove_file(dir.path().join("out")).unwrap();
     let mut runner = claim(files(dir.path(), None), 1).await;
@@ -324,6 +324,6 @@ async fn a_log_stays_short_however_many_batches_it_has_seen() {
     }
     let bytes: u64 = published(&dir.path().join("out/_tidemill")).into_values().map(|bytes| bytes.len() as u64).sum();
     assert!(bytes < 40 << 20, "{bytes} bytes of logs");
-    let left = runner.sink.history(&Lane::single(), &sinks::log(), 0).await.unwrap();
+    let left = runner.sink.history(&Lane::single(), &crate::sinks::log(), 0).await.unwrap();
     assert_eq!((left.len(), left[0].number), (100, 700));
 }

@@ -39,11 +39,11 @@ async fn looking_creates_nothing(place: Place) {
     let sink = place.open("t", &[]);
     sink.peek(&[Lane::single()]).await.unwrap();
     sink.check(None).await.unwrap();
-    sink.check(Some(&sinks::batch(1).schema())).await.unwrap();
+    sink.check(Some(&crate::sinks::batch(1).schema())).await.unwrap();
     assert!(place.sql("SHOW TABLES").is_empty());
-    write(&sink, &[sinks::batch(1)]).await.unwrap();
+    write(&sink, &[crate::sinks::batch(1)]).await.unwrap();
     assert_eq!(place.sql("SHOW TABLES").len(), 5);
-    sink.check(Some(&sinks::batch(1).schema())).await.unwrap();
+    sink.check(Some(&crate::sinks::batch(1).schema())).await.unwrap();
     assert_eq!(place.sql("SELECT count(*) FROM t"), ["3"], "a look writes no row");
 }
 

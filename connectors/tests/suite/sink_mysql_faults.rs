@@ -61,7 +61,7 @@ async fn what_is_wrong_with_the_server_is_said_with_the_way_out_and_without_the_
         (with_ca(&place.url, Some(&pem)), false, &["absent.pem", "reading the certificates"]),
     ];
     for (config, transient, words) in cases {
-        let looked = open(&config).check(Some(&sinks::batch(1).schema())).await;
+        let looked = open(&config).check(Some(&crate::sinks::batch(1).schema())).await;
         let error = looked.err().unwrap_or_else(|| panic!("no error, but {words:?} were expected"));
         assert_eq!(error.is_transient(), transient, "{error}");
         for word in words {
@@ -91,7 +91,7 @@ async fn tls_is_asked_for_and_checks_the_certificate(place: Place) {
     let url = place.url_of(user, "s3cret", place.server.port, &place.name);
     let looked = async |options: &str, ca: Option<&Path>| {
         let sink = open(&with_ca(&format!("{url}{options}"), ca));
-        sink.check(Some(&sinks::batch(1).schema())).await.map_err(|error| error.to_string())
+        sink.check(Some(&crate::sinks::batch(1).schema())).await.map_err(|error| error.to_string())
     };
     let refused = async |options: &str, ca: Option<&Path>, words: &[&str]| {
         let error = looked(options, ca).await.unwrap_err();
@@ -128,7 +128,7 @@ async fn a_new_user_logs_in_without_tls(place: Place) {
     assert_eq!(place.sql(&format!("SELECT plugin FROM mysql.user WHERE user = '{user}'")), [way]);
     for password in ["wrong", "s3cret", "s3cret"] {
         let url = place.url_of(user, password, place.server.port, &place.name);
-        let looked = open(&with_ca(&url, None)).check(Some(&sinks::batch(1).schema())).await;
+        let looked = open(&with_ca(&url, None)).check(Some(&crate::sinks::batch(1).schema())).await;
         assert_eq!(looked.is_ok(), password == "s3cret", "{looked:?}");
     }
     place.sql(&format!("DROP USER {user}@'%'"));
@@ -189,7 +189,7 @@ async fn a_commit_that_never_arrived_is_tried_again(place: Place) {
     assert!(error.is_transient() && error.to_string().contains("mysql://"), "{error}");
     proxy.mend();
     runner.run(3).await.unwrap();
-    assert_eq!(mysql::rows(place.kind, place.dir.path()).len(), 3 * sinks::ROWS as usize);
+    assert_eq!(mysql::rows(place.kind, place.dir.path()).len(), 3 * crate::sinks::ROWS as usize);
 }
 
 /// Two transactions that wait for each other: the server picks one, and it is tried again unseen.
@@ -199,7 +199,7 @@ async fn a_deadlock_costs_a_second_try(place: Place) {
     let sink = place.open("t", &["n"]);
     let mut runner = Runner {
         sink: sink.clone(),
-        key: sink.claim(&Lane::single(), sinks::generation(1), &sinks::owner(1)).await.unwrap().0,
+        key: sink.claim(&Lane::single(), crate::sinks::generation(1), &crate::sinks::owner(1)).await.unwrap().0,
         head: None,
     };
     let batch = |keys: [i64; 2]| table(vec![numbers("n", &keys.map(Some)), numbers("v", &[Some(7), Some(7)])]);
@@ -280,7 +280,7 @@ async fn a_killed_server_loses_and_doubles_nothing(place: Place) {
     runner.step().await.unwrap();
     let last = runner.seq().unwrap();
     let rows = server.sql("SELECT count(*), count(DISTINCT n) FROM appended");
-    let expected = last * sinks::ROWS as u64;
+    let expected = last * crate::sinks::ROWS as u64;
     assert_eq!(rows.trim(), format!("{expected}\t{expected}"));
     assert!(last > 3, "only {last} batches");
     // A server of the test's own can be told to let nobody in without TLS.

@@ -67,7 +67,7 @@ fn flags(name: &'static str, values: &[Option<bool>]) -> (&'static str, ArrayRef
 async fn write(sink: &Arc<dyn Sink>, batches: &[RecordBatch]) -> Result<Receipt, SinkError> {
     let lane = Lane::single();
     let held = sink.peek(std::slice::from_ref(&lane)).await?.remove(&lane).unwrap();
-    let (key, head) = sink.claim(&lane, held.generation().next(), &sinks::owner(1)).await?;
+    let (key, head) = sink.claim(&lane, held.generation().next(), &crate::sinks::owner(1)).await?;
     sink.prepare(&batches[0].schema()).await?;
     let mut runner = Runner { sink: sink.clone(), key, head };
     if runner.head.is_none() {
@@ -555,12 +555,12 @@ async fn many_lanes_are_one_transaction_and_one_copy() {
     let mut runners = Vec::new();
     for lane in 0..100 {
         let lane = Lane::new(&format!("topic/{lane}"));
-        let (key, head) = sink.claim(&lane, sinks::generation(1), &sinks::owner(1)).await.unwrap();
+        let (key, head) = sink.claim(&lane, crate::sinks::generation(1), &crate::sinks::owner(1)).await.unwrap();
         let mut runner = Runner { sink: sink.clone(), key, head };
         runner.step().await.unwrap();
         runners.push(runner);
     }
-    sink.prepare(&sinks::batch(1).schema()).await.unwrap();
+    sink.prepare(&crate::sinks::batch(1).schema()).await.unwrap();
     let transactions = || place.sql("SELECT count(DISTINCT xmin::text) FROM tidemill_marks")[0].clone();
     assert_eq!(transactions(), "100");
     let bad = table(vec![numbers("n", &[Some(1), Some(2)]), texts("text", &[Some("bad"), Some("good")])]);
@@ -570,7 +570,7 @@ async fn many_lanes_are_one_transaction_and_one_copy() {
         for (at, runner) in runners.iter_mut().enumerate() {
             let head = runner.head.clone().unwrap();
             let (mark, entries) = next(&runner.key, &head, &[], 0);
-            let rows = bad.filter(|_| at == 40).cloned().unwrap_or_else(|| sinks::batch(at as u64));
+            let rows = bad.filter(|_| at == 40).cloned().unwrap_or_else(|| crate::sinks::batch(at as u64));
             let staged = sink.stage(&context(&runner.key, &mark, false), &[rows]).await.unwrap();
             runner.head = Some(mark.clone());
             group.push((Permit::anchor(runner.key.clone(), Some(head.digest), mark, entries), staged));

@@ -180,7 +180,7 @@ async fn a_claim_waits_for_a_commit_and_sees_its_mark() {
     assert_eq!(new.seq(), Some(1), "the commit that was under way");
     let (committed, mut old) = commit.await.unwrap();
     committed.unwrap();
-    assert!(sinks::is_fenced(&old.step().await));
+    assert!(crate::sinks::is_fenced(&old.step().await));
     new.run(2).await.unwrap();
     assert_eq!(place.numbers(), expected(2));
 }
@@ -380,7 +380,7 @@ async fn a_plan_that_is_there_is_there() {
     let mut runner = Runner::claim(append(&place.url), &Lane::single(), 1).await.unwrap();
     runner.run(2).await.unwrap();
     let head = runner.head.clone().unwrap();
-    let staged = runner.sink.stage(&sinks::context(&runner.key, &head, false), &[batch(2)]).await.unwrap();
+    let staged = runner.sink.stage(&crate::sinks::context(&runner.key, &head, false), &[batch(2)]).await.unwrap();
     let permit = Permit::anchor(runner.key.clone(), head.plan.parent, head.clone(), Vec::new());
     let receipt = runner.sink.commit(vec![(permit, staged)]).await.pop().unwrap().unwrap();
     assert_eq!((receipt.digest(), receipt.rejected()), (head.digest, 0), "no row of it is refused as a double");

@@ -42,7 +42,7 @@ fn texts(name: &'static str, values: &[Option<&str>]) -> (&'static str, ArrayRef
 async fn write(sink: &Arc<dyn Sink>, batches: &[RecordBatch]) -> Result<Receipt, SinkError> {
     let lane = Lane::single();
     let held = sink.peek(std::slice::from_ref(&lane)).await?.remove(&lane).unwrap();
-    let (key, head) = sink.claim(&lane, held.generation().next(), &sinks::owner(1)).await?;
+    let (key, head) = sink.claim(&lane, held.generation().next(), &crate::sinks::owner(1)).await?;
     sink.prepare(&batches[0].schema()).await?;
     let mut runner = Runner { sink: sink.clone(), key, head };
     if runner.head.is_none() {
@@ -190,7 +190,7 @@ async fn many_refused_rows_of_a_long_plan_do_not_hash_it_again_and_again() {
     let path = dir.path().join("a.db");
     script(&path, "CREATE TABLE t (n INTEGER CHECK (n < 0))");
     let sink = open(&path, "t", &[]);
-    let (key, head) = sink.claim(&Lane::single(), Generation(1), &sinks::owner(1)).await.unwrap();
+    let (key, head) = sink.claim(&Lane::single(), Generation(1), &crate::sinks::owner(1)).await.unwrap();
     let mut runner = Runner { sink: sink.clone(), key, head };
     runner.run(0).await.unwrap();
     let head = runner.head.clone().unwrap();
@@ -309,7 +309,7 @@ async fn a_file_that_is_removed_under_the_sink_swallows_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.db");
     let sink = open(&path, "t", &[]);
-    write(&sink, &[sinks::batch(1)]).await.unwrap();
+    write(&sink, &[crate::sinks::batch(1)]).await.unwrap();
     let mut runner = Runner::claim(sink.clone(), &Lane::single(), 1).await.unwrap();
     for ending in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(dir.path().join(format!("a.db{ending}")));

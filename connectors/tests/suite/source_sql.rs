@@ -237,7 +237,10 @@ fn latest_begins_behind_what_is_there() {
         let mut at = begin(&source).await;
         assert!(batches(&source, &mut at, ALL).await.is_empty());
         table.bring(10..13);
-        assert_eq!(tokio::time::timeout(sources::SOON, source.event()).await.unwrap().unwrap(), SourceEvent::Data);
+        assert_eq!(
+            tokio::time::timeout(crate::sources::SOON, source.event()).await.unwrap().unwrap(),
+            SourceEvent::Data
+        );
         assert_eq!(batches(&source, &mut at, ALL).await.concat().len(), 3);
     });
 }

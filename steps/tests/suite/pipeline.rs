@@ -349,7 +349,7 @@ fn wrong_jobs() {
     assert!(sinks(None, Some("n")).contains("a condition gives boolean"));
     let mut job = job(&["in"], "", &[("out", None, None)]);
     job.dead_letters = job.sinks.first().cloned();
-    job.dead_letters.as_mut().unwrap().from = Some(common::located("in".into(), "dead_letters.from"));
+    job.dead_letters.as_mut().unwrap().from = Some(crate::common::located("in".into(), "dead_letters.from"));
     assert!(
         messages(Pipeline::plan(&job, &[("in".into(), schema("n: int64"))]))
             .join("")

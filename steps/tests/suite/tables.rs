@@ -64,21 +64,26 @@ fn outcome(case: &Case) -> (String, Vec<String>) {
     let (columns, rows) = &case.tables[usize::from(case.has_lookup())];
     if case.has_lookup() {
         let (names, table) = &case.tables[0];
-        return match common::run_with(columns, &case.yaml, rows, &common::batch(&common::schema(names), table)) {
+        return match crate::common::run_with(
+            columns,
+            &case.yaml,
+            rows,
+            &crate::common::batch(&crate::common::schema(names), table),
+        ) {
             Ok((schema, applied)) => written(&schema, &applied),
             Err(errors) => (String::new(), errors),
         };
     }
-    if let Err(errors) = common::plan(columns, &case.yaml) {
+    if let Err(errors) = crate::common::plan(columns, &case.yaml) {
         return (String::new(), errors.into_iter().map(|error| error.message).collect());
     }
-    let (schema, applied) = common::run(columns, &case.yaml, rows);
+    let (schema, applied) = crate::common::run(columns, &case.yaml, rows);
     written(&schema, &applied)
 }
 
 fn written(schema: &arrow::datatypes::Schema, applied: &tidemill_steps::Applied) -> (String, Vec<String>) {
-    let mut table = format!("{}\n", common::columns_of(schema));
-    for row in common::values(&applied.sinks[0].1) {
+    let mut table = format!("{}\n", crate::common::columns_of(schema));
+    for row in crate::common::values(&applied.sinks[0].1) {
         let cells: Vec<String> = row.iter().map(Value::to_string).collect();
         writeln!(table, "{}", cells.join(" | ")).unwrap();
     }

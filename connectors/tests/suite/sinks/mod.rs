@@ -7,7 +7,7 @@ pub mod kafka;
 pub mod mysql;
 pub mod postgres;
 
-pub use crate::services;
+pub(crate) use crate::services;
 
 use std::{
     collections::BTreeMap,

@@ -6,7 +6,7 @@
 pub mod kafka;
 pub mod sql;
 
-pub use crate::services;
+pub(crate) use crate::services;
 
 use std::{
     cell::{Cell, RefCell},
