@@ -19,6 +19,7 @@ use crate::{
     Type, Verb,
     error::Problem,
     load::folder_of,
+    paths::resolve,
     semantics::{DEAD_LETTERS, each, step_name, verb_of},
     tree::{Entry, Node, below, item},
     units,
@@ -175,7 +176,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
         "sql" => SourceKind::Sql(sql_source::sql(&entry.value, value, &path, folder)?),
         "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
-        "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
+        "test" => SourceKind::Test(TestSource { path: resolve(&folder.join(options::<TestOptions>(value, &path)?.path)) }),
         _ => return Err(inconsistent(&path)),
     };
     let schema = entry.value.get("schema").map(|schema| fields(&schema.value, &below(&path, "schema")));
@@ -212,7 +213,7 @@ fn socket(given: SocketOptions, path: &str) -> Built<Socket> {
 
 fn directory(given: DirectoryOptions, folder: &Path) -> Directory {
     Directory {
-        path: folder.join(given.path),
+        path: resolve(&folder.join(given.path)),
         include: given.include,
         exclude: given.exclude,
         recursive: given.recursive,
@@ -220,7 +221,7 @@ fn directory(given: DirectoryOptions, folder: &Path) -> Directory {
         on_done: match given.on_done {
             OnDoneOption::Keep => OnDone::Keep,
             OnDoneOption::Delete => OnDone::Delete,
-            OnDoneOption::Move(to) => OnDone::Move(folder.join(to)),
+            OnDoneOption::Move(to) => OnDone::Move(resolve(&folder.join(to))),
         },
         on_changed: given.on_changed,
         start: given.start,
@@ -364,7 +365,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
         "sqlite" => {
             let given: SqliteOptions = options(value, &path)?;
             let mode = database::mode(&given.mode, entry, &path);
-            SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
+            SinkKind::Sqlite { path: resolve(&folder.join(given.path)), table: given.table, mode }
         }
         "mysql" => SinkKind::Mysql(database::sink(entry, value, &path, folder)?),
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
@@ -382,7 +383,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
 
 fn files(given: FilesOptions, partition_by: Vec<Located<String>>, folder: &Path) -> Built<Files> {
     Ok(Files {
-        path: folder.join(given.path),
+        path: resolve(&folder.join(given.path)),
         codec: given.codec.codec()?,
         compression: given.compression,
         partition_by,

@@ -6,7 +6,7 @@ mod lookup;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 mod codec;
@@ -15,6 +15,7 @@ use crate::{
     error::Problem,
     load::Problems,
     nearest::did_you_mean,
+    paths::resolve,
     schema::{job, kafka_sink, kafka_source, scalar::taken_as_it_stands, sql_source},
     tree::{Data, Entry, Node, UNRESOLVED, below, item, shown},
 };
@@ -430,18 +431,8 @@ impl<'a> Semantics<'a> {
         }
     }
 
-    /// The path without `.` and `..`, to compare.
+    /// The one spelling of a path, to compare.
     fn place_of(&self, text: &str) -> PathBuf {
-        let mut place = PathBuf::new();
-        for part in self.folder.join(text).components() {
-            match part {
-                Component::CurDir => {}
-                Component::ParentDir if matches!(place.components().next_back(), Some(Component::Normal(_))) => {
-                    place.pop();
-                }
-                other => place.push(other),
-            }
-        }
-        place
+        resolve(&self.folder.join(text))
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::{Built, inconsistent};
 use crate::{
     Avro, AvroFraming, Codec, Csv, Located, Protobuf, Registry, SchemaFile,
+    paths::absolute,
     tree::{Node, below},
 };
 
@@ -83,7 +84,7 @@ impl Around<'_> {
     }
 
     fn schema_file(&self, key: &str, path: &str) -> SchemaFile {
-        let path = self.folder.join(path);
+        let path = absolute(&self.folder.join(path));
         SchemaFile { content: read(&path), path: self.located(key, path) }
     }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_yaml::Value;
 
 use super::{Built, options, text, texts};
-use crate::{DatabaseSink, Guarantee, Mode, tree::Entry};
+use crate::{DatabaseSink, Guarantee, Mode, paths::absolute, tree::Entry};
 
 #[derive(Deserialize)]
 struct Options {
@@ -26,7 +26,7 @@ pub(super) fn sink(entry: &Entry, value: &Value, path: &str, folder: &Path) -> B
         table: given.table,
         mode,
         guarantee: given.guarantee,
-        ca: given.ca.map(|ca| folder.join(ca)),
+        ca: given.ca.map(|ca| absolute(&folder.join(ca))),
     })
 }
 

@@ -9,6 +9,7 @@ use crate::{
     Codec, Csv, Database, DatabaseAddress, Duplicates, Located, Lookup, LookupMode, LookupTable, OnLost, OnMissing,
     RedisValue, SqlRows, check,
     load::Problems,
+    paths::absolute,
     schema,
     tree::{Data, Entry, Node, below},
     units,
@@ -57,7 +58,7 @@ pub(super) fn databases(entries: &[Entry], folder: &Path) -> Built<Vec<Database>
     let one = |entry: &Entry| {
         let url = entry.value.text().or_else(|| entry.value.text_of("url"));
         let url = url.ok_or_else(|| inconsistent(&below("databases", &entry.key)))?;
-        let ca = entry.value.text_of("ca").map(|ca| folder.join(ca));
+        let ca = entry.value.text_of("ca").map(|ca| absolute(&folder.join(ca)));
         Ok(Database { name: entry.key.clone(), address: address(url, folder), ca })
     };
     entries.iter().map(one).collect()
@@ -70,7 +71,7 @@ pub(crate) fn address(url: &str, folder: &Path) -> DatabaseAddress {
         Some("mysql") => DatabaseAddress::Mysql(url.to_owned()),
         Some("mariadb") => DatabaseAddress::Mysql(url.replacen("mariadb", "mysql", 1)),
         Some("redis" | "rediss") => DatabaseAddress::Redis(url.to_owned()),
-        _ => DatabaseAddress::Sqlite(folder.join(url.strip_prefix("sqlite:").unwrap_or(url))),
+        _ => DatabaseAddress::Sqlite(absolute(&folder.join(url.strip_prefix("sqlite:").unwrap_or(url)))),
     }
 }
 
@@ -124,7 +125,7 @@ pub(super) fn lookup(entry: &Entry, path: &str, around: &Around<'_>) -> Built<Lo
                 Some(codec) => codec.codec()?,
                 None => codec_of(&table).ok_or_else(|| inconsistent(path))?,
             };
-            LookupTable::File { path: around.folder.join(table), codec }
+            LookupTable::File { path: absolute(&around.folder.join(table)), codec }
         }
         (Some(database), Some(table), None, None) => LookupTable::Sql { database, rows: SqlRows::Table(table) },
         (Some(database), None, Some(sql), None) => LookupTable::Sql { database, rows: SqlRows::Query(sql) },
