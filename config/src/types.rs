@@ -148,7 +148,7 @@ impl<'a> Reader<'a> {
         self.expect(')', FORM)?;
         match (precision, scale) {
             (Some(p), Some(s)) if i16::from(s) <= i16::from(p) => Ok(Type::Decimal(p, s)),
-            _ => Err(Problem::new("not a decimal that can be")
+            _ => Err(Problem::new("a decimal cannot have these digits")
                 .help("`decimal(p, s)` has p digits (1 to 38), s of them (0 to p) after the point: `decimal(10, 2)`")),
         }
     }

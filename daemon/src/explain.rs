@@ -13,18 +13,41 @@ use arrow::datatypes::SchemaRef;
 use tidemill_checkpoint::{LaneScheme, SinkId};
 use tidemill_config::{self as config, ProcessEnvironment};
 use tidemill_connectors::{codec, lookup, sink, source};
+use tidemill_steps::untyped::{self, Gathers};
 
 use crate::{
     ConfigError,
     job::{
         DEAD_LETTERS, anchor_rank,
-        compile::{Compiled, Pinned, check_codecs, dead_letters_schema, given_schema, with_metadata},
+        compile::{Compiled, Pinned, check_codecs, dead_letters_schema, given_schema, rendered, with_metadata},
         scheme,
     },
 };
 
-/// Plans the steps where every schema is known before the first record; wrong columns are configuration errors.
+/// Plans the steps where every schema is known before the first record; wrong columns are configuration errors. Whatever the
+/// job's text says, it is an error of this job alone.
 pub fn check(job: &config::Job) -> anyhow::Result<()> {
+    guarded(&job.file, || check_here(job))?
+}
+
+/// Reads a job's file, and checks its form.
+pub fn load(file: &Path) -> anyhow::Result<config::Job> {
+    let loaded = guarded(file, || config::Job::load(file, &ProcessEnvironment))?;
+    loaded.map_err(|errors| ConfigError(errors.to_string()).into())
+}
+
+/// A defect that a job's text brings to light must not end the process, and other jobs with it.
+fn guarded<T>(file: &Path, work: impl FnOnce() -> T) -> anyhow::Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let text = text.unwrap_or("without a message");
+        let file = file.display();
+        ConfigError(format!("{file}: looking at it failed ({text}). This is a defect of Tidemill, please report it"))
+            .into()
+    })
+}
+
+fn check_here(job: &config::Job) -> anyhow::Result<()> {
     check_codecs(job).map_err(ConfigError)?;
     let compiled = if job.sources.iter().all(|source| given_schema(source).is_some()) {
         let whole = Arc::new(job.clone());
@@ -37,6 +60,11 @@ pub fn check(job: &config::Job) -> anyhow::Result<()> {
             _ => Compiled::new(&whole, &Pinned::new(), &scheme::stand_ins(job)).ok(),
         }
     } else {
+        let wrong = untyped::check(job);
+        if !wrong.is_empty() {
+            let all: Vec<_> = wrong.iter().map(|error| rendered(job, error)).collect();
+            return Err(ConfigError(all.join("\n")).into());
+        }
         None
     };
     match scheme::objection(job, compiled.as_ref().map(Compiled::pipeline)) {
@@ -88,10 +116,15 @@ fn check_sinks(job: &config::Job) -> Result<(), String> {
     let known = job.sources.iter().all(|source| given_schema(source).is_some());
     let (true, Ok(Some(tables))) = (known, lookups::known(job)) else { return Ok(()) };
     let Ok(compiled) = Compiled::new(&Arc::new(job.clone()), &Pinned::new(), &tables) else { return Ok(()) };
-    let wrong = job.sinks.iter().filter_map(|given| {
+    let wrong = job.sinks.iter().flat_map(|given| {
         let name = &given.name;
-        let fits = sink::fits(&SinkId::new(&name.value), &given.kind, &compiled.sink_schema(&name.value));
-        fits.err().map(|error| job.render(&name.at, &error.to_string()))
+        let schema = compiled.sink_schema(&name.value);
+        let missing = check_columns(job, given, &schema);
+        if !missing.is_empty() {
+            return missing;
+        }
+        let fits = sink::fits(&SinkId::new(&name.value), &given.kind, &schema);
+        fits.err().map(|error| job.render(&name.at, &error.to_string())).into_iter().collect()
     });
     let wrong: Vec<_> = wrong.collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
@@ -102,7 +135,7 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
     let (mut wrong, mut unreachable) = (Vec::new(), Vec::new());
     let mut names: BTreeMap<String, &PathBuf> = BTreeMap::new();
     for file in files {
-        let loaded = config::Job::load(file, &ProcessEnvironment).map_err(|errors| errors.to_string());
+        let loaded = load(file).map_err(|error| error.to_string());
         let checked = loaded.map(Arc::new).and_then(|job| match lookups::known(&job) {
             Ok(_) => {
                 let checked = check(&job).map_err(|error| error.to_string()).and_then(|()| check_options(&job));
@@ -125,8 +158,9 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
                 first.display()
             );
         }
-        for absent in lookups::absent(&job).into_iter().chain(scheme::warning(&job)) {
-            eprintln!("warning: {}: {absent}", file.display());
+        let warnings = lookups::absent(&job).into_iter().chain(scheme::warning(&job));
+        for warning in warnings.chain(of_one_batch(&job)).chain(not_checked(&job)) {
+            eprintln!("warning: {}: {warning}", file.display());
         }
         println!("{}: job {} is valid", file.display(), job.name);
         if connect {
@@ -139,6 +173,74 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
         (true, false) => anyhow::bail!("{all}"),
         (false, _) => Err(ConfigError(all).into()),
     }
+}
+
+/// Steps whose result somebody may take for one over all batches: sums that replace those of the batch before, and joins of
+/// sources whose rows come in different batches.
+fn of_one_batch(job: &config::Job) -> Vec<String> {
+    let upserts = job.sinks.iter().find(|sink| matches!(mode_of(&sink.kind), Some(config::Mode::Upsert { .. })));
+    let found = untyped::of_one_batch(job);
+    let warned = found.into_iter().filter_map(|found| match (found.gathers, upserts) {
+        (Gathers::Groups, Some(sink)) => Some(format!(
+            "step {}: it groups the rows of each batch by itself, and sink {} keeps the last row of a key: what it holds is \
+             the last batch's part, not the sum of all batches. Append the parts, and sum them where they are read",
+            found.step, sink.name.value
+        )),
+        (Gathers::Joins, _) if job.sources.len() > 1 => Some(format!(
+            "step {}: it joins the rows of one batch: rows that belong together find each other only where the same batch has \
+             both. For a table that is looked up there is `lookup`",
+            found.step
+        )),
+        _ => None,
+    });
+    warned.collect()
+}
+
+fn mode_of(kind: &config::SinkKind) -> Option<&config::Mode> {
+    match kind {
+        config::SinkKind::Sqlite { mode, .. } => Some(mode),
+        config::SinkKind::Mysql(database) | config::SinkKind::Postgres(database) => Some(&database.mode),
+        _ => None,
+    }
+}
+
+/// What `validate` cannot know.
+fn not_checked(job: &config::Job) -> Option<String> {
+    let unknown: Vec<&str> = job
+        .sources
+        .iter()
+        .filter(|source| given_schema(source).is_none())
+        .map(|source| source.name.value.as_str())
+        .collect();
+    let is_needed = !job.steps.is_empty() || job.sinks.iter().any(|sink| sink.filter.is_some());
+    (is_needed && !unknown.is_empty()).then(|| {
+        format!(
+            "names and types of columns were not checked: {} no `schema:`. Checked were SQL, functions, constants and formats",
+            match unknown.as_slice() {
+                [one] => format!("source {one} has"),
+                several => format!("sources {} have", several.join(", ")),
+            }
+        )
+    })
+}
+
+/// The columns that a sink names in its options are among those that it gets.
+fn check_columns(job: &config::Job, sink: &config::Sink, schema: &SchemaRef) -> Vec<String> {
+    let mut named: Vec<(&str, &config::Located<String>)> = Vec::new();
+    if let Some(config::Mode::Upsert { key, .. }) = mode_of(&sink.kind) {
+        named.extend(key.iter().map(|name| ("key", name)));
+    }
+    if let config::SinkKind::Files(files) = &sink.kind {
+        named.extend(files.partition_by.iter().map(|name| ("partition_by", name)));
+    }
+    let missing = named.into_iter().filter(|(_, name)| schema.field_with_name(&name.value).is_err());
+    missing
+        .map(|(option, name)| {
+            let names = schema.fields().iter().map(|field| field.name().as_str());
+            let hint = tidemill_steps::columns::hint(&name.value, names);
+            job.render(&name.at, &format!("sink {}: `{option}`: no column `{}`{hint}", sink.name.value, name.value))
+        })
+        .collect()
 }
 
 /// Looks at every source and every sink as the job would use them: reaches them, claims and creates nothing. What is
@@ -200,7 +302,7 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
 
 /// `tidemill explain`.
 pub async fn explain(file: &Path) -> anyhow::Result<u8> {
-    let job = config::Job::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
+    let job = load(file)?;
     lookups::known(&job).map_err(ConfigError)?;
     check(&job)?;
     print!("{}", text(&Arc::new(job))?);
@@ -254,9 +356,20 @@ fn text(job: &Arc<config::Job>) -> anyhow::Result<String> {
     }
     writeln!(out, "\nsteps")?;
     let tables = lookups::known(job).map_err(ConfigError)?;
+    let gathering = untyped::of_one_batch(job);
     let described = |step: &str| {
         let found = lookups::of(job).find(|(known, _)| known.name == step);
-        found.map_or_else(String::new, |(step, lookup)| lookups::describe(job, step, lookup))
+        let lookup = found.map_or_else(String::new, |(step, lookup)| lookups::describe(job, step, lookup));
+        let gathers = gathering.iter().find(|found| found.step == step).map(|found| {
+            let what = match found.gathers {
+                Gathers::Groups => "groups the rows",
+                Gathers::Joins => "joins the rows",
+                Gathers::Orders => "takes all rows together",
+            };
+            let most = job.batch.max_records;
+            format!("      {what} of each batch by itself (at most {most} records), and sees no other batch\n")
+        });
+        lookup + &gathers.unwrap_or_default()
     };
     if let (true, Some(tables)) = (known, &tables) {
         let compiled = Compiled::new(job, &Pinned::new(), tables)?;
@@ -492,4 +605,20 @@ pub fn checkpoint_table(answer: &serde_json::Value) -> String {
         closed => writeln!(out, "  ledger: closed batch {}", text(&closed["batch"])),
     };
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_of_its_job() {
+        let error =
+            guarded(Path::new("job.yaml"), || -> u8 { panic!("out of {}", "tune") }).map_err(|error| error.to_string());
+        assert_eq!(
+            error,
+            Err("job.yaml: looking at it failed (out of tune). This is a defect of Tidemill, please report it"
+                .to_owned())
+        );
+    }
 }

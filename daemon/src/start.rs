@@ -131,7 +131,7 @@ impl JobSources {
         let mut jobs: Vec<config::Job> = Vec::new();
         let mut wrong = Vec::new();
         for path in paths {
-            let job = config::Job::load(&path, &ProcessEnvironment).map_err(|errors| errors.to_string());
+            let job = explain::load(&path).map_err(|error| error.to_string());
             let job = job.and_then(|job| explain::check(&job).map(|()| job).map_err(|error| error.to_string()));
             let job = job.and_then(|job| match jobs.iter().find(|other| other.name == job.name) {
                 Some(other) => Err(format!(

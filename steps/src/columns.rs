@@ -64,6 +64,31 @@ pub fn job_type(kind: &DataType) -> DataType {
     }
 }
 
+/// That columns of a job can have this type, of which [`job_type`] was made. The error is a sentence.
+pub fn is_of_a_job(kind: &DataType) -> Result<(), String> {
+    match kind {
+        DataType::Utf8
+        | DataType::Int32
+        | DataType::Int64
+        | DataType::Float64
+        | DataType::Boolean
+        | DataType::Timestamp(TimeUnit::Microsecond, _)
+        | DataType::Date32
+        | DataType::Decimal128(..)
+        | DataType::Binary => Ok(()),
+        DataType::List(item) => is_of_a_job(item.data_type()),
+        DataType::Struct(fields) => fields.iter().try_for_each(|field| is_of_a_job(field.data_type())),
+        other => {
+            let name = other.to_string();
+            let name = name.split('(').next().unwrap_or_default();
+            Err(format!(
+                "its type is {name}, which no column of a job can have. Take a part of it, or make a list or a struct \
+                 (`named_struct('a', a)`) of it"
+            ))
+        }
+    }
+}
+
 /// A type as a job writes it.
 pub fn type_name(kind: &DataType) -> String {
     match kind {
@@ -136,7 +161,7 @@ pub(crate) fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>)
 }
 
 /// `; did you mean ...? There are: ...`, as far as there is something to say.
-pub(crate) fn hint<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str> + Clone) -> String {
+pub fn hint<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str> + Clone) -> String {
     /// More names than this are counted, not listed.
     const LISTED: usize = 12;
     let meant = nearest(wrong, names.clone()).map(|name| format!("; did you mean `{name}`?")).unwrap_or(".".into());

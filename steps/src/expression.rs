@@ -20,20 +20,21 @@ use datafusion::{
     execution::context::ExecutionProps,
     logical_expr::{
         AggregateUDF, Cast, Expr, ExprSchemable, HigherOrderUDF, Operator, ScalarUDF, TableSource, Volatility,
-        WindowUDF, expr::ScalarFunction, physical_planning_context::PhysicalPlanningContext, planner::ContextProvider,
-        simplify::SimplifyContext,
+        WindowUDF,
+        expr::ScalarFunction,
+        physical_planning_context::PhysicalPlanningContext,
+        planner::ContextProvider,
+        simplify::{ExprSimplifyResult, SimplifyContext},
     },
     optimizer::simplify_expressions::ExprSimplifier,
     physical_expr::{PhysicalExpr, create_physical_expr, expressions::BinaryExpr},
-    sql::{
-        parser::DFParser,
-        planner::{ParserOptions, PlannerContext, SqlToRel},
-    },
+    sql::planner::{ParserOptions, PlannerContext, SqlToRel},
 };
 
 use crate::{
-    columns,
-    functions::{REGISTRY, Seeded},
+    columns, constants,
+    functions::{self, REGISTRY, Seeded},
+    instants, query, stack, syntax,
 };
 
 /// The hidden column that tells rows apart, for `random()` and `uuid()`. No job can write this name by accident.
@@ -148,7 +149,13 @@ pub struct Expression {
     kind: DataType,
     seeded: bool,
     columns: BTreeSet<String>,
+    /// It needs more of a stack than threads of a pool have.
+    is_deep: bool,
 }
+
+/// Expressions with more levels than this are evaluated on a stack of their own: a level takes a few KiB of a stack, and
+/// threads of a pool have 2 MiB.
+const SHALLOW: usize = 64;
 
 impl std::fmt::Debug for Expression {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -162,14 +169,20 @@ impl Expression {
     pub fn plan(text: &str, schema: &SchemaRef, calls: &mut u64) -> Result<Self, String> {
         let catalog = Catalog::new(Vec::new());
         let schema = DFSchema::try_from(schema.as_ref().clone()).map_err(|error| sentence(&error))?;
-        let parsed = DFParser::parse_sql_into_expr(text).map_err(|error| sentence(&error))?;
+        let parsed = syntax::expression(text)?;
         if let Some(alias) = &parsed.alias {
-            return Err(format!("`AS {alias}` has no place in an expression: the key before it is the name"));
+            return Err(no_alias(alias));
         }
         let planner = SqlToRel::new_with_options(&catalog, catalog.parser_options());
-        let logical = planner
-            .sql_to_expr_with_alias(parsed, &schema, &mut PlannerContext::new())
-            .map_err(|error| sentence(&error))?;
+        let quoted =
+            syntax::quoted(&parsed.expr).into_iter().find(|name| schema.field_with_unqualified_name(name).is_err());
+        let logical = planner.sql_to_expr_with_alias(parsed, &schema, &mut PlannerContext::new());
+        let logical = logical.map_err(|error| match quoted {
+            Some(name) => {
+                format!("{}. Double quotes are for names: if a text is meant, write '{name}'", sentence(&error))
+            }
+            None => sentence(&error),
+        })?;
         Self::compile(logical, &schema, text, calls)
     }
 
@@ -179,9 +192,11 @@ impl Expression {
         let columns = logical.column_refs().into_iter().map(|column| column.name.clone()).collect();
         let (logical, seeded) = seed(logical, calls)?;
         let schema = with_key(schema).map_err(|error| sentence(&error))?;
-        let physical = physical(logical, &schema).map_err(|error| sentence(&error))?;
+        let physical = physical(logical, &schema)?;
         let kind = physical.data_type(schema.as_arrow()).map_err(|error| sentence(&error))?;
-        Ok(Self { physical, text: text.to_owned(), kind, seeded, columns })
+        columns::is_of_a_job(&kind)?;
+        let is_deep = depth(&physical) > SHALLOW;
+        Ok(Self { physical, text: text.to_owned(), kind, seeded, columns, is_deep })
     }
 
     /// The type of its values: one of the job's types.
@@ -218,7 +233,13 @@ impl Expression {
             _ => batch,
         };
         let mut parts = Vec::new();
-        self.halve(batch, 0, &mut parts, bad);
+        if self.is_deep {
+            let context = functions::context();
+            stack::apart("expression", || functions::under(&context, || self.halve(batch, 0, &mut parts, bad)))
+                .map_err(ArrowError::ComputeError)?;
+        } else {
+            self.halve(batch, 0, &mut parts, bad);
+        }
         match parts.as_slice() {
             [whole] => Ok(Arc::clone(whole)),
             parts => concat(&parts.iter().map(AsRef::as_ref).collect::<Vec<_>>()),
@@ -240,7 +261,9 @@ impl Expression {
     /// Evaluates `batch`, whose first row is row `first`; halves it where the kernel fails.
     fn halve(&self, batch: &RecordBatch, first: usize, parts: &mut Vec<ArrayRef>, bad: &mut Vec<Bad>) {
         let rows = batch.num_rows();
-        let result = self.physical.evaluate(batch).and_then(|value| value.into_array(rows));
+        // A function that panics fails for its row, as one that gives an error.
+        let result = stack::caught(|| self.physical.evaluate(batch).and_then(|value| value.into_array(rows)));
+        let result = result.unwrap_or_else(|panic| Err(DataFusionError::Execution(panic)));
         match result {
             Ok(values) => parts.push(values),
             Err(error) if rows == 1 => {
@@ -260,8 +283,13 @@ impl Expression {
     }
 }
 
+/// The sentence for a name in an expression.
+pub fn no_alias(alias: impl std::fmt::Display) -> String {
+    format!("`AS {alias}` has no place in an expression: the key before it is the name")
+}
+
 /// Refuses what needs more than one row.
-fn refuse_all_rows(logical: &Expr) -> Result<(), String> {
+pub fn refuse_all_rows(logical: &Expr) -> Result<(), String> {
     let mut found = None;
     let _ = logical.apply(|part| {
         found = match part {
@@ -273,7 +301,7 @@ fn refuse_all_rows(logical: &Expr) -> Result<(), String> {
         Ok(datafusion::common::tree_node::TreeNodeRecursion::Stop)
     });
     match found {
-        Some(what) => Err(format!("{what}: an expression has one row. Use a `sql` step")),
+        Some(what) => Err(format!("{what}: an expression sees one row at a time. Use a `sql` step")),
         None => Ok(()),
     }
 }
@@ -339,22 +367,78 @@ fn is_clock(function: &ScalarUDF) -> bool {
 }
 
 /// Coerced, simplified, in one of the job's types, with checked arithmetic.
-fn physical(logical: Expr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>, DataFusionError> {
-    let context = SimplifyContext::builder()
-        .with_schema(Arc::new(schema.clone()))
-        .with_config_options(Arc::new(options()))
-        .build();
-    let simplifier = ExprSimplifier::new(context);
-    let coerced = simplifier.coerce(logical, schema)?;
-    // Folding may fail where a row would (`1 / 0`): then the rows shall say so.
-    let mut logical = simplifier.simplify(coerced.clone()).unwrap_or(coerced);
-    let kind = logical.get_type(schema)?;
-    let wanted = columns::job_type(&kind);
-    if wanted != kind {
-        logical = Expr::Cast(Cast::new(Box::new(logical), wanted));
+fn physical(logical: Expr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>, String> {
+    let logical = typed(logical, schema)?;
+    let said = |error: DataFusionError| sentence(&error);
+    let mut logical = constants::fold(logical)?;
+    constants::check(&logical, schema)?;
+    if !loses_nulls(&logical) {
+        // Parts without columns were computed: nothing is left that fails here and not for a row.
+        logical = simplifier(schema).simplify(logical.clone()).unwrap_or(logical);
     }
-    let physical = create_physical_expr(&logical, schema, &ExecutionProps::new(), &PhysicalPlanningContext::default())?;
-    Ok(physical.transform_up(|part| Ok(checked(part)))?.data)
+    let logical = query::checked::quotients(logical, schema).map_err(said)?;
+    let kind = logical.get_type(schema).map_err(said)?;
+    let wanted = columns::job_type(&kind);
+    let logical = if wanted == kind { logical } else { Expr::Cast(Cast::new(Box::new(logical), wanted)) };
+    let physical = create_physical_expr(&logical, schema, &ExecutionProps::new(), &PhysicalPlanningContext::default());
+    Ok(physical.and_then(|physical| physical.transform_up(|part| Ok(checked(part)))).map_err(said)?.data)
+}
+
+fn simplifier(schema: &DFSchema) -> ExprSimplifier {
+    ExprSimplifier::new(context(schema))
+}
+
+/// With types brought together, and timestamps in the job's unit.
+pub fn typed(logical: Expr, schema: &DFSchema) -> Result<Expr, String> {
+    let logical = instants::in_micros(logical, schema).map_err(|error| sentence(&error))?;
+    let logical = simplifier(schema).coerce(logical, schema).and_then(|logical| resolved(logical, schema));
+    logical.map(|resolved| resolved.data).map_err(|error| sentence(&error))
+}
+
+/// With what functions are put for that cannot be evaluated themselves (`coalesce`, `arrow_cast`): simplifying does it, and
+/// it is not always done.
+pub fn resolved(logical: Expr, schema: &DFSchema) -> Result<Transformed<Expr>, DataFusionError> {
+    let context = context(schema);
+    logical.transform_up(|part| {
+        let Expr::ScalarFunction(ScalarFunction { func, args }) = part else { return Ok(Transformed::no(part)) };
+        Ok(match func.simplify(args.clone(), &context) {
+            Ok(ExprSimplifyResult::Simplified(part)) => Transformed::yes(part),
+            Ok(ExprSimplifyResult::Original(args)) => {
+                Transformed::no(Expr::ScalarFunction(ScalarFunction { func, args }))
+            }
+            // What is wrong with it is said where it is evaluated.
+            Err(_) => Transformed::no(Expr::ScalarFunction(ScalarFunction { func, args })),
+        })
+    })
+}
+
+fn context(schema: &DFSchema) -> SimplifyContext {
+    SimplifyContext::builder().with_schema(Arc::new(schema.clone())).with_config_options(Arc::new(options())).build()
+}
+
+/// Whether DataFusion's simplification may take a null for a value: it unites lists (`a NOT IN (1) OR a NOT IN (2)` is null
+/// for a null, and becomes true), and cancels bits of what it takes for equal (`a ^ a` becomes 0).
+pub fn loses_nulls(logical: &Expr) -> bool {
+    let (mut lists, mut bits) = (0, false);
+    let _ = logical.apply(|part| {
+        match part {
+            Expr::InList(_) => lists += 1,
+            // Comparisons of a column with constants become a list where they stand beside each other.
+            Expr::BinaryExpr(binary) => match binary.op {
+                Operator::Or => lists += 1,
+                Operator::BitwiseAnd | Operator::BitwiseOr | Operator::BitwiseXor => bits = true,
+                _ => {}
+            },
+            _ => {}
+        }
+        Ok(datafusion::common::tree_node::TreeNodeRecursion::Continue)
+    });
+    lists > 1 || bits
+}
+
+/// How many levels an expression has.
+fn depth(physical: &Arc<dyn PhysicalExpr>) -> usize {
+    1 + physical.children().into_iter().map(depth).max().unwrap_or_default()
 }
 
 /// An overflow fails the row instead of wrapping around.
@@ -406,8 +490,26 @@ pub fn sentence(error: &DataFusionError) -> String {
             let text = parser.to_string();
             text.strip_prefix("sql parser error: ").unwrap_or(&text).to_owned()
         }
-        other => other.message().split('\n').filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join(" "),
+        other => plain(&other.message()),
     }
+}
+
+/// Where DataFusion takes a mistake for one of its own, it asks for a report to its developers.
+const ADVERTISEMENT: &str = "This issue was likely caused by a bug in DataFusion's code.";
+
+/// A message on one line, without what is not about the job.
+fn plain(text: &str) -> String {
+    let text = text.split(ADVERTISEMENT).next().unwrap_or(text);
+    // A regular expression is drawn over several lines, the last of which says what is wrong.
+    let text = match text.split_once("regex parse error:") {
+        Some((before, drawn)) => {
+            let reason = drawn.rsplit("error: ").next().unwrap_or(drawn);
+            format!("{before}this is no regular expression: {reason}")
+        }
+        None => text.to_owned(),
+    };
+    let lines = text.split('\n').map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 /// What Arrow says, without the kind of its error.
@@ -418,11 +520,11 @@ pub fn arrow_sentence(error: &ArrowError) -> String {
         | ArrowError::ComputeError(text)
         | ArrowError::ArithmeticOverflow(text)
         | ArrowError::ParseError(text)
-        | ArrowError::InvalidArgumentError(text) => text.clone(),
+        | ArrowError::InvalidArgumentError(text) => plain(text),
         ArrowError::ExternalError(inner) => match inner.downcast_ref::<DataFusionError>() {
             Some(inner) => sentence(inner),
-            None => inner.to_string(),
+            None => plain(&inner.to_string()),
         },
-        other => other.to_string(),
+        other => plain(&other.to_string()),
     }
 }

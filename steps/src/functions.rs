@@ -23,7 +23,9 @@ use datafusion::{
     },
 };
 
-use crate::{BatchContext, columns};
+use crate::{BatchContext, columns, instants::InMicros};
+
+mod regexp_match;
 
 thread_local! {
     static NOW: Cell<BatchContext> = const { Cell::new(BatchContext { planned_at: 0, seed: 0 }) };
@@ -36,6 +38,11 @@ pub fn under<T>(context: &BatchContext, body: impl FnOnce() -> T) -> T {
     let result = body();
     NOW.set(before);
     result
+}
+
+/// The clock and seed of the batch that this thread evaluates something for.
+pub fn context() -> BatchContext {
+    NOW.get()
 }
 
 /// Drives a future under a batch's clock and seed, on a thread that does nothing else meanwhile.
@@ -65,7 +72,14 @@ pub static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
     let mut scalar = HashMap::new();
     let clocks = [Clock::Timestamp, Clock::Date, Clock::Time].map(|clock| Arc::new(ScalarUDF::from(Now::new(clock))));
     let dice = [Dice::Random, Dice::Uuid].map(|dice| Arc::new(ScalarUDF::from(Seeded::new(dice))));
-    for function in SessionStateDefaults::default_scalar_functions().into_iter().chain(clocks).chain(dice) {
+    let own = [Arc::new(ScalarUDF::from(regexp_match::RegexpMatch::new()))];
+    let defaults = SessionStateDefaults::default_scalar_functions().into_iter().map(|function| {
+        match InMicros::NAMES.contains(&function.name()) {
+            true => Arc::new(ScalarUDF::from(InMicros::new(function))),
+            false => function,
+        }
+    });
+    for function in defaults.chain(clocks).chain(dice).chain(own) {
         for name in function.aliases().iter().cloned().chain([function.name().to_owned()]) {
             scalar.insert(name, Arc::clone(&function));
         }

@@ -17,13 +17,19 @@
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 
 pub mod columns;
+mod constants;
+mod convert;
 mod expression;
 mod functions;
 mod input;
+mod instants;
 pub mod lookup;
 pub mod pipeline;
 mod query;
 mod run;
+mod stack;
+mod syntax;
+pub mod untyped;
 mod verbs;
 
 pub use pipeline::{Pipeline, PlanError};

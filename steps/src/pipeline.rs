@@ -14,6 +14,7 @@ use crate::{
     input::{self, Union},
     lookup::{self, Lookup},
     query::{self, Query},
+    stack,
     verbs::{self, Filter, Notes, Planned, Verb},
 };
 
@@ -75,7 +76,16 @@ impl Pipeline {
 
     /// Plans a job's steps and its sinks' conditions. `sources` are the schemas of all sources, in the job's order, `tables`
     /// those of the lookups' tables, by step. All mistakes are told at once.
+    ///
+    /// It is done on a thread of its own: whatever the steps say, they neither overflow a stack nor end the process.
     pub fn plan_with(job: &Job, sources: &[(String, SchemaRef)], tables: &Schemas) -> Result<Self, Vec<PlanError>> {
+        stack::apart("plan", || Self::plan_here(job, sources, tables)).unwrap_or_else(|panic| {
+            let message = format!("planning the steps failed: {panic}. This is a defect of Tidemill, please report it");
+            Err(vec![PlanError { at: None, message }])
+        })
+    }
+
+    fn plan_here(job: &Job, sources: &[(String, SchemaRef)], tables: &Schemas) -> Result<Self, Vec<PlanError>> {
         let sources: Vec<_> = sources.iter().map(|(name, schema)| (name.clone(), columns::plain(schema))).collect();
         let mut errors = Vec::new();
         let full = Builder::new(job, &sources, tables, false, &mut errors).build();
@@ -268,7 +278,16 @@ impl<'a> Builder<'a> {
                     format!("two sources or steps are named `{}`: `from` could mean both", step.name),
                 );
             }
-            let node = self.step(step);
+            let node = stack::caught(|| self.step(step)).unwrap_or_else(|panic| {
+                self.error(
+                    Some(&step.at),
+                    format!(
+                        "step {}: planning it failed: {panic}. This is a defect of Tidemill, please report it",
+                        step.name
+                    ),
+                );
+                None
+            });
             self.known.push((step.name.clone(), node.as_ref().map(|node| Arc::clone(&node.schema))));
             self.nodes.extend(node);
         }

@@ -126,6 +126,16 @@ pub fn with_metadata(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
+/// A mistake of the steps as a whole message with its place. The place counts steps from 0, their names (`2-cast`) from 1: a
+/// name that nobody gave is left out.
+pub fn rendered(job: &config::Job, error: &tidemill_steps::PlanError) -> String {
+    let Some(at) = &error.at else { return error.message.clone() };
+    let unnamed = job.steps.iter().filter(|step| !step.named && at.path.starts_with("steps["));
+    let mut prefixes = unnamed.map(|step| format!("step {}: ", step.name));
+    let message = prefixes.find_map(|prefix| error.message.strip_prefix(&prefix)).unwrap_or(&error.message);
+    job.render(at, message)
+}
+
 impl Compiled {
     /// Plans the steps of `job` over the pinned schemas and those of the lookups' tables. All errors at once, each with its
     /// place in the file.
@@ -138,12 +148,8 @@ impl Compiled {
             schemas.push((name.clone(), known, with_metadata(&full, source)));
         }
         let inputs: Vec<_> = schemas.iter().map(|(name, _, full)| (name.clone(), full.clone())).collect();
-        let pipeline = Pipeline::plan_with(job, &inputs, tables).map_err(|errors| {
-            let render = |error: &tidemill_steps::PlanError| {
-                error.at.as_ref().map_or_else(|| error.message.clone(), |at| job.render(at, &error.message))
-            };
-            ComputeError::Plan(errors.iter().map(render).collect())
-        })?;
+        let pipeline = Pipeline::plan_with(job, &inputs, tables)
+            .map_err(|errors| ComputeError::Plan(errors.iter().map(|error| rendered(job, error)).collect()))?;
         let needed = pipeline.needed();
         let sources = job
             .sources

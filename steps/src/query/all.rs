@@ -18,8 +18,9 @@ use datafusion::{
     },
     execution::{SessionStateBuilder, TaskContext, config::SessionConfig, runtime_env::RuntimeEnv},
     logical_expr::LogicalPlan,
+    optimizer::Optimizer,
     physical_plan::{
-        ExecutionPlan, ExecutionPlanProperties, coalesce_partitions::CoalescePartitionsExec, collect,
+        ExecutionPlan, ExecutionPlanProperties, coalesce_partitions::CoalescePartitionsExec, collect, empty::EmptyExec,
         execution_plan::reset_plan_states, limit::GlobalLimitExec, repartition::RepartitionExec,
     },
 };
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     BatchContext, SLICE_ROWS, columns,
     expression::{self, Bad, sentence},
-    functions,
+    functions, stack,
 };
 
 /// At most this many runs to find the rows to blame in one batch.
@@ -63,20 +64,12 @@ impl Query {
     pub fn new(logical: &LogicalPlan, schema: SchemaRef, reads: BTreeSet<String>) -> Result<Self, String> {
         let config = SessionConfig::from(expression::options());
         let environment = Arc::new(RuntimeEnv::default());
-        let registry = &functions::REGISTRY;
-        let state = SessionStateBuilder::new()
-            .with_config(config.clone())
-            .with_runtime_env(Arc::clone(&environment))
-            .with_scalar_functions(registry.scalar.values().cloned().collect())
-            .with_aggregate_functions(registry.aggregate.values().cloned().collect())
-            .with_window_functions(registry.window.values().cloned().collect())
-            .build();
-        let physical = apart(|| async {
-            let logical = checked::arithmetic(state.optimize(logical)?)?;
-            state.query_planner().create_physical_plan(&logical, &state).await
-        })
-        .and_then(|plan| in_order(plan).map_err(|error| sentence(&error)))?;
-        Ok(Self { physical, config, environment, schema, reads })
+        let is_exact = super::expressions(logical)?.iter().any(expression::loses_nulls);
+        let planned = physical(logical, &config, &environment, !is_exact);
+        // Where simplifying renames what a part of the plan gives, DataFusion does not find it again.
+        let planned =
+            if is_exact { planned } else { planned.or_else(|_| physical(logical, &config, &environment, false)) };
+        Ok(Self { physical: planned?, config, environment, schema, reads })
     }
 
     /// The schema that it gives, in the job's types.
@@ -143,6 +136,41 @@ impl Query {
             .and_then(|arrays| columns::batch_of(&self.schema, arrays, batch.num_rows()));
         batch.map_err(|error| expression::arrow_sentence(&error))
     }
+}
+
+impl Drop for Query {
+    /// Its conditions may be chains of thousands of terms, and dropping recurses over them.
+    fn drop(&mut self) {
+        let nothing: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::clone(&self.schema)));
+        let physical = std::mem::replace(&mut self.physical, nothing);
+        // Without a thread it is dropped here, as anything else is.
+        let _ = stack::apart("drop", move || drop(physical));
+    }
+}
+
+/// The plan of a query. `simplified`: DataFusion may simplify expressions.
+fn physical(
+    logical: &LogicalPlan,
+    config: &SessionConfig,
+    environment: &Arc<RuntimeEnv>,
+    simplified: bool,
+) -> Result<Arc<dyn ExecutionPlan>, String> {
+    let registry = &functions::REGISTRY;
+    let mut rules = Optimizer::new().rules;
+    rules.retain(|rule| simplified || rule.name() != "simplify_expressions");
+    let state = SessionStateBuilder::new()
+        .with_config(config.clone())
+        .with_runtime_env(Arc::clone(environment))
+        .with_optimizer_rules(rules)
+        .with_scalar_functions(registry.scalar.values().cloned().collect())
+        .with_aggregate_functions(registry.aggregate.values().cloned().collect())
+        .with_window_functions(registry.window.values().cloned().collect())
+        .build();
+    let plan = apart(|| async {
+        let logical = checked::arithmetic(state.optimize(logical)?)?;
+        state.query_planner().create_physical_plan(&logical, &state).await
+    });
+    plan.and_then(|plan| in_order(plan).map_err(|error| sentence(&error)))
 }
 
 /// The search for the rows that make a query fail.
@@ -225,21 +253,16 @@ fn in_order(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, Data
     })
 }
 
-/// Drives a future of DataFusion on a thread of its own: the caller's may be one that must not wait, of another runtime.
+/// Drives a future of DataFusion on a thread of its own: the caller's may be one that must not wait, of another runtime, and
+/// has not the stack.
 fn apart<T, F>(make: impl FnOnce() -> F + Send) -> Result<T, String>
 where
     T: Send,
     F: Future<Output = Result<T, DataFusionError>>,
 {
-    /// Planning and simplifying recurse over expressions.
-    const STACK_BYTES: usize = 16 << 20;
     let work = || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|error| error.to_string())?;
         runtime.block_on(make()).map_err(|error| sentence(&error))
     };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("query".into()).stack_size(STACK_BYTES).spawn_scoped(scope, work);
-        let thread = thread.map_err(|error| format!("no thread for a query: {error}"))?;
-        thread.join().unwrap_or_else(|_| Err("the query engine panicked".to_owned()))
-    })
+    stack::apart("query", work).unwrap_or_else(|panic| Err(format!("the query engine failed: {panic}")))
 }

@@ -1,11 +1,14 @@
-//! Arithmetic on integers that fails on overflow. DataFusion's wraps around, and has no option for it inside a plan: so
-//! sums, differences and products of the optimised plan become functions of our own.
+//! Arithmetic on integers that fails on overflow, and a division of doubles that fails where it is by zero. DataFusion's
+//! wraps around and gives an infinity, and has no option for it inside a plan: so sums, differences and products of the
+//! optimised plan, and quotients of doubles, become functions of our own.
 
 use std::sync::Arc;
 
 use arrow::{
+    array::{ArrayRef, AsArray, Datum},
     compute::kernels::numeric,
-    datatypes::{DataType, Field, FieldRef},
+    datatypes::{DataType, Field, FieldRef, Float32Type, Float64Type},
+    error::ArrowError,
 };
 use datafusion::{
     common::{
@@ -18,6 +21,8 @@ use datafusion::{
     },
 };
 
+use crate::expression;
+
 /// The plan with checked arithmetic. Names and types of columns stay as they are.
 pub fn arithmetic(plan: LogicalPlan) -> Result<LogicalPlan> {
     plan.transform_up_with_subqueries(|node| {
@@ -28,23 +33,35 @@ pub fn arithmetic(plan: LogicalPlan) -> Result<LogicalPlan> {
         let names = NamePreserver::new(&node);
         node.map_expressions(|part| {
             let name = names.save(&part);
-            let part = part.transform_up(|part| check(part, &schema))?;
+            // What is only there to be simplified, where nothing was.
+            let part = expression::resolved(part, &schema)?;
+            let part = part.transform_data(|part| part.transform_up(|part| check(part, &schema)))?;
             Ok(part.update_data(|part| name.restore(part)))
         })
     })
     .data()
 }
 
-/// Both sides have one integer type: types were brought together before.
+/// An expression whose quotients are checked; its sums are, where they are evaluated.
+pub fn quotients(logical: Expr, schema: &DFSchema) -> Result<Expr> {
+    let is_quotient = |part: &Expr| matches!(part, Expr::BinaryExpr(binary) if matches!(binary.op, Operator::Divide | Operator::Modulo));
+    logical.transform_up(|part| if is_quotient(&part) { check(part, schema) } else { Ok(Transformed::no(part)) }).data()
+}
+
+/// Both sides have one type: types were brought together before.
 fn check(part: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::BinaryExpr(BinaryExpr { left, op, right }) = &part else { return Ok(Transformed::no(part)) };
-    if !matches!(op, Operator::Plus | Operator::Minus | Operator::Multiply) {
-        return Ok(Transformed::no(part));
-    }
+    let is_quotient = match op {
+        Operator::Plus | Operator::Minus | Operator::Multiply => false,
+        Operator::Divide | Operator::Modulo => true,
+        _ => return Ok(Transformed::no(part)),
+    };
     let (Ok(first), Ok(second)) = (left.get_type(schema), right.get_type(schema)) else {
         return Ok(Transformed::no(part));
     };
-    if !first.is_integer() || first != second {
+    // A quotient of integers or decimals fails by itself.
+    let is_meant = if is_quotient { first.is_floating() } else { first.is_integer() };
+    if !is_meant || first != second {
         return Ok(Transformed::no(part));
     }
     let function = ScalarUDF::from(Checked { operator: *op, signature: Signature::any(2, Volatility::Immutable) });
@@ -62,6 +79,8 @@ impl ScalarUDFImpl for Checked {
         match self.operator {
             Operator::Plus => "checked_add",
             Operator::Minus => "checked_subtract",
+            Operator::Divide => "checked_divide",
+            Operator::Modulo => "checked_modulo",
             _ => "checked_multiply",
         }
     }
@@ -86,6 +105,8 @@ impl ScalarUDFImpl for Checked {
         let kernel = match self.operator {
             Operator::Plus => numeric::add,
             Operator::Minus => numeric::sub,
+            Operator::Divide => divide,
+            Operator::Modulo => remainder,
             _ => numeric::mul,
         };
         Ok(match (left, right) {
@@ -102,4 +123,30 @@ impl ScalarUDFImpl for Checked {
             }
         })
     }
+}
+
+fn divide(left: &dyn Datum, right: &dyn Datum) -> std::result::Result<ArrayRef, ArrowError> {
+    no_zero(left, right)?;
+    numeric::div(left, right)
+}
+
+fn remainder(left: &dyn Datum, right: &dyn Datum) -> std::result::Result<ArrayRef, ArrowError> {
+    no_zero(left, right)?;
+    numeric::rem(left, right)
+}
+
+/// That nothing is divided by zero. Nothing is divided where one of both is null.
+fn no_zero(left: &dyn Datum, right: &dyn Datum) -> std::result::Result<(), ArrowError> {
+    let ((left, left_is_scalar), (right, right_is_scalar)) = (left.get(), right.get());
+    let rows = if left_is_scalar { right.len() } else { left.len() };
+    let is_zero = |row: usize| match right.data_type() {
+        DataType::Float64 => right.as_primitive::<Float64Type>().value(row) == 0.0,
+        DataType::Float32 => right.as_primitive::<Float32Type>().value(row) == 0.0,
+        _ => false,
+    };
+    let is_wrong = |row: usize| {
+        let (left_row, right_row) = (if left_is_scalar { 0 } else { row }, if right_is_scalar { 0 } else { row });
+        left.is_valid(left_row) && right.is_valid(right_row) && is_zero(right_row)
+    };
+    if (0..rows).any(is_wrong) { Err(ArrowError::DivideByZero) } else { Ok(()) }
 }

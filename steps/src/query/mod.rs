@@ -2,7 +2,7 @@
 //! origins, runs over slices and in parallel, and needs no session. Every other query sees all rows ([`all`]).
 
 mod all;
-mod checked;
+pub mod checked;
 mod leaf;
 mod rows;
 
@@ -12,18 +12,14 @@ use arrow::datatypes::SchemaRef;
 use datafusion::{
     catalog::default_table_source::provider_as_source,
     common::tree_node::TreeNodeRecursion,
-    logical_expr::{Expr, LogicalPlan},
-    sql::{
-        parser::{DFParser, Statement},
-        planner::SqlToRel,
-        sqlparser::ast,
-    },
+    logical_expr::{Expr, LogicalPlan, utils::merge_schema},
+    sql::planner::SqlToRel,
 };
 
 use crate::{
-    columns,
+    columns, constants,
     expression::{self, Catalog, sentence},
-    verbs,
+    instants, syntax, verbs,
 };
 
 pub use all::Query;
@@ -46,6 +42,9 @@ pub fn plan(text: &str, tables: Vec<Table>, calls: &mut u64) -> Result<Planned, 
     let reads = check(&logical)?;
     let schema = columns::plain(logical.schema().as_arrow());
     unique(&schema)?;
+    for field in schema.fields() {
+        columns::is_of_a_job(field.data_type()).map_err(|wrong| format!("column `{}`: {wrong}", field.name()))?;
+    }
     if let [(_, input)] = tables.as_slice()
         && let Some(planned) = rows::plan(&logical, input, &reads, calls)?
     {
@@ -56,27 +55,44 @@ pub fn plan(text: &str, tables: Vec<Table>, calls: &mut u64) -> Result<Planned, 
             "`{name}()` belongs to a row, and this query is over many: make a column of it by `add` in a step before"
         ));
     }
+    check_constants(&logical)?;
     Ok(Planned::All(Query::new(&logical, schema, reads)?))
+}
+
+/// Refuses constants that fail for each row, and patterns, formats and units that are none.
+fn check_constants(logical: &LogicalPlan) -> Result<(), String> {
+    let mut wrong = None;
+    let walked = logical.apply_with_subqueries(|node| {
+        let mut schema = merge_schema(&node.inputs());
+        if let LogicalPlan::TableScan(scan) = node {
+            schema.merge(&scan.projected_schema);
+        }
+        for part in node.expressions() {
+            // Whether types fit is said where the query is planned.
+            let Ok(typed) = expression::typed(part, &schema) else { continue };
+            let checked = constants::fold(typed).and_then(|folded| constants::check(&folded, &schema));
+            if let Err(message) = checked {
+                wrong = Some(message);
+                return Ok(TreeNodeRecursion::Stop);
+            }
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    walked.map_err(|error| sentence(&error))?;
+    wrong.map_or(Ok(()), Err)
 }
 
 /// Parses one SELECT and resolves its names.
 fn logical(text: &str, tables: &[Table]) -> Result<LogicalPlan, String> {
-    let mut statements = DFParser::parse_sql(text).map_err(|error| sentence(&error))?;
-    let statement = match (statements.pop_front(), statements.is_empty()) {
-        (Some(statement), true) => statement,
-        (None, _) => return Err("there is no query. Write `SELECT ... FROM batch`".into()),
-        (_, false) => return Err("there are several statements; a step is one query".into()),
-    };
-    if !matches!(&statement, Statement::Statement(inner) if matches!(inner.as_ref(), ast::Statement::Query(_))) {
-        return Err("a step can only read: write `SELECT ... FROM batch`".into());
-    }
+    let statement = syntax::query(text)?;
     let sources = tables.iter().enumerate().flat_map(|(index, (names, schema))| {
         let table = provider_as_source(Arc::new(leaf::Table::new(index, Arc::clone(schema))));
         names.iter().map(move |name| (name.clone(), Arc::clone(&table)))
     });
     let catalog = Catalog::new(sources.collect());
     let planner = SqlToRel::new_with_options(&catalog, catalog.parser_options());
-    planner.statement_to_plan(statement).map_err(|error| sentence(&error))
+    let plan = planner.statement_to_plan(statement).map_err(|error| sentence(&error))?;
+    instants::plan_in_micros(plan).map_err(|error| sentence(&error))
 }
 
 /// Refuses what changes something or differs in a replay. Returns the names of all columns that are mentioned.

@@ -29,6 +29,11 @@ use crate::{
 
 pub use filter::Filter;
 
+/// Formats and zone of `parse_timestamp`: what is wrong with them goes to `notes`.
+pub fn check_formats(formats: &[Located<String>], zone: Option<&Located<String>>, notes: &mut Notes<'_>) {
+    let _ = parse_timestamp::check(formats, zone, notes);
+}
+
 /// What a verb makes of a slice.
 #[derive(Debug)]
 pub struct Output {

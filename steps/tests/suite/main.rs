@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+mod hostile;
 mod lookup;
 mod pipeline;
 mod tables;

@@ -24,6 +24,8 @@ fn read(text: &str) -> Vec<Case> {
     let (mut cases, mut case, mut heading, mut lines) = (Vec::new(), None::<Case>, "", text.lines().peekable());
     while let Some(line) = lines.next() {
         if line.starts_with('#') {
+            // What follows is another case, or a table of words.
+            cases.extend(case.take());
             heading = line;
         } else if line == "```yaml" {
             cases.extend(case.take());
