@@ -179,13 +179,17 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         "test" => SourceKind::Test(TestSource { path: resolve(&folder.join(options::<TestOptions>(value, &path)?.path)) }),
         _ => return Err(inconsistent(&path)),
     };
-    let schema = entry.value.get("schema").map(|schema| fields(&schema.value, &below(&path, "schema")));
+    let schema = entry.value.get("schema").map(|schema| fields(&schema.value, &below(&path, "schema"))).transpose()?;
+    let mut codec = common.codec.of_records(&Around { node: &entry.value, path: &path, folder })?;
+    if let crate::Codec::Csv(csv) = &mut codec {
+        csv.expected = schema.iter().flatten().map(|field| field.name.clone()).collect();
+    }
     Ok(Source {
         name: Located { value: entry.key.clone(), at: entry.place.at(&path) },
         formerly: common.formerly,
         kind,
-        codec: common.codec.of_records(&Around { node: &entry.value, path: &path, folder })?,
-        schema: schema.transpose()?,
+        codec,
+        schema,
         metadata: texts(entry.value.get("metadata"), &path),
     })
 }

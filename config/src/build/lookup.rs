@@ -79,13 +79,10 @@ pub(crate) fn address(url: &str, folder: &Path) -> DatabaseAddress {
 pub(crate) fn codec_of(path: &str) -> Option<Codec> {
     let lower = path.to_ascii_lowercase();
     let name = lower.strip_suffix(".gz").or(lower.strip_suffix(".zst")).unwrap_or(&lower);
-    let csv = |delimiter| {
-        let encoding = "utf-8".to_owned();
-        Codec::Csv(Csv { delimiter, header: true, quote: b'"', escape: None, nulls: Vec::new(), encoding })
-    };
+    let csv = |delimiter: &str| Codec::Csv(Csv { delimiter: delimiter.into(), ..Csv::default() });
     match name.rsplit_once('.')?.1 {
-        "csv" => Some(csv(b',')),
-        "tsv" => Some(csv(b'\t')),
+        "csv" => Some(csv(",")),
+        "tsv" => Some(csv("\t")),
         "json" | "jsonl" | "ndjson" => Some(Codec::Json),
         _ => None,
     }

@@ -136,7 +136,7 @@ fn defaults_of_every_key() {
 
     let job = with("type: directory, path: in, codec: csv", "type: files, path: out, roll: {}");
     let Codec::Csv(csv) = &job.sources[0].codec else { panic!() };
-    assert_eq!((csv.delimiter, csv.header, csv.quote, csv.escape), (b',', true, b'"', None));
+    assert_eq!((csv.delimiter.as_str(), csv.header, csv.quote, csv.escape), (",", true, Some(b'"'), None));
     assert_eq!((csv.nulls.len(), csv.encoding.as_str()), (0, "utf-8"));
     let SinkKind::Files(files) = &job.sinks[0].kind else { panic!() };
     let roll = files.roll.unwrap();
@@ -246,7 +246,7 @@ fn options_of_sources() {
         NOWHERE,
     );
     let Codec::Csv(csv) = &job.sources[0].codec else { panic!() };
-    assert_eq!((csv.delimiter, csv.header, csv.quote, csv.escape), (b'\t', false, b'\'', Some(b'\\')));
+    assert_eq!((csv.delimiter.as_str(), csv.header, csv.quote, csv.escape), ("\t", false, Some(b'\''), Some(b'\\')));
     assert_eq!((csv.nulls.as_slice(), csv.encoding.as_str()), (&["NA".to_owned(), "-".into()][..], "windows-1252"));
     assert!(with("type: directory, path: in, codec: { type: text }", NOWHERE).sources[0].codec == Codec::Text);
 }
@@ -363,7 +363,7 @@ fn options_of_sinks() {
     );
     let SinkKind::Files(files) = &job.sinks[0].kind else { panic!() };
     let Codec::Csv(csv) = &files.codec else { panic!() };
-    assert_eq!((csv.delimiter, csv.header, files.compression), (b';', false, Compression::Gzip));
+    assert_eq!((csv.delimiter.as_str(), csv.header, files.compression), (";", false, Compression::Gzip));
     let roll = files.roll.unwrap();
     assert_eq!((roll.bytes, roll.after), (1_000_000, Duration::from_secs(600)));
     let job = with(DIRECTORY, "type: sqlite, path: /a.db, table: \"my table\", mode: upsert, key: [a, b]");

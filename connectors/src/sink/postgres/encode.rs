@@ -307,7 +307,8 @@ impl<'a> Column<'a> {
             Values::Json(values, binary) => {
                 return sized(out, |out| {
                     out.extend(binary.then_some(JSONB));
-                    serde_json::to_writer(out, &cell::json(values, row)).map_err(|error| error.to_string())
+                    out.extend_from_slice(cell::nested(*values, row).as_bytes());
+                    Ok(())
                 });
             }
             Values::Uuid(values) => fixed(out, uuid(values.get(row))?),
