@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod codec;
+pub use lookup::{KeyPart, key_parts};
 pub(crate) use lookup::{address, codec_of, columns_of};
 mod kafka_source;
 mod sql_source;
@@ -355,6 +356,7 @@ struct SqliteOptions {
     path: String,
     table: String,
     mode: String,
+    on_new_column: crate::OnNewColumn,
 }
 
 fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Built<Sink> {
@@ -369,7 +371,8 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
         "sqlite" => {
             let given: SqliteOptions = options(value, &path)?;
             let mode = database::mode(&given.mode, entry, &path);
-            SinkKind::Sqlite { path: resolve(&folder.join(given.path)), table: given.table, mode }
+            let on_new_column = given.on_new_column;
+            SinkKind::Sqlite { path: resolve(&folder.join(given.path)), table: given.table, mode, on_new_column }
         }
         "mysql" => SinkKind::Mysql(database::sink(entry, value, &path, folder)?),
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),

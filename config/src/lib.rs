@@ -23,6 +23,7 @@ mod tree;
 mod types;
 mod units;
 
+pub use build::{KeyPart, key_parts};
 pub use error::{Error, Errors};
 pub use model::*;
 pub use schema::{json_schema, options_markdown, sections};

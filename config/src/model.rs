@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 pub use self::{
-    database::{DatabaseSink, Mode, redacted},
+    database::{DatabaseSink, Mode, OnNewColumn, redacted},
     guarantee::Guarantee,
     lookup::{Database, DatabaseAddress, Duplicates, Lookup, LookupMode, LookupTable, OnMissing, RedisValue, SqlRows},
 };
@@ -541,6 +541,8 @@ pub enum SinkKind {
         table: String,
         /// How rows are written.
         mode: Mode,
+        /// What is done where the rows have a column that the table lacks.
+        on_new_column: OnNewColumn,
     },
     /// A table of MySQL or MariaDB.
     Mysql(DatabaseSink),

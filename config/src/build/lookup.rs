@@ -88,16 +88,46 @@ pub(crate) fn codec_of(path: &str) -> Option<Codec> {
     }
 }
 
+/// A part of a Redis key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPart<'k> {
+    /// It stands as it is.
+    Text(&'k str),
+    /// A column of the rows.
+    Column(&'k str),
+}
+
+/// The parts of a Redis key: `user:{id}`. A brace of its own is written twice, `{{user:{id}}}:cart`, where any opening one is:
+/// a hash tag has both.
+pub fn key_parts(key: &str) -> Vec<KeyPart<'_>> {
+    let doubled = key.contains("{{");
+    let (mut parts, mut rest) = (Vec::new(), key);
+    while let Some(at) = rest.find(|one| one == '{' || doubled && one == '}') {
+        let behind = &rest[at + 1..];
+        let twice = doubled && behind.starts_with(&rest[at..=at]);
+        if twice || rest[at..].starts_with('}') {
+            parts.push(KeyPart::Text(&rest[..=at]));
+            rest = if twice { &behind[1..] } else { behind };
+            continue;
+        }
+        let Some((column, behind)) = behind.split_once('}') else { break };
+        parts.extend([KeyPart::Text(&rest[..at]), KeyPart::Column(column)]);
+        rest = behind;
+    }
+    parts.push(KeyPart::Text(rest));
+    parts.retain(|part| *part != KeyPart::Text(""));
+    parts
+}
+
 /// The columns in braces of a Redis key, in order, each once.
 pub(crate) fn columns_of(key: &str) -> Vec<&str> {
     let mut columns = Vec::new();
-    let (mut rest, mut open) = (key, key.find('{'));
-    while let Some(at) = open {
-        let Some((column, after)) = rest[at + 1..].split_once('}') else { break };
-        if !columns.contains(&column) {
+    for part in key_parts(key) {
+        if let KeyPart::Column(column) = part
+            && !columns.contains(&column)
+        {
             columns.push(column);
         }
-        (rest, open) = (after, after.find('{'));
     }
     columns
 }
@@ -184,5 +214,29 @@ fn pairs(node: &Node, path: &str) -> Vec<(Located<String>, Located<String>)> {
             let names = crate::semantics::each(node, path);
             names.into_iter().filter_map(|(node, path)| located(node, &path)).map(|name| (name.clone(), name)).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        KeyPart::{Column, Text},
+        *,
+    };
+
+    #[test]
+    fn a_brace_of_the_key_itself_is_written_twice() {
+        for (key, parts) in [
+            ("user:{id}", vec![Text("user:"), Column("id")]),
+            ("{{user:{id}}}:cart", vec![Text("{"), Text("user:"), Column("id"), Text("}"), Text(":cart")]),
+            ("{{{id}}}", vec![Text("{"), Column("id"), Text("}")]),
+            ("{{a}}:{id}", vec![Text("{"), Text("a}"), Text(":"), Column("id")]),
+            // As ever, where no opening brace is written twice.
+            ("a}b}}{id}}", vec![Text("a}b}}"), Column("id"), Text("}")]),
+            ("{id", vec![Text("{id")]),
+        ] {
+            assert_eq!(key_parts(key), parts, "{key}");
+        }
+        assert_eq!(columns_of("{{x}}:{a}:{b}:{a}"), ["a", "b"]);
     }
 }

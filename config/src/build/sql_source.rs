@@ -23,6 +23,8 @@ struct Options {
     start: Start,
     #[serde(deserialize_with = "units::de_duration")]
     settle: Duration,
+    #[serde(deserialize_with = "units::de_duration")]
+    timeout: Duration,
     ca: Option<String>,
 }
 
@@ -44,6 +46,7 @@ pub(super) fn sql(node: &Node, value: &Value, path: &str, folder: &Path) -> Buil
         poll: given.poll,
         start: given.start,
         settle: given.settle,
+        timeout: given.timeout,
         ca: given.ca.map(|ca| absolute(&folder.join(ca))),
     })
 }

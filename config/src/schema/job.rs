@@ -515,6 +515,7 @@ static SQLITE: &[Key] = &[
         "`append` inserts; `upsert` replaces rows with the same `key`.",
     ),
     optional("key", COLUMNS, "The columns of the key, with `mode: upsert`."),
+    database::ON_NEW_COLUMN,
 ];
 
 /// The keys that any step may have beside its verb.

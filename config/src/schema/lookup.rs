@@ -26,7 +26,7 @@ pub(crate) static LOOKUP: Object = Object {
         optional(
             "key",
             Kind::Scalar(Scalar::Text),
-            "With a Redis `database`: the key of a row's value, with columns of the row in braces, `user:{id}`.",
+            "With a Redis `database`: the key of a row's value, with columns of the row in braces, `user:{id}`. A brace of the key itself is written twice: `{{user:{id}}}:cart`.",
         ),
         optional("database", Kind::Scalar(Scalar::Text), "The name of a database under the job's `databases:`."),
         optional(

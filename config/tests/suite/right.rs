@@ -100,7 +100,7 @@ fn the_example_of_the_design() {
     let Verb::ParseTimestamp { column, formats, zone } = &job.steps[0].verb else { panic!() };
     assert_eq!((column.value.as_str(), texts(formats)), ("time", vec!["%d/%b/%Y:%H:%M:%S %z".to_owned()]));
     assert!(zone.is_none());
-    let SinkKind::Sqlite { path, table, mode } = &job.sinks[2].kind else { panic!() };
+    let SinkKind::Sqlite { path, table, mode, .. } = &job.sinks[2].kind else { panic!() };
     assert_eq!((path.as_path(), table.as_str(), mode), (here("jobs/out/hits.db").as_path(), "hits", &Mode::Append));
     let SinkKind::Files(dead) = &job.dead_letters.as_ref().unwrap().kind else { panic!() };
     assert_eq!(dead.path, here("jobs/dead").as_path());
@@ -367,7 +367,7 @@ fn options_of_sinks() {
     let roll = files.roll.unwrap();
     assert_eq!((roll.bytes, roll.after), (1_000_000, Duration::from_secs(600)));
     let job = with(DIRECTORY, "type: sqlite, path: /a.db, table: \"my table\", mode: upsert, key: [a, b]");
-    let SinkKind::Sqlite { path, table, mode: Mode::Upsert { key, .. } } = &job.sinks[0].kind else { panic!() };
+    let SinkKind::Sqlite { path, table, mode: Mode::Upsert { key, .. }, .. } = &job.sinks[0].kind else { panic!() };
     assert_eq!(
         (path.as_path(), table.as_str(), texts(key)),
         (Path::new("/a.db"), "my table", vec!["a".to_owned(), "b".into()])
