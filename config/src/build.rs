@@ -176,7 +176,9 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
         "sql" => SourceKind::Sql(sql_source::sql(&entry.value, value, &path, folder)?),
         "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
-        "test" => SourceKind::Test(TestSource { path: resolve(&folder.join(options::<TestOptions>(value, &path)?.path)) }),
+        "test" => {
+            SourceKind::Test(TestSource { path: resolve(&folder.join(options::<TestOptions>(value, &path)?.path)) })
+        }
         _ => return Err(inconsistent(&path)),
     };
     let schema = entry.value.get("schema").map(|schema| fields(&schema.value, &below(&path, "schema")));

@@ -87,7 +87,10 @@ fn a_table_that_decides_where_rows_are_is_not_replaced_without_being_told() {
 fn a_file() {
     let given = lookup("table: tables/countries.csv.gz, match: { country: code }, take: [name, region]");
     let LookupTable::File { path, codec: Codec::Csv(csv) } = &given.table else { panic!() };
-    assert_eq!((path.as_path(), csv.delimiter, csv.header), (here("jobs/tables/countries.csv.gz").as_path(), b',', true));
+    assert_eq!(
+        (path.as_path(), csv.delimiter, csv.header),
+        (here("jobs/tables/countries.csv.gz").as_path(), b',', true)
+    );
     assert_eq!(pairs(&given.keys), [("country", "code")]);
     assert_eq!(pairs(&given.take), [("name", "name"), ("region", "region")]);
     assert_eq!((given.on_missing, given.duplicates), (OnMissing::Null, Duplicates::Fail));
