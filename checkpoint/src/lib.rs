@@ -26,5 +26,5 @@ pub use ident::{Digest, Generation, Lane, LaneScheme, LogName, Owner, SinkId, Ti
 pub use ledger::Ledger;
 pub use mark::{Claim, Entry, Held, LogState, Mark};
 pub use permit::{LaneKey, Permit, Receipt};
-pub use plan::{Plan, PlanKind, Touch};
+pub use plan::{Checks, Plan, PlanKind, Touch};
 pub use position::{Position, Positions, ShardId, Span, Spans};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Digest, Generation, LaneScheme, LogName, Owner, Plan, PlanKind, Positions, SinkId, Timestamp, Touch,
-    plan::LogRange,
+    plan::{Checks, LogRange},
     position::{SpanError, advance},
 };
 
@@ -62,6 +62,10 @@ pub struct Mark {
     pub generation: Generation,
     /// Who wrote it.
     pub owner: Owner,
+    /// What the sources said of the content before `positions`. A shard without one is believed by its position: older
+    /// marks have none, and an operator who set a position is believed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checks: Checks,
     /// Digest of the steps' state after the plan, where the job has state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<Digest>,
@@ -86,6 +90,7 @@ impl Mark {
             origin: digest,
             generation,
             owner: owner.clone(),
+            checks: plan.checks.clone(),
             state: None,
             plan,
         }
@@ -97,6 +102,7 @@ impl Mark {
             PlanKind::Jump { to, .. } => to.clone(),
             _ => advance(&self.positions, &plan.spans)?,
         };
+        let checks = checks_after(Some(self), &positions, &plan);
         let mut logs = self.logs.clone();
         logs.extend(plan.logs.iter().map(|(name, range)| (name.clone(), log_after(range))));
         Ok(Self {
@@ -109,6 +115,7 @@ impl Mark {
             origin: self.origin,
             generation,
             owner: owner.clone(),
+            checks,
             state: self.state,
             plan,
         })
@@ -127,6 +134,12 @@ impl Mark {
         }
     }
 
+    /// The sink that has the entries of the logs as this mark counts them: the one that holds the mark. It is the anchor,
+    /// but where the anchor's place is on its way: until the new anchor has the plan, the old one has the entries.
+    pub fn keeps_logs(&self) -> &SinkId {
+        &self.sink
+    }
+
     /// What `sink` holds once it has this mark's plan. `None`: the plan does not list the sink, or as catching up.
     pub fn gives(&self, sink: &SinkId) -> Option<Option<Digest>> {
         match self.plan.touches.get(sink)? {
@@ -140,6 +153,18 @@ impl Mark {
     pub fn planned_after(&self, clock: Timestamp) -> Timestamp {
         clock.after(self.plan.planned_at)
     }
+}
+
+/// The checks of a mark with these positions, which follows `before` by `plan`.
+pub(crate) fn checks_after(before: Option<&Mark>, positions: &Positions, plan: &Plan) -> Checks {
+    if matches!(plan.kind, PlanKind::Jump { .. }) {
+        return plan.checks.clone();
+    }
+    let known = before.into_iter().flat_map(|mark| {
+        // A check speaks of one position.
+        mark.checks.iter().filter(|(shard, _)| positions.get(shard) == mark.positions.get(shard))
+    });
+    known.chain(&plan.checks).map(|(shard, check)| (shard.clone(), check.clone())).collect()
 }
 
 fn log_after(range: &LogRange) -> LogState {

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     Digest, Entry, Generation, Lane, LaneKey, LaneScheme, LogName, LogState, Mark, Owner, Permit, Plan, PlanKind,
     Positions, Receipt, SinkId, Spans, Timestamp, Touch,
-    plan::LogRange,
+    mark::checks_after,
+    plan::{Checks, LogRange},
     position::{SpanError, Standing, advance, standing},
 };
 
@@ -22,10 +23,14 @@ pub struct Content {
     pub spans: Spans,
     /// New entries of the anchor's logs, without numbers.
     pub entries: BTreeMap<LogName, Vec<String>>,
+    /// What the sources say of the content before the end of each span.
+    pub checks: Checks,
     /// Entries below these numbers are dropped.
     pub prune: BTreeMap<LogName, u64>,
     /// The machine's clock; the plan's is never behind its parent's.
     pub clock: Timestamp,
+    /// But where an operator sets it: then the plan has this clock, and those after it go on from there.
+    pub sets_clock: bool,
     /// Digest of the job's text.
     pub job: Option<Digest>,
     /// Digests of pinned schemas, lookups and models.
@@ -102,12 +107,13 @@ impl Draft {
             seq: head.plan.seq + 1,
             parent: Some(head.digest),
             spans: content.spans,
-            planned_at: head.planned_after(content.clock),
+            planned_at: if content.sets_clock { content.clock } else { head.planned_after(content.clock) },
             job: content.job.unwrap_or(head.plan.job),
             versions: content.versions,
             logs,
             anchor: anchor.clone(),
             touches: BTreeMap::new(),
+            checks: content.checks,
         };
         Ok(Self { plan, entries })
     }
@@ -175,6 +181,7 @@ pub fn origin<'a>(
         logs,
         anchor: anchor.clone(),
         touches,
+        checks: content.checks,
     };
     Ok(Step { mark: Mark::origin(anchor, plan, lanes, writer.generation, writer.owner), entries })
 }
@@ -207,9 +214,11 @@ pub fn catch_up(
         logs: BTreeMap::new(),
         anchor: head.anchor().clone(),
         touches: BTreeMap::from([(sink.clone(), Touch::Joined { before, touched: true })]),
+        checks: content.checks,
     };
     let digest = plan.digest();
-    let mark = Mark { digest, positions, plan, ..head.held_by(sink, writer.generation, writer.owner) };
+    let checks = checks_after(own, &positions, &plan);
+    let mark = Mark { digest, positions, checks, plan, ..head.held_by(sink, writer.generation, writer.owner) };
     Ok(Step { mark, entries: Vec::new() })
 }
 
@@ -273,7 +282,8 @@ pub fn move_anchor(
     if !joined.contains_key(to) {
         return Err(Error::NoSuchSink { sink: to.clone() });
     }
-    let content = Content { spans: Spans::new(), versions: head.plan.versions.clone(), ..content };
+    let versions = head.plan.versions.clone();
+    let content = Content { spans: Spans::new(), checks: Checks::new(), versions, ..content };
     let draft = Draft::new(
         head,
         PlanKind::MoveAnchor { to: to.clone() },

@@ -8,7 +8,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Lane, LogName, SinkId, Spans, Timestamp, position::Positions};
+use crate::{
+    Digest, Lane, LogName, SinkId, Spans, Timestamp,
+    position::{Positions, ShardId},
+};
+
+/// What sources say of the content that lies before a position, by shard: two copies of a shard that parted have the same
+/// positions, and other checks. Text, as the source writes it.
+pub type Checks = BTreeMap<ShardId, String>;
 
 /// What kind of step a plan is in a lane's life.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,12 +106,15 @@ pub struct Plan {
     pub anchor: SinkId,
     /// Every marked sink of the job. The anchor is always joined and touched.
     pub touches: BTreeMap<SinkId, Touch>,
+    /// The content before the end of each span, of sources that can say. Older plans have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checks: Checks,
 }
 
 impl Plan {
     /// The hash of what decides the batch's rows: all but the sinks.
     pub fn input(&self) -> Digest {
-        Digest::of_json(&(
+        let content = (
             &self.lane,
             &self.kind,
             self.seq,
@@ -114,7 +124,9 @@ impl Plan {
             &self.job,
             &self.versions,
             &self.logs,
-        ))
+        );
+        // Plans without checks have the digest that they always had: marks of older versions hold it.
+        if self.checks.is_empty() { Digest::of_json(&content) } else { Digest::of_json(&(content, &self.checks)) }
     }
 
     /// The plan's name: the hash of [`Plan::input`], the anchor, and what each sink held and whether it is touched.

@@ -36,6 +36,8 @@ pub enum Operation {
     Anchor(String),
     /// This shard is left where it can be read again.
     DropShard(String),
+    /// The lane's clock is set to the machine's, also where that is behind the last batch's.
+    Clock,
     /// Shards are set to positions; sinks get what lies between once more, or never.
     Rewind(Vec<(String, String)>),
     /// The ledger forgets the job.
@@ -90,6 +92,10 @@ async fn operate(
     }
     let lane = named.map_or_else(|| only_lane(&job), Ok)?;
     let owned = claim(&job, &lane, request.take_over).await?;
+    if request.operation == Operation::Clock {
+        // A daemon that held it back follows it again, in every job.
+        job.around.clock.believe();
+    }
     let done = jump::jump(&job, &lane, &owned, &request.operation).await;
     for (id, key) in &owned.keys {
         if let Some(slot) = job.sink(id)

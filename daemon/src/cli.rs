@@ -146,6 +146,9 @@ enum CheckpointCommand {
         /// A shard that cannot be read where it stands
         #[arg(long, value_name = "U", group = "what")]
         shard: Option<String>,
+        /// The machine's clock is right: batches go on from it, also where the last one's time was ahead of it
+        #[arg(long, group = "what")]
+        clock: bool,
         /// Yes: records may be lost, or stay twice
         #[arg(long)]
         accept_loss: bool,
@@ -212,6 +215,7 @@ impl CheckpointCommand {
             }
             Self::Resolve { anchor: Some(anchor), .. } => Operation::Anchor(anchor.clone()),
             Self::Resolve { shard: Some(shard), accept_loss: true, .. } => Operation::DropShard(shard.clone()),
+            Self::Resolve { clock: true, .. } => Operation::Clock,
             Self::Resolve { .. } => {
                 anyhow::bail!("records of the shard that were not read are lost: say --accept-loss")
             }

@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod cli;
+mod clock;
 mod control;
 mod demo;
 mod explain;

@@ -16,6 +16,7 @@ use crate::{
     ConfigError,
     checkpoint::{self, Request},
     cli::RunArguments,
+    clock::Clock,
     control, explain, http,
     job::{JOB_FILE, Surroundings},
     memory::Memory,
@@ -189,6 +190,7 @@ pub fn open(settings: Settings) -> anyhow::Result<Surroundings> {
         once,
         metrics: Metrics::new()?,
         memory: Memory::new(memory),
+        clock: Clock::start(),
     })
 }
 

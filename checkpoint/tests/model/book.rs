@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tidemill_checkpoint::{
-    Decision, Digest, Facts, Generation, Lane, LaneScheme, Mark, Owner, Position, Positions, ShardId, SinkId, Span,
-    Stop, Timestamp, Touch, decide,
+    Decision, Digest, Facts, Generation, Lane, LaneScheme, LogName, Mark, Owner, PlanKind, Position, Positions,
+    ShardId, SinkId, Span, Stop, Timestamp, Touch, decide,
     decide::SinkFacts,
     next::{self, Content, Draft, Place, Writer},
 };
@@ -51,6 +51,8 @@ pub enum Act {
 
 #[derive(Default)]
 pub struct Book {
+    /// Every batch with records brings an entry of a log.
+    pub entries: bool,
     marks: Vec<Mark>,
     by_digest: HashMap<Digest, MarkId>,
     acts: HashMap<(Job, Seen, MarkId), Act>,
@@ -119,6 +121,25 @@ impl Book {
     /// Whether every sink of the job is listed by the head.
     pub fn lists(&self, head: MarkId, job: Job) -> bool {
         (0..SINKS).filter(|sink| job.has(*sink)).all(|sink| self.mark(head).plan.touches.contains_key(&id(sink)))
+    }
+    /// The end of the log as a mark counts it.
+    pub fn log(&self, mark: MarkId) -> u8 {
+        self.known(mark).and_then(|mark| mark.logs.values().next()).map_or(0, |log| u8::try_from(log.next).unwrap())
+    }
+    /// The entries that a mark's plan brings: `[from, to)`.
+    pub fn brings(&self, mark: MarkId) -> Option<(u8, u8)> {
+        let range = self.mark(mark).plan.logs.values().next()?;
+        Some((u8::try_from(range.from).unwrap(), u8::try_from(range.to).unwrap()))
+    }
+    /// Whether a mark's plan takes all entries along to this sink: its new anchor.
+    pub fn carries_to(&self, mark: MarkId, sink: usize) -> bool {
+        let mark = self.mark(mark);
+        matches!(mark.plan.kind, PlanKind::MoveAnchor { .. } | PlanKind::Jump { .. }) && *mark.anchor() == id(sink)
+    }
+    /// The sink that a runner asks for the entries of a head: the one that holds it, or (the design that fails) the anchor
+    /// that it names.
+    pub fn keeper(&self, head: MarkId, of_the_anchor: bool) -> usize {
+        index(if of_the_anchor { self.mark(head).anchor() } else { self.mark(head).keeps_logs() })
     }
     /// Who commits a mark's plan first.
     pub fn first(&self, mark: MarkId) -> usize {
@@ -196,7 +217,10 @@ impl Book {
     /// The batch after `head` that ends at `to`; `with_rows` are the sinks that get rows.
     pub fn batch(&mut self, job: Job, seen: Seen, head: MarkId, to: u8, with_rows: u8, clock: u8) -> MarkId {
         self.made((1, head, to, job, seen, clock), |book, writer| {
-            let content = reads(book.at(head), to, clock);
+            let mut content = reads(book.at(head), to, clock);
+            if book.entries && book.at(head) != to {
+                content.entries = BTreeMap::from([(LogName::new("files:s"), vec![to.to_string()])]);
+            }
             let head = book.mark(head);
             let rows: BTreeSet<_> = (0..SINKS).filter(|sink| with_rows & (1 << sink) != 0).map(id).collect();
             let draft = Draft::batch(head, head.anchor(), content).unwrap();

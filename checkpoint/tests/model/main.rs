@@ -98,6 +98,12 @@ fn good() -> Vec<(&'static str, Scenario)> {
             let wanted = |stop: &Stop| matches!(stop, Stop::AnchorGone { .. });
             Scenario { jobs, crashes: 4, late: 1 << A, ledger: true, wanted, ..Scenario::new(&[ONLY_A]) }
         }),
+        ("entries, 2 runners", Scenario { entries: true, records: 3, ..Scenario::new(&[BOTH, BOTH]) }),
+        ("entries, the ledger as the anchor, then A", ledger_then_a(false)),
+        ("entries, the anchor moves while a second runner is at it", {
+            let jobs = vec![vec![job(&[LEDGER], LEDGER), job(&[LEDGER, A], A)], vec![job(&[LEDGER, A], A)]];
+            Scenario { jobs, late: 1 << A, entries: true, records: 3, ..Scenario::new(&[ONLY_A, ONLY_A]) }
+        }),
         ("ledger as the anchor, then A; A goes on elsewhere, and comes back", {
             let both = job(&[LEDGER, A], A);
             let jobs = vec![vec![job(&[LEDGER], LEDGER), both, both], vec![ONLY_A]];
@@ -108,6 +114,12 @@ fn good() -> Vec<(&'static str, Scenario)> {
     ]
 }
 
+/// A sink is added to a job whose anchor is the ledger, with crashes anywhere: between the two marks of the move too.
+fn ledger_then_a(entries_of_the_anchor: bool) -> Scenario {
+    let jobs = vec![vec![job(&[LEDGER], LEDGER), job(&[LEDGER, A], A)]];
+    Scenario { jobs, crashes: 4, late: 1 << A, entries: true, entries_of_the_anchor, ..Scenario::new(&[ONLY_A]) }
+}
+
 fn bad() -> Vec<(&'static str, Scenario)> {
     let two = Scenario { crashes: 0, ..Scenario::new(&[BOTH, BOTH]) };
     vec![
@@ -115,6 +127,7 @@ fn bad() -> Vec<(&'static str, Scenario)> {
         ("a generation per sink", Scenario { fencing: Fencing::PerSink, ..two.clone() }),
         ("check, then write", Scenario { atomic: false, ..two.clone() }),
         ("a mark that is only a number", Scenario { numbers_only: true, ..Scenario::new(&[BOTH]) }),
+        ("entries asked of an anchor on its way", ledger_then_a(true)),
     ]
 }
 

@@ -50,6 +50,10 @@ pub struct Scenario {
     /// Stops that the design wants here.
     pub wanted: fn(&Stop) -> bool,
     pub fencing: Fencing,
+    /// Batches bring entries of a log, which the anchor keeps and a new anchor gets.
+    pub entries: bool,
+    /// They are asked of the anchor that the head names, not of the sink that holds the head.
+    pub entries_of_the_anchor: bool,
     /// A commit is one step.
     pub atomic: bool,
     /// A mark is only a batch's number: a replay plans the batch again.
@@ -71,6 +75,8 @@ impl Scenario {
             operator: false,
             wanted: |_| false,
             fencing: Fencing::Claim,
+            entries: false,
+            entries_of_the_anchor: false,
             atomic: true,
             numbers_only: false,
         }
@@ -83,6 +89,8 @@ struct Sink {
     generation: u8,
     /// The rows in it, four bits each, the latest lowest.
     rows: u32,
+    /// The entries of the log that it has: those below this number.
+    log: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -209,8 +217,9 @@ fn in_order(sink: usize, rows: u32, late: bool) -> bool {
 
 impl<'s> World<'s> {
     pub fn explore(scenario: &'s Scenario) -> Found {
-        let mut world =
-            Self { scenario, book: Book::default(), seen: HashSet::new(), stack: Vec::new(), found: Found::default() };
+        let mut book = Book::default();
+        book.entries = scenario.entries;
+        let mut world = Self { scenario, book, seen: HashSet::new(), stack: Vec::new(), found: Found::default() };
         world.push(world.begin());
         while let Some(state) = world.stack.pop() {
             if !world.holds(&state) {
@@ -436,7 +445,22 @@ impl<'s> World<'s> {
     fn decide(&mut self, state: &State, runner: usize, lane: usize, job: Job, mine: [u8; SINKS], seen: Seen) {
         let closed = state.runners[runner].closed[lane];
         let commit = |book: &Book, mark: MarkId| Step::Commit { mine, seen, mark, todo: book.touched(mark), again: 0 };
-        match self.book.decide(job, seen, closed) {
+        let act = self.book.decide(job, seen, closed);
+        let head = match &act {
+            Act::Next { head } | Act::Move { head, .. } | Act::Replay { head, .. } | Act::CatchUp { head, .. } => {
+                Some(*head)
+            }
+            Act::Origin | Act::Stop(_) => None,
+        };
+        if let Some(head) = head.filter(|_| self.scenario.entries) {
+            // The sources are put at the head with all entries; without them nobody goes on.
+            let keeper = self.book.keeper(head, self.scenario.entries_of_the_anchor);
+            if state.sinks[lane][keeper].log < self.book.log(head) {
+                self.found.stops += 1;
+                return self.go(state, runner, lane, Step::Stopped);
+            }
+        }
+        match act {
             Act::Origin => {
                 let mark = self.book.origin(job);
                 let mut after = *state;
@@ -585,6 +609,12 @@ impl<'s> World<'s> {
             let rows = rows_of(sink, from, if again == 0 { to } else { again });
             stored.rows = rows.fold(stored.rows, |rows, row| rows << 4 | u32::from(row));
             stored.mark = mark;
+            if self.book.carries_to(mark, sink) {
+                stored.log = self.book.log(mark);
+            } else if let Some((from, to)) = self.book.brings(mark).filter(|_| self.book.first(mark) == sink) {
+                assert_eq!(stored.log, from, "an anchor has all entries before those that a plan brings");
+                stored.log = to;
+            }
         }
         seen[sink] = mark;
         after.runners[runner].steps[lane] = Step::Commit { mine, seen, mark, todo: todo & !(1 << sink), again };

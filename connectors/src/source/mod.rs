@@ -14,7 +14,7 @@ use std::{any::Any, borrow::Cow, collections::BTreeMap, net::SocketAddr, path::P
 use arrow::array::ArrayRef;
 use async_trait::async_trait;
 use bytes::Bytes;
-use tidemill_checkpoint::{Entry, Lane, LogName, LogState, Position, Positions, ShardId, Spans};
+use tidemill_checkpoint::{Checks, Entry, Lane, LogName, LogState, Position, Positions, ShardId, Spans};
 
 /// What wakes the batch loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,9 @@ pub struct Proposal {
     pub entries: BTreeMap<LogName, Vec<String>>,
     /// For logs that are pruned by this plan: entries below the number are dropped.
     pub prune: BTreeMap<LogName, u64>,
+    /// What lies before the end of each span, of a source whose content another copy may have gone on from differently: the
+    /// mark keeps it, and [`Source::adopt`] gets it back in the [`History`].
+    pub checks: Checks,
     /// Read-ahead that belongs to the source: bytes that `read` need not fetch again. `None` in a replay.
     pub ahead: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -180,6 +183,8 @@ pub struct Adopted {
 pub struct History {
     /// How far each log goes.
     pub states: BTreeMap<LogName, LogState>,
+    /// What the source said of the content before the mark's positions, where it was asked then.
+    pub checks: Checks,
     /// The entries, by log, in order.
     pub entries: Vec<Entry>,
 }

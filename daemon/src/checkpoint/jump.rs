@@ -31,7 +31,8 @@ pub async fn jump(job: &Job, lane: &Lane, owned: &Owned, operation: &Operation) 
     let newest = owned.marks.values().flatten().chain(&closed).map(|mark| mark.plan.seq).max().unwrap_or_default();
     let key = owned.keys.get(&anchor).context("the anchor was not claimed")?;
     let content = Content {
-        clock: Timestamp::now(),
+        clock: job.around.clock.read().time,
+        sets_clock: *operation == Operation::Clock,
         job: Some(job.digest),
         entries: logs.texts(),
         prune: logs.pruned(),
@@ -47,12 +48,25 @@ pub async fn jump(job: &Job, lane: &Lane, owned: &Owned, operation: &Operation) 
     if let Operation::DropShard(name) = operation {
         put_spool_aside(job, &known_shard(&head, name)?)?;
     }
+    if *operation == Operation::Clock {
+        let (from, to) = (head.plan.planned_at, step.plan().planned_at);
+        return Ok(format!(
+            "lane {lane} goes on from the machine's clock, {}; its last batch had {}",
+            time(to),
+            time(from)
+        ));
+    }
     let lost: Vec<_> = logs.broken.keys().map(LogName::as_str).collect();
     let again = match lost.as_slice() {
         [] => String::new(),
         _ => format!("; of {} the old anchor's part is all that is known, the rest begins anew", lost.join(", ")),
     };
     Ok(format!("lane {lane} stands at {} (batch {}){again}", describe(&to), step.plan().seq))
+}
+
+/// A time for people, in UTC.
+fn time(time: Timestamp) -> String {
+    chrono::DateTime::from_timestamp_millis(time.0).map_or_else(|| format!("{} ms", time.0), |time| time.to_string())
 }
 
 /// The sink that commits the jump first.
@@ -140,7 +154,7 @@ fn places(
                 bail!("{} lives in this data dir alone and is not brought to the head: --join it", id.name());
             }
             Some(Place::CatchUp)
-        } else if matches!(operation, Operation::Rewind(_) | Operation::DropShard(_)) {
+        } else if matches!(operation, Operation::Rewind(_) | Operation::DropShard(_) | Operation::Clock) {
             // What a ledger holds that is not the anchor any more matters to nobody.
             if *id != SinkId::ledger() && head.gives(id).is_some_and(|given| given != holds) {
                 bail!(

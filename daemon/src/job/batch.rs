@@ -171,13 +171,13 @@ impl Job {
             return Ok(None);
         }
         let proposals = proposals.unwrap_or_else(|| self.sources.iter().map(|_| None).collect());
-        let clock = Timestamp::now();
-        self.watch_clock(clock, head);
+        let clock = self.watch_clock(head);
         let mut content = Content { clock, job: Some(self.digest), ..Content::default() };
         for proposal in proposals.iter().flatten() {
             content.spans.extend(proposal.spans.clone());
             content.entries.extend(proposal.entries.clone());
             content.prune.extend(proposal.prune.clone());
+            content.checks.extend(proposal.checks.clone());
         }
         content.spans.extend(refused.clone());
         let plan_seconds = begun.elapsed().as_secs_f64();
@@ -384,20 +384,39 @@ impl Job {
         Ok((staged, written))
     }
 
-    fn watch_clock(&self, clock: Timestamp, head: &Head) {
-        let behind = (head.mark.plan.planned_at.0 - clock.0).max(0);
+    /// The clock of the next plan; says where it is not the machine's.
+    fn watch_clock(&self, head: &Head) -> Timestamp {
+        let reading = self.around.clock.read();
+        let machine = reading.time.0.saturating_add(reading.leap_ms.unwrap_or_default());
+        let behind = head.mark.plan.planned_at.0.saturating_sub(machine).max(0);
         #[allow(clippy::cast_precision_loss)] // milliseconds
         self.around.metrics.clock_behind.with_label_values(&[self.name()]).set(behind as f64 / 1000.0);
-        if behind > CLOCK_TOLERANCE_MS {
-            tracing::warn!(
-                job = self.name(),
-                behind_ms = behind,
-                "the machine's clock is behind the last batch's; batches go on from that one's time"
-            );
+        let is_wrong = reading.leap_ms.is_some() || behind > CLOCK_TOLERANCE_MS;
+        if is_wrong && self.around.clock.is_complaint_due(self.name()) {
+            let lane = &head.mark.plan.lane;
+            let command = self.around.in_commands(self.name(), &lane.in_commands(SET_CLOCK));
+            if let Some(leap_ms) = reading.leap_ms {
+                tracing::warn!(
+                    job = self.name(),
+                    leap_ms,
+                    "the machine's clock jumped by more than an hour against the time that passed: batches go on from the time \
+                     before. It is followed again once it is back. If it is right now: {command}"
+                );
+            } else {
+                tracing::warn!(
+                    job = self.name(),
+                    behind_ms = behind,
+                    "the machine's clock is behind the last batch's; batches go on from that one's time until it has caught \
+                     up. To go on from the machine's clock: {command}"
+                );
+            }
         }
+        reading.time
     }
 }
 
+/// The command that sets a lane to the machine's clock.
+const SET_CLOCK: &str = "`tidemill checkpoint resolve --clock`";
 /// A clock may be so far behind the last plan's without a warning.
 const CLOCK_TOLERANCE_MS: i64 = 1_000;
 /// New files of a batch that mean that more wait.

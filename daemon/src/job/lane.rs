@@ -236,15 +236,16 @@ impl Job {
         Ok(owned.keys.iter().all(|(id, key)| held.get(id).is_some_and(|h| h.generation() == key.generation)))
     }
 
-    /// The logs of the anchor, as far as its mark says they go.
+    /// The logs as far as the head says they go, out of the sink that holds it: while the anchor's place is on its way,
+    /// the new anchor has none of them yet.
     pub async fn history(&self, lane: &Lane, head: &Mark) -> Result<History, LaneError> {
-        let Some(anchor) = self.sink(head.anchor()) else {
+        let Some(anchor) = self.sink(head.keeps_logs()) else {
             return Err(LaneError::Stop(format!(
                 "lane {lane}: the anchor {} is not a sink of this job any more",
-                head.anchor()
+                head.keeps_logs()
             )));
         };
-        let mut history = History { states: head.logs.clone(), entries: Vec::new() };
+        let mut history = History { states: head.logs.clone(), checks: head.checks.clone(), entries: Vec::new() };
         for (log, state) in &head.logs {
             let entries =
                 anchor.sink.history(lane, log, state.first).await.map_err(|error| self.sink_failed(anchor, &error))?;

@@ -44,6 +44,7 @@ use tidemill_connectors::{
 };
 
 use crate::{
+    clock::Clock,
     memory::{Memory, Reserve},
     metrics::Metrics,
     start,
@@ -108,6 +109,8 @@ pub struct Surroundings {
     pub metrics: Metrics,
     /// The byte budget of all jobs.
     pub memory: Memory,
+    /// The clock of plans.
+    pub clock: Clock,
 }
 
 /// What a path has that no shell takes for something else.

@@ -53,6 +53,7 @@ mod tests {
             logs: BTreeMap::new(),
             anchor: SinkId::new("db"),
             touches: BTreeMap::new(),
+            checks: BTreeMap::new(),
         };
         assert_eq!(Readable::of(&plan), readable);
     }

@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tidemill_checkpoint::{
-    Digest, Entry, Lane, LaneKey, Mark, Permit, Plan, PlanKind, Positions, ShardId, SinkId, Span, Spans, Timestamp,
-    Touch,
+    Digest, Entry, Lane, LaneKey, Mark, Permit, PlanKind, Positions, ShardId, SinkId, Span, Spans, Touch,
     next::{self, Content, Step},
 };
 use tidemill_connectors::source::{Proposal, RawBatch};
@@ -21,7 +20,8 @@ impl Job {
     /// Seq 0: resolves where every source starts and commits it to every marked sink.
     pub async fn commit_origin(&self, lane: &Lane, owned: &Owned) -> Result<(), LaneError> {
         let mut start = Positions::new();
-        let mut content = Content { clock: Timestamp::now(), job: Some(self.digest), ..Content::default() };
+        let mut content =
+            Content { clock: self.around.clock.read().time, job: Some(self.digest), ..Content::default() };
         for source in &self.sources {
             let origin = source.origin(lane).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
             start.extend(origin.positions);
@@ -49,7 +49,7 @@ impl Job {
         joined: &BTreeMap<SinkId, Option<Digest>>,
     ) -> Result<(), LaneError> {
         let entries =
-            if self.sink(head.anchor()).is_some() { self.history(lane, head).await?.entries } else { Vec::new() };
+            if self.sink(head.keeps_logs()).is_some() { self.history(lane, head).await?.entries } else { Vec::new() };
         let whole: u64 = head.logs.values().map(|log| log.next - log.first).sum();
         if entries.len() as u64 != whole {
             return Err(LaneError::Stop(format!(
@@ -58,7 +58,7 @@ impl Job {
                 head.anchor()
             )));
         }
-        let content = Content { clock: Timestamp::now(), job: Some(self.digest), ..Content::default() };
+        let content = Content { clock: self.around.clock.read().time, job: Some(self.digest), ..Content::default() };
         let step = next::move_anchor(head, to, joined, content, writer(owned, to)?)
             .map_err(|error| cannot_plan(lane, &error))?;
         tracing::info!(job = self.name(), lane = %lane, from = %head.anchor(), to = %to, "the anchor's place moves");
@@ -145,16 +145,15 @@ impl Job {
             };
             pass("replay")?;
             let permit = Permit::replay(head, key.clone(), before);
-            let permit = if slot.id() == head.anchor() { permit.carrying(self.carried(head).await?) } else { permit };
+            // The place of the anchor is on its way to this sink: it gets the logs too.
+            let permit = if slot.id() == head.anchor() {
+                permit.carrying(self.history(&plan.lane, head).await?.entries)
+            } else {
+                permit
+            };
             self.commit_one(slot, permit, staged).await?;
         }
         Ok(())
-    }
-
-    /// All entries of the logs, for a sink whose place as the anchor is on its way.
-    async fn carried(&self, head: &Mark) -> Result<Vec<Entry>, LaneError> {
-        let before = Mark { plan: Plan { kind: PlanKind::Batch, ..head.plan.clone() }, ..head.clone() };
-        Ok(self.history(&head.plan.lane, &before).await?.entries)
     }
 
     /// The rows of a plan once more, and a check that they touch the same sinks.
@@ -265,9 +264,11 @@ impl Job {
         let compiled = schemas.compiled_for(self, self.digest, &head.pinned, &tables.schemas, &raw)?;
         compiled.prepare(&raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
         let named = versions(&head.pinned).into_iter().chain(tables.versions.clone());
+        let checks = proposals.iter().flatten().flat_map(|p| p.checks.clone()).collect();
         let content = Content {
             spans: proposals.into_iter().flatten().flat_map(|p| p.spans).collect(),
-            clock: Timestamp::now(),
+            checks,
+            clock: self.around.clock.read().time,
             job: Some(self.digest),
             versions: named.chain(compiled.readable(&raw).versions()).collect(),
             ..Content::default()
@@ -302,7 +303,12 @@ fn cut_to(head: &Positions, proposals: &mut [Option<Proposal>]) {
             .into_iter()
             .filter_map(|(shard, span)| {
                 let limit = head.get(&shard)?;
-                let to = if span.to > *limit { limit.clone() } else { span.to };
+                let cut = span.to > *limit;
+                let to = if cut { limit.clone() } else { span.to };
+                if cut {
+                    // It speaks of the end that the span had.
+                    proposal.checks.remove(&shard);
+                }
                 (span.from < to).then_some((shard, Span { from: span.from, to }))
             })
             .collect();

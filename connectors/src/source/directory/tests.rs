@@ -178,7 +178,7 @@ impl Rig {
     fn history(&self) -> History {
         let state = LogState { first: self.first, next: self.next, digest: Digest::of(b"") };
         let entries = self.entries.iter().filter(|entry| entry.number >= self.first).cloned().collect();
-        History { states: [(log(), state)].into(), entries }
+        History { states: [(log(), state)].into(), entries, ..History::default() }
     }
 
     async fn adopt(&self) {

@@ -6,7 +6,9 @@ use uuid::Uuid;
 /// Bytes before an entry's payload.
 pub const HEAD: usize = 20;
 /// Bytes of a group entry: head and payload.
-pub const GROUP: usize = HEAD + 8;
+pub const GROUP: usize = HEAD + 16;
+/// The same as older versions wrote it, without an epoch.
+const OLD_GROUP: usize = HEAD + 8;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +19,8 @@ pub enum Kind {
     Half = 2,
     /// A record over the limit: its length (8 bytes), then its first bytes.
     TooLong = 3,
-    /// The head of a group: the position up to which the spool was durable before it (8 bytes).
+    /// The head of a group: the position up to which the spool was durable before it (8 bytes), and the epoch of the claim
+    /// under which the group came (8 bytes; older versions wrote none).
     Group = 4,
 }
 
@@ -82,6 +85,67 @@ pub fn push(buffer: &mut Vec<u8>, kind: Kind, connection: u32, received: u32, pa
     payload.iter().for_each(|part| buffer.extend_from_slice(part));
 }
 
+/// Begins a group in an empty buffer: a head that [`set_group`] fills in.
+pub fn push_group(buffer: &mut Vec<u8>) {
+    push(buffer, Kind::Group, 0, 0, &[&[0; GROUP - HEAD]]);
+}
+
+/// Fills in a group's head, before [`complete`].
+pub fn set_group(group: &mut [u8], durable: u64, epoch: u64) {
+    group[HEAD..HEAD + 8].copy_from_slice(&durable.to_le_bytes());
+    group[HEAD + 8..GROUP].copy_from_slice(&epoch.to_le_bytes());
+}
+
+/// A checksum over all entries from a spool's beginning to one of its positions (FNV-1a of 64 bits, over the heads, which
+/// hold the checksums of what follows them, and over whole group heads). Two copies of a spool that went on by themselves
+/// have the same positions, and from their first different group on different chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain(pub u64);
+
+impl Chain {
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+
+    /// The chain at the beginning of a segment that does not say it: the first, and those of older versions.
+    pub fn seed(id: Uuid, base: u64) -> Self {
+        Self(Self::BASIS).over(id.as_bytes()).over(&base.to_le_bytes())
+    }
+
+    fn over(self, bytes: &[u8]) -> Self {
+        Self(bytes.iter().fold(self.0, |chain, byte| (chain ^ u64::from(*byte)).wrapping_mul(Self::PRIME)))
+    }
+
+    /// The chain behind `entry`.
+    pub fn then(self, entry: &[u8]) -> Self {
+        let is_group = entry.get(16) == Some(&(Kind::Group as u8));
+        let most = if is_group { GROUP } else { HEAD };
+        self.over(&entry[..most.min(entry.len())])
+    }
+
+    /// The chain behind the entry that begins with `bytes`, and its size: of a record, the head alone need be there. Nothing
+    /// is checked: damage makes another chain. `None` where there is no whole head.
+    pub fn then_head(self, bytes: &[u8]) -> Option<(Self, u64)> {
+        let size = HEAD + field(bytes.get(..HEAD)?, 0) as usize;
+        Some((self.then(&bytes[..size.min(bytes.len())]), size as u64))
+    }
+
+    /// The chain behind all entries of a group.
+    pub fn then_all(self, group: &[u8]) -> Self {
+        let (mut chain, mut rest) = (self, group);
+        while let Some((next, size)) = chain.then_head(rest) {
+            chain = next;
+            rest = rest.get(size as usize..).unwrap_or_default();
+        }
+        chain
+    }
+}
+
+impl std::fmt::Display for Chain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// Completes the entries of a buffer that will lie at `position`, in a segment that has `number` records before it.
 /// Returns how many there are after it.
 pub fn complete(buffer: &mut [u8], mut position: u64, mut number: u32, seal: Seal) -> u32 {
@@ -113,7 +177,7 @@ pub fn parse(bytes: &[u8], position: u64, seal: Seal) -> Result<Entry<'_>, Flaw>
         1 => Kind::Record,
         2 => Kind::Half,
         3 if size >= HEAD + 8 => Kind::TooLong,
-        4 if size == GROUP => Kind::Group,
+        4 if size == GROUP || size == OLD_GROUP => Kind::Group,
         _ => return Err(Flaw::Checksum),
     };
     let (number, received, connection) = (field(entry, 8), field(entry, 12), field(entry, 16) >> 8);
@@ -125,6 +189,8 @@ pub fn parse(bytes: &[u8], position: u64, seal: Seal) -> Result<Entry<'_>, Flaw>
 pub struct Head {
     /// It is a group's head.
     pub is_group: bool,
+    /// Bytes of the whole entry.
+    pub size: usize,
     /// Records of its segment before it.
     pub number: u32,
     /// See [`Entry::received`].
@@ -136,6 +202,7 @@ impl Head {
     pub fn of(bytes: &[u8]) -> Self {
         Self {
             is_group: field(bytes, 16) as u8 == Kind::Group as u8,
+            size: HEAD + field(bytes, 0) as usize,
             number: field(bytes, 8),
             received: field(bytes, 12),
         }
@@ -144,10 +211,13 @@ impl Head {
 
 /// Whether anywhere in `bytes`, which lie at `position`, a group says that the spool was durable beyond `beyond`.
 pub fn proves_durable(bytes: &[u8], position: u64, beyond: u64, seal: Seal) -> bool {
-    let is_group = |at: usize| field(bytes, at) == 8 && bytes[at + 16] == Kind::Group as u8;
-    (0..(bytes.len() + 1).saturating_sub(GROUP)).filter(|at| is_group(*at)).any(|at| {
-        parse(&bytes[at..at + GROUP], position + at as u64, seal).is_ok_and(|group| first_u64(group.payload) > beyond)
-    })
+    let is_group = |at: usize| {
+        let size = HEAD + field(bytes, at) as usize;
+        (size == GROUP || size == OLD_GROUP) && bytes[at + 16] == Kind::Group as u8
+    };
+    (0..(bytes.len() + 1).saturating_sub(OLD_GROUP))
+        .filter(|at| is_group(*at))
+        .any(|at| parse(&bytes[at..], position + at as u64, seal).is_ok_and(|group| first_u64(group.payload) > beyond))
 }
 
 /// The first 8 bytes of a payload as a number.

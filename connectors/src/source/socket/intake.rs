@@ -189,7 +189,7 @@ impl Intake {
 /// A group without records: a head whose payload is filled in when its place is known.
 fn new_group(mut buffer: Vec<u8>) -> Vec<u8> {
     buffer.clear();
-    entry::push(&mut buffer, Kind::Group, 0, 0, &[&[0; 8]]);
+    entry::push_group(&mut buffer);
     buffer
 }
 

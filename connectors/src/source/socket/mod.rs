@@ -16,7 +16,8 @@
 //! | mark | what it means | what follows |
 //! | --- | --- | --- |
 //! | does not know this spool | it is new here, or the job started over | a new shard, from the spool's first position |
-//! | within the spool | the normal case | go on from the mark |
+//! | within the spool, its content as the mark has it | the normal case | go on from the mark |
+//! | within the spool, its content another | a copy of the spool was at work, here or elsewhere | as a lost spool |
 //! | before the spool's first position | a sink was restored from a backup: released records are asked for | `Lost` |
 //! | beyond its end | the spool is an older copy, or its tail was damaged: positions would be given twice | as a lost spool: continue with a new spool, the old one put aside; or stop |
 //! | knows other spools | they are elsewhere or gone, drained or not: nobody can say | as a lost spool: continue and say so, once; or stop |
@@ -27,6 +28,7 @@
 pub mod entry;
 pub mod framing;
 pub mod intake;
+mod judge;
 pub mod peer;
 pub mod reading;
 pub mod spool;
@@ -52,8 +54,10 @@ use tidemill_config::{Codec, Framing, OnLost, Socket, SocketAddress};
 use tokio::{net::TcpListener, task::AbortHandle};
 
 use self::{
+    entry::Chain,
     framing::Framer,
     intake::{Intake, Progress},
+    judge::{Verdict, judge},
     peer::Peers,
     reading::Stretch,
     spool::{Error, Spool},
@@ -75,6 +79,8 @@ pub struct SocketSource {
     state: Mutex<State>,
     /// Up to here the lane is planned.
     planned: AtomicU64,
+    /// The spool's chain where the next plan begins, if it begins where the one before ended.
+    chain: Mutex<Option<(u64, Chain)>>,
     /// Faults of the spool that `event` has told.
     told_faults: AtomicU64,
     finishing: AtomicBool,
@@ -174,6 +180,7 @@ impl SocketSource {
             config: socket.clone(),
             state: Mutex::new(State { intake, shard, running: None, told: told.lines().map(str::to_owned).collect() }),
             planned,
+            chain: Mutex::default(),
             told_faults: AtomicU64::new(0),
             finishing: AtomicBool::new(false),
             blank: Blank::of(&config.codec, &socket.framing),
@@ -228,14 +235,9 @@ impl SocketSource {
         Ok(None)
     }
 
-    /// The mark lies beyond the spool's end: a spool that goes on would give positions for the second time.
-    fn renew(&self, mark: u64, warnings: &mut Vec<String>) -> Result<(), SourceError> {
+    /// The spool is not the one that the mark speaks of: going on with it would give positions for the second time.
+    fn renew(&self, what: String, warnings: &mut Vec<String>) -> Result<(), SourceError> {
         let (old, shard) = self.spool();
-        let (dir, end) = (old.dir.display().to_string(), old.end());
-        let what = format!(
-            "the sinks have its records up to position {mark}, but the spool in {dir} ends at {end}: it is \
-                            an older copy, or was damaged, and records that came after the mark may be lost with it"
-        );
         if self.stops_when_lost() || self.state().running.is_some() {
             return Err(lost(&shard, what));
         }
@@ -383,24 +385,51 @@ impl Source for SocketSource {
         Ok(Origin { positions, ..Origin::default() })
     }
 
-    async fn adopt(&self, _lane: &Lane, at: &Positions, _history: &History) -> Result<Adopted, SourceError> {
+    async fn adopt(&self, _lane: &Lane, at: &Positions, history: &History) -> Result<Adopted, SourceError> {
         let mut adopted = Adopted::default();
+        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let id = self.spool().0.id.to_string();
         // A source that was renamed goes on with the shard's old name.
         if let Some((shard, mark)) = at.iter().find(|(shard, _)| self.is_mine(shard) && shard.part() == id) {
             self.state().shard = shard.clone();
             let (spool, mark) = (self.spool().0, number(shard, mark)?);
-            if mark < spool.first() {
-                let (dir, first) = (spool.dir.display(), spool.first());
-                let what = format!(
-                    "the sinks have its records up to position {mark} only, the spool in {dir} begins at {first}"
-                );
-                return Err(lost(shard, format!("{what}: what lies between was released, then a sink was set back")));
-            }
-            if mark > spool.end() {
-                self.renew(mark, &mut adopted.warnings)?;
+            let (dir, first, end) = (spool.dir.display(), spool.first(), spool.end());
+            let chain = spool.chain_at(mark).map_err(|error| to_source(error, shard))?;
+            match judge(
+                mark,
+                history.checks.get(shard).map(String::as_str),
+                first,
+                end,
+                chain.map(|c| c.to_string()).as_deref(),
+            ) {
+                Verdict::Continues => {}
+                Verdict::Released => {
+                    let what = format!(
+                        "the sinks have its records up to position {mark} only, the spool in {dir} begins at {first}"
+                    );
+                    let why = "what lies between was released, then a sink was set back";
+                    return Err(lost(shard, format!("{what}: {why}")));
+                }
+                Verdict::Beyond => {
+                    let what = format!(
+                        "the sinks have its records up to position {mark}, but the spool in {dir} ends at {end}: it is \
+                         an older copy, or was damaged, and records that came after the mark may be lost with it"
+                    );
+                    self.renew(what, &mut adopted.warnings)?;
+                }
+                Verdict::Other => {
+                    let what = format!(
+                        "the sinks have records of it up to position {mark} that are not those of the spool in {dir}: a copy \
+                         of the data dir was at work, this one or another, and records that only this one has may not be in \
+                         the sinks. To have them read, set the shard to where the two parted (`tidemill checkpoint show` has \
+                         the position that this data dir closed last): `tidemill checkpoint rewind --to {shard}=POSITION`"
+                    );
+                    self.renew(what, &mut adopted.warnings)?;
+                }
             }
         }
+        // What comes from now on is told from what any copy of this spool takes.
+        self.spool().0.begin_epoch();
         let (spool, mine) = self.spool();
         for shard in at.keys().filter(|shard| self.is_mine(shard) && **shard != mine) {
             if self.state().told.contains(shard.part()) {
@@ -429,15 +458,23 @@ impl Source for SocketSource {
         let (spool, shard) = self.spool();
         let at = from.get(&shard).map_or(Ok(spool.first()), |position| number(&shard, position))?;
         let waiting = spool.end().saturating_sub(at);
-        let stretch = self.reading(waiting, move |spool, shard| spool.read_ahead(shard, at, budget)).await?;
+        let known = self.chain.lock().unwrap_or_else(PoisonError::into_inner).filter(|(position, _)| *position == at);
+        let stretch = self
+            .reading(waiting, move |spool, shard| {
+                let chain = known.map_or_else(|| spool.chain_at(at), |(_, chain)| Ok(Some(chain)))?;
+                spool.read_ahead(shard, at, budget, chain)
+            })
+            .await?;
         self.planned.store(stretch.to, Ordering::Release);
+        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = stretch.chain.map(|chain| (stretch.to, chain));
         if stretch.records == 0 {
             return Ok(None);
         }
         let span = Span { from: Position::number(at), to: Position::number(stretch.to) };
+        let checks = stretch.chain.map(|chain| (shard.clone(), chain.to_string())).into_iter().collect();
         let spans = Spans::from([(shard, span)]);
         let ahead = Ahead { spans: spans.clone(), batch: Mutex::new(Some(stretch.batch)) };
-        Ok(Some(Proposal { spans, ahead: Some(Arc::new(ahead)), ..Proposal::default() }))
+        Ok(Some(Proposal { spans, checks, ahead: Some(Arc::new(ahead)), ..Proposal::default() }))
     }
 
     async fn read(&self, _lane: &Lane, proposal: &Proposal) -> Result<RawBatch, SourceError> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tidemill_checkpoint::{Position, ShardId, Timestamp};
 
 use super::{
-    entry::{self, Entry, Flaw, HEAD, Kind},
+    entry::{self, Chain, Entry, Flaw, HEAD, Kind},
     spool::{Error, SEGMENT_HEAD, Segment, Spool, damaged},
 };
 use crate::source::{Base, Budget, RawBatch, RawReject, Slice};
@@ -21,13 +21,28 @@ pub struct Stretch {
     pub to: u64,
     /// Records in it, rejects included.
     pub records: usize,
+    /// The chain at `to`, where the one at `from` was given.
+    pub chain: Option<Chain>,
     bytes: usize,
+    /// The chain where the walk stands, which may be behind a group's head.
+    walked: Option<Chain>,
 }
 
 impl Spool {
-    /// What is durable from `from` on, within `budget`.
-    pub fn read_ahead(&self, shard: &ShardId, from: u64, budget: Budget) -> Result<Stretch, Error> {
-        self.walk(shard, from, self.end(), Some(budget))
+    /// What is durable from `from` on, within `budget`. `chain` is that at `from`, where one at the end is wanted.
+    pub fn read_ahead(
+        &self,
+        shard: &ShardId,
+        from: u64,
+        budget: Budget,
+        chain: Option<Chain>,
+    ) -> Result<Stretch, Error> {
+        let mut stretch = self.walk(shard, from, self.end(), Some(budget), chain)?;
+        // Where a segment of an older version begins, its chain does too.
+        if let Some(next) = self.segment(stretch.to).filter(|next| next.base == stretch.to && chain.is_some()) {
+            stretch.chain = Some(next.chain);
+        }
+        Ok(stretch)
     }
 
     /// All of `[from, to)`: the same at each call.
@@ -37,11 +52,18 @@ impl Spool {
             let text = format!("the plan reads to position {to}, the spool in {} ends at {end}", self.dir.display());
             return Err(Error::Damaged(text));
         }
-        self.walk(shard, from, to, None)
+        self.walk(shard, from, to, None, None)
     }
 
-    fn walk(&self, shard: &ShardId, from: u64, end: u64, budget: Option<Budget>) -> Result<Stretch, Error> {
-        let mut stretch = Stretch { to: from, ..Stretch::default() };
+    fn walk(
+        &self,
+        shard: &ShardId,
+        from: u64,
+        end: u64,
+        budget: Option<Budget>,
+        chain: Option<Chain>,
+    ) -> Result<Stretch, Error> {
+        let mut stretch = Stretch { to: from, chain, walked: chain, ..Stretch::default() };
         let mut at = from;
         while at < end {
             let Some(segment) = self.segment(at) else {
@@ -50,6 +72,9 @@ impl Spool {
                     "position {at} is not in the spool in {dir}, which begins at {first}"
                 )));
             };
+            if at <= segment.base {
+                stretch.walked = chain.and(Some(segment.chain));
+            }
             at = at.max(segment.base + SEGMENT_HEAD);
             let limit = end.min(segment.end());
             if at >= limit {
@@ -93,6 +118,7 @@ impl Spool {
                 Err(flaw) => return Err(damaged(segment, position, flaw)),
             };
             let size = entry.size();
+            let walked = stretch.walked.map(|chain| chain.then(&bytes[at..at + size]));
             let over = |budget: Budget| stretch.records >= budget.records || stretch.bytes + size > budget.bytes;
             if entry.kind != Kind::Group {
                 if stretch.records > 0 && budget.is_some_and(over) {
@@ -106,8 +132,9 @@ impl Spool {
                 }
                 stretch.records += 1;
                 stretch.bytes += size;
-                stretch.to = position + size as u64;
+                (stretch.to, stretch.chain) = (position + size as u64, walked);
             }
+            stretch.walked = walked;
             at += size;
         }
         if !records.is_empty() {
@@ -156,7 +183,7 @@ impl Spool {
             }
             let head = entry::Head::of(&bytes);
             if head.is_group {
-                at += entry::GROUP as u64;
+                at += head.size as u64;
                 continue;
             }
             let before = segment.records_before + u64::from(head.number);

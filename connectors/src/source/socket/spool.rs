@@ -9,8 +9,9 @@
 //! - `id`: one line, `tidemill-spool 1 UUID`. Another UUID is another spool and another shard.
 //! - `retired`: UUIDs, one a line, of spools whose absence the operator was told of (written by the source).
 //! - `POSITION.seg`: a segment; 20 digits say the position of its first byte. It begins with 64 bytes: the magic
-//!   `TMSPOOL1`, the UUID (16), the position (8), the number of records in all segments before (8), zeros (20), CRC-32
-//!   of these 60. Entries follow without padding.
+//!   `TMSPOOL1`, the UUID (16), the position (8), the number of records in all segments before (8), the chain of all
+//!   entries before (8) and a 1 where there is one (1; older versions wrote 0 for both), zeros (11), CRC-32 of these 60.
+//!   Entries follow without padding.
 //! - `POSITION.tmp`: a segment that was never finished; removed.
 //! - `aside-UUID-N/`: an older spool that does not fit the sinks' mark, kept for a person to look at.
 //!
@@ -18,7 +19,14 @@
 //! arrival time in ms (4), kind (1) and connection (3), payload. The CRC begins with the spool's UUID and the entry's
 //! position, so that old or foreign bytes never pass for an entry. Kinds: 1 a record; 2 half a record; 3 a record that
 //! was too long (its length, 8 bytes, then its beginning); 4 the head of a group: the position up to which everything was
-//! durable before the group was written (8).
+//! durable before the group was written (8), and a random number of the claim under which it came (8; older versions wrote
+//! none).
+//!
+//! # Copies
+//!
+//! A data dir can be copied, with its spool's UUID and positions. From then on the two spools hold other records under the
+//! same positions. [`Spool::chain_at`] tells them apart: a checksum over all entries before a position, which the mark
+//! keeps. Where two copies take the same bytes, the random number of each claim makes their chains differ.
 //!
 //! # Order, and what a crash leaves
 //!
@@ -33,7 +41,9 @@
 //! the spool's end, and the source says so.) All other segments are checked as they are read.
 //!
 //! A write or sync that fails leaves the group outside the spool; trying again writes the same bytes to the same place
-//! (a failed `fdatasync` may have dropped dirty pages, so it is never repeated without the write).
+//! (a failed `fdatasync` may have dropped dirty pages, so it is never repeated without the write). So is a group after
+//! whose sync the segment is not the file at its path any more: the data dir was removed, moved or replaced under the
+//! running daemon, and what is written there nobody will find again.
 //!
 //! Released segments are deleted from the front, without a sync: a crash may bring any of them back. What lies before
 //! the last unbroken run of segments is deleted at the next release.
@@ -46,7 +56,7 @@ use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -59,11 +69,13 @@ use std::{
 use tidemill_checkpoint::failpoint;
 use uuid::Uuid;
 
-use super::entry::{self, Flaw, Kind, Seal};
+use super::entry::{self, Chain, Flaw, Kind, Seal};
 
 const MAGIC: &[u8; 8] = b"TMSPOOL1";
 /// Bytes before a segment's first entry.
 pub const SEGMENT_HEAD: u64 = 64;
+/// A chain is looked up in steps of so many bytes.
+const CHAIN_WINDOW: usize = 64 * 1024;
 /// How long a lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const ID_WORDS: &str = "tidemill-spool 1";
@@ -97,6 +109,8 @@ pub(super) struct Segment {
     pub(super) base: u64,
     /// Records in all segments before.
     pub(super) records_before: u64,
+    /// The chain of all entries before.
+    pub(super) chain: Chain,
     /// Durable bytes, head included.
     len: AtomicU64,
     path: PathBuf,
@@ -129,8 +143,10 @@ pub struct Spool {
     pub(super) seal: Seal,
     segment_bytes: u64,
     segments: RwLock<VecDeque<Arc<Segment>>>,
-    /// Records in the last segment. Held while appending.
-    tail: Mutex<u32>,
+    /// Held while appending.
+    tail: Mutex<Tail>,
+    /// The random number of the newest claim.
+    epoch: AtomicU64,
     /// Records that were ever durable here.
     records: AtomicU64,
     strays: Mutex<Vec<PathBuf>>,
@@ -138,6 +154,21 @@ pub struct Spool {
     #[cfg(test)]
     pub(super) full: std::sync::atomic::AtomicBool,
     lock: Arc<File>,
+}
+
+/// The end of the last segment.
+#[derive(Clone, Copy)]
+struct Tail {
+    /// Records in the segment.
+    records: u32,
+    /// The chain of all entries before the end.
+    chain: Chain,
+}
+
+fn random() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    // The fixed bits of a UUID are in different places of the two.
+    high ^ low.rotate_left(32)
 }
 
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -212,7 +243,8 @@ impl Spool {
             seal: Seal::of(id),
             segment_bytes,
             segments: RwLock::default(),
-            tail: Mutex::new(0),
+            tail: Mutex::new(Tail { records: 0, chain: Chain::seed(id, 0) }),
+            epoch: AtomicU64::new(random()),
             records: AtomicU64::new(0),
             strays: Mutex::default(),
             released: AtomicU64::new(0),
@@ -223,11 +255,14 @@ impl Spool {
         let mut segments = paths.iter().map(|path| spool.open_segment(path)).collect::<Result<VecDeque<_>, _>>()?;
         match segments.back() {
             Some(last) => {
-                let records = spool.recover(last)?;
-                *guard(&spool.tail) = records;
-                spool.records.store(last.records_before + u64::from(records), Ordering::Release);
+                let tail = spool.recover(last)?;
+                *guard(&spool.tail) = tail;
+                spool.records.store(last.records_before + u64::from(tail.records), Ordering::Release);
             }
-            None => segments.push_back(spool.create_segment(0, 0).map_err(Error::io("create a segment in", dir))?),
+            None => {
+                let first = spool.create_segment(0, 0, Chain::seed(id, 0));
+                segments.push_back(first.map_err(Error::io("create a segment in", dir))?);
+            }
         }
         let first = (1..segments.len()).rev().find(|n| segments[n - 1].end() != segments[*n].base).unwrap_or(0);
         guard(&spool.strays).extend(segments.drain(..first).map(|segment| segment.path.clone()));
@@ -266,21 +301,25 @@ impl Spool {
         Ok(Arc::new(Segment {
             base: head.base,
             records_before: head.records_before,
+            chain: head.chain,
             len: AtomicU64::new(len),
             path: path.to_owned(),
             file: RwLock::default(),
         }))
     }
 
-    /// Cuts off what a crash left of the last group, makes the rest durable, and returns the number of its records.
-    fn recover(&self, last: &Segment) -> Result<u32, Error> {
+    /// Cuts off what a crash left of the last group, and makes the rest durable.
+    fn recover(&self, last: &Segment) -> Result<Tail, Error> {
         let bytes = fs::read(&last.path).map_err(Error::io("read", &last.path))?;
-        let (mut at, mut whole, mut records) = (SEGMENT_HEAD as usize, SEGMENT_HEAD as usize, 0);
+        let (mut at, mut whole, mut chain) = (SEGMENT_HEAD as usize, SEGMENT_HEAD as usize, last.chain);
+        let mut tail = Tail { records: 0, chain };
         while at < bytes.len() {
             let Ok(entry) = entry::parse(&bytes[at..], last.base + at as u64, self.seal) else { break };
-            at += entry.size();
+            let size = entry.size();
+            chain = chain.then(&bytes[at..at + size]);
+            at += size;
             if entry.kind != Kind::Group {
-                (whole, records) = (at, records + 1);
+                (whole, tail) = (at, Tail { records: tail.records + 1, chain });
             }
         }
         let position = last.base + at as u64;
@@ -304,16 +343,18 @@ impl Spool {
         repair().map_err(Error::io("repair", &last.path))?;
         last.len.store(whole as u64, Ordering::Release);
         *last.file.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
-        Ok(records)
+        Ok(tail)
     }
 
-    fn create_segment(&self, base: u64, records_before: u64) -> io::Result<Arc<Segment>> {
+    fn create_segment(&self, base: u64, records_before: u64, chain: Chain) -> io::Result<Arc<Segment>> {
         failpoint::pass("spool-roll")?;
         let mut head = [0; SEGMENT_HEAD as usize];
         head[..8].copy_from_slice(MAGIC);
         head[8..24].copy_from_slice(self.id.as_bytes());
         head[24..32].copy_from_slice(&base.to_le_bytes());
         head[32..40].copy_from_slice(&records_before.to_le_bytes());
+        head[40..48].copy_from_slice(&chain.0.to_le_bytes());
+        head[48] = 1;
         let checksum = crc32fast::hash(&head[..60]);
         head[60..].copy_from_slice(&checksum.to_le_bytes());
         let (temporary, path) = (self.dir.join(format!("{base:020}.tmp")), self.dir.join(format!("{base:020}.seg")));
@@ -324,28 +365,35 @@ impl Spool {
         fs::rename(&temporary, &path)?;
         sync_dir(&self.dir)?;
         let (len, file) = (AtomicU64::new(SEGMENT_HEAD), RwLock::new(Some(Arc::new(file))));
-        Ok(Arc::new(Segment { base, records_before, len, path, file }))
+        Ok(Arc::new(Segment { base, records_before, chain, len, path, file }))
     }
 
     /// Writes a group and makes it durable. `group` is one group head and entries, all made by [`entry::push`]; their
     /// numbers and checksums are set here. After an error nothing of it is in the spool: call again with the same group.
     pub fn append(&self, group: &mut [u8]) -> Result<(), Error> {
-        let mut records = guard(&self.tail);
+        let mut tail = guard(&self.tail);
         let mut last = self.last();
         if last.len.load(Ordering::Acquire) >= self.segment_bytes {
-            let before = last.records_before + u64::from(*records);
-            let next = self.create_segment(last.end(), before).map_err(Error::io("create a segment in", &self.dir))?;
+            let before = last.records_before + u64::from(tail.records);
+            let create = || {
+                // A folder that was put in this one's place would get a segment without those before it.
+                if let Some(file) = last.file.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                    in_place(&last.path, file)?;
+                }
+                self.create_segment(last.end(), before, tail.chain)
+            };
+            let next = create().map_err(Error::io("create a segment in", &self.dir))?;
             self.segments.write().unwrap_or_else(PoisonError::into_inner).push_back(next.clone());
             *last.file.write().unwrap_or_else(PoisonError::into_inner) = None;
-            (last, *records) = (next, 0);
+            (last, tail.records) = (next, 0);
             // The one before may have been waiting for a successor.
             self.remove_released();
         }
         let position = last.end();
-        group[entry::HEAD..entry::GROUP].copy_from_slice(&position.to_le_bytes());
-        let after = entry::complete(group, position, *records, self.seal);
+        entry::set_group(group, position, self.epoch.load(Ordering::Acquire));
+        let after = entry::complete(group, position, tail.records, self.seal);
         self.write(&last, group, position - last.base).map_err(Error::io("append to", &last.path))?;
-        *records = after;
+        *tail = Tail { records: after, chain: tail.chain.then_all(group) };
         self.records.store(last.records_before + u64::from(after), Ordering::Release);
         last.len.store(position - last.base + group.len() as u64, Ordering::Release);
         Ok(())
@@ -362,7 +410,45 @@ impl Spool {
         file.write_all_at(group, at)?;
         failpoint::pass("spool-sync")?;
         file.sync_data()?;
+        in_place(&last.path, &file)?;
         failpoint::pass("spool-synced")
+    }
+
+    /// A claim of the lane: what comes from now on has a number of its own, unlike that of any copy of this spool.
+    pub fn begin_epoch(&self) {
+        self.epoch.store(random(), Ordering::Release);
+    }
+
+    /// The checksum of all entries before `position`; `None` where no entry ends there.
+    pub fn chain_at(&self, position: u64) -> Result<Option<Chain>, Error> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let after = segments.partition_point(|segment| segment.base <= position);
+        let Some(segment) = after.checked_sub(1).and_then(|index| segments.get(index)).cloned() else {
+            return Ok(None);
+        };
+        drop(segments);
+        if position == segment.base {
+            return Ok(Some(segment.chain));
+        }
+        if position > segment.end() {
+            return Ok(None);
+        }
+        let (mut at, mut chain) = (segment.base + SEGMENT_HEAD, segment.chain);
+        // Heads are looked at, and no record: one may be large.
+        let (mut window, mut window_at) = (Vec::new(), at);
+        while at < position {
+            if at + entry::GROUP as u64 > window_at + window.len() as u64 {
+                window.resize(usize::try_from(position - at).map_or(CHAIN_WINDOW, |rest| rest.min(CHAIN_WINDOW)), 0);
+                segment.read(&mut window, at).map_err(Error::io("read", &segment.path))?;
+                window_at = at;
+            }
+            let Some((next, size)) = window.get((at - window_at) as usize..).and_then(|rest| chain.then_head(rest))
+            else {
+                return Ok(None);
+            };
+            (chain, at) = (next, at + size);
+        }
+        Ok((at == position).then_some(chain))
     }
 
     /// Everything before `reached` may be forgotten.
@@ -425,6 +511,18 @@ impl Spool {
     }
 }
 
+/// Whether an open file is what its path leads to, and not one that was unlinked, or in a folder that was moved away.
+fn in_place(path: &Path, file: &File) -> io::Result<()> {
+    let (there, mine) = (fs::metadata(path), file.metadata()?);
+    if there.is_ok_and(|there| (there.dev(), there.ino()) == (mine.dev(), mine.ino())) {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "it is not the file at this path any more: the data dir was removed, moved or replaced while the daemon runs. Nothing \
+         is acknowledged until it is back in its place; where it is gone for good, restart the daemon",
+    ))
+}
+
 /// Deletes a segment; one that stays is tried again at the next release.
 fn remove(path: &Path) -> bool {
     let result = failpoint::pass("spool-release").and_then(|()| fs::remove_file(path));
@@ -466,6 +564,7 @@ struct SegmentHead {
     id: Uuid,
     base: u64,
     records_before: u64,
+    chain: Chain,
 }
 
 fn read_head(path: &Path) -> Result<SegmentHead, Error> {
@@ -479,7 +578,9 @@ fn read_head(path: &Path) -> Result<SegmentHead, Error> {
         return Err(Error::Damaged(format!("{} has no valid head", path.display())));
     }
     let id = head[8..].first_chunk().map_or(Uuid::nil(), |bytes| Uuid::from_bytes(*bytes));
-    Ok(SegmentHead { id, base: entry::first_u64(&head[24..]), records_before: entry::first_u64(&head[32..]) })
+    let (base, records_before) = (entry::first_u64(&head[24..]), entry::first_u64(&head[32..]));
+    let chain = if head[48] == 1 { Chain(entry::first_u64(&head[40..])) } else { Chain::seed(id, base) };
+    Ok(SegmentHead { id, base, records_before, chain })
 }
 
 /// Why bytes at `position` are not what was written there.

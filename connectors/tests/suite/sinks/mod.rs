@@ -194,6 +194,7 @@ fn plan(key: &LaneKey, head: Option<&Mark>, seq: u64) -> Plan {
         logs: BTreeMap::new(),
         anchor: key.sink.clone(),
         touches: BTreeMap::from([(key.sink.clone(), Touch::Joined { before, touched: true })]),
+        checks: BTreeMap::new(),
     }
 }
 

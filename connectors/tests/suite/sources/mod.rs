@@ -390,7 +390,7 @@ impl Anchor {
     }
 
     pub fn history(&self) -> History {
-        History { states: self.states.clone(), entries: self.entries.clone() }
+        History { states: self.states.clone(), entries: self.entries.clone(), ..History::default() }
     }
 }
 

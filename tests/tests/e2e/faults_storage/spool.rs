@@ -198,3 +198,88 @@ fn a_damaged_spool_stops_the_job_and_is_given_up_by_the_command() {
     daemon.expect_success();
     println!("a damaged spool, --accept-loss: what was in it is lost, as said; 0 doubled");
 }
+
+/// A copy of the data dir beside its original: both take records under the same positions. What the original acknowledged is
+/// not passed over because the copy's mark fits its positions: the job stops, and the command that it names reads them.
+#[test]
+fn a_copy_of_the_data_dir_does_not_make_records_of_the_original_vanish() {
+    let spool = Spool::new("ack: line");
+    let copy = |from: &str, to: &str| {
+        let (from, to) = (spool.world.folder.join(from), spool.world.folder.join(to));
+        let done = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+        assert!(done.success());
+    };
+    spool.takes(A);
+    copy("data", "copy");
+    let parted = position(&spool.world);
+    // The original takes records that no sink gets yet; the copy takes as many, of the same size, and brings them there.
+    let (original, other) = (40..80, 50..90);
+    spool.spools(original.clone());
+    let had = spool.world.sink("files").unwrap();
+    let mut daemon = spool.world.run().data_dir("copy").take_over().spawn();
+    spool.send(other.clone());
+    eventually("the copy's rows", || spool.world.compare(SINKS, &plus(had.clone(), rows(other.clone()))));
+    daemon.term();
+    daemon.expect_success();
+    let id = fs::read_to_string(spool.folder().join("id")).unwrap();
+    let id = id.split_whitespace().last().unwrap();
+    let mut daemon = spool.world.run().take_over().start();
+    let said = wait_reason(&mut daemon, &["not those of the spool"]);
+    says(&said, &[&spool.world.command(&format!("rewind --to in/{id}=POSITION")), "--accept-loss"]);
+    spool.world.compare(SINKS, &plus(had.clone(), rows(other.clone()))).unwrap();
+    daemon.term();
+    daemon.wait();
+    spool.world.checkpoint(&format!("rewind --to in/{id}={parted}"));
+    let mut daemon = spool.world.run().take_over().spawn();
+    let all = plus(plus(had, rows(other)), rows(original));
+    eventually("the original's rows", || spool.world.compare(SINKS, &all));
+    daemon.term();
+    daemon.expect_success();
+    // From now on the copy is the one that does not fit.
+    let mut daemon = spool.world.run().data_dir("copy").take_over().start();
+    wait_reason(&mut daemon, &["shard in/"]);
+    println!("a copied data dir: stopped, rewound, 0 lost, 0 doubled");
+}
+
+/// The only shard's position, as `checkpoint show` has it.
+fn position(world: &World) -> String {
+    let data = world.folder.join("data").display().to_string();
+    let shown = tidemill(&world.folder, &["checkpoint", "show", "--json", "--data-dir", &data]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let positions = shown["ledger"]["closed"]["positions"].as_object().unwrap();
+    positions.values().next().unwrap().as_str().unwrap().to_owned()
+}
+
+/// The data dir goes away under a daemon that runs: what is acknowledged is in a file that will be found again.
+#[test]
+fn nothing_is_acknowledged_into_a_data_dir_that_is_gone() {
+    let spool = Spool::new("ack: line");
+    spool.takes(A);
+    let mut daemon = spool.world.run().spawn();
+    let lines = |numbers: Range<usize>| numbers.map(|n| record(n).into_bytes()).collect::<Vec<_>>();
+    let acknowledged = feed::send_acked(&feed::connect(spool.address), &lines(B));
+    assert_eq!(acknowledged, B.len());
+    eventually("the rows", || spool.world.compare(SINKS, &rows(0..80)));
+    let (data, away) = (spool.world.folder.join("data"), spool.world.folder.join("away"));
+    fs::rename(&data, &away).unwrap();
+    let stream = feed::connect(spool.address);
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+    assert_eq!(feed::send_acked(&stream, &lines(C)), 0, "acknowledged into a folder that is away");
+    says(&daemon.stderr(), &["removed, moved or replaced"]);
+    // In its place again, everything goes on.
+    fs::rename(&away, &data).unwrap();
+    let later = 120..140;
+    assert_eq!(feed::send_acked(&feed::connect(spool.address), &lines(later.clone())), later.len());
+    eventually("what was acknowledged", || {
+        // What the sender was not told of may be there or not.
+        let in_doubt = |n: &str| C.contains(&n.parse::<usize>().unwrap());
+        SINKS.iter().try_for_each(|sink| {
+            let held = spool.world.sink(sink)?;
+            let numbers = held.column("n");
+            let sure = held.0.into_iter().zip(numbers).filter(|(_, n)| !in_doubt(n)).map(|(row, _)| row);
+            Rows(sure.collect()).compare(&plus(rows(0..80), rows(later.clone())))
+        })
+    });
+    daemon.term();
+    daemon.expect_success();
+}

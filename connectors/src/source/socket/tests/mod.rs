@@ -1,6 +1,7 @@
 //! Tests of the socket source: the spool against crashes and damage, the source over real connections.
 #![allow(clippy::unwrap_used)]
 
+mod copies;
 mod crash;
 mod source;
 mod spool;
@@ -27,14 +28,14 @@ fn shard() -> ShardId {
 /// A group as the intake makes them.
 fn group(records: &[&[u8]]) -> Vec<u8> {
     let mut group = Vec::new();
-    entry::push(&mut group, Kind::Group, 0, 0, &[&[0; 8]]);
+    entry::push_group(&mut group);
     records.iter().for_each(|record| entry::push(&mut group, Kind::Record, 1, 7, &[record]));
     group
 }
 
 /// All records from `from` on with their positions.
 fn records(spool: &Spool, from: u64) -> Result<Vec<(String, Vec<u8>)>, Error> {
-    let stretch = spool.read_ahead(&shard(), from, ALL)?;
+    let stretch = spool.read_ahead(&shard(), from, ALL, None)?;
     let slices = stretch.batch.slices.iter();
     Ok(slices
         .flat_map(|slice| (0..slice.records.len()).map(|n| (slice.position(n).to_string(), slice.record(n).to_vec())))

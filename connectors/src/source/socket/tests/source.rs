@@ -187,3 +187,41 @@ fn what_cannot_work_is_fatal() {
         assert!(matches!(SocketSource::open(&config(&socket), &socket, dir.path()), Err(SourceError::Fatal(_))));
     }
 }
+
+/// The mark has other records before its position than the spool: a copy of the data dir was at work.
+#[tokio::test]
+async fn a_mark_of_another_copy_stops_or_begins_a_new_spool() {
+    let (dir, copy) = (tempdir().unwrap(), tempdir().unwrap());
+    let (source, shard) = source_with(dir.path(), &[b"before"], &stop());
+    drop(source);
+    copy_dir(dir.path(), copy.path());
+    // Both take as much, and the copy commits.
+    let mine = source_with(dir.path(), &[b"mine"], &stop()).0;
+    let theirs = source_with(copy.path(), &[b"copy"], &stop()).0;
+    let lane = Lane::single();
+    let adopt_checked = async |source: &SocketSource, checks: &tidemill_checkpoint::Checks, at: &Positions| {
+        source.adopt(&lane, at, &History { checks: checks.clone(), ..History::default() }).await
+    };
+    let proposal = theirs.plan(&lane, &at(&shard, 0), ALL).await.unwrap().unwrap();
+    let end = proposal.spans[&shard].to.clone();
+    let mark = Positions::from([(shard.clone(), end)]);
+    assert_eq!(proposal.checks.len(), 1);
+    // The copy itself goes on, and so does a folder that was moved or restored with it.
+    adopt_checked(&theirs, &proposal.checks, &mark).await.unwrap();
+    // A mark of an older version has no check, and is believed.
+    adopt(&mine, &mark).await.unwrap();
+    let result = adopt_checked(&mine, &proposal.checks, &mark).await;
+    let Err(SourceError::Lost { what, .. }) = &result else { panic!("{result:?}") };
+    assert!(what.contains(&format!("tidemill checkpoint rewind --to {shard}=POSITION")), "{what}");
+    assert_lost(result, &shard);
+    drop(mine);
+    let continues = Socket { ack: true, on_lost_spool: Some(OnLost::Continue), ..listen() };
+    let mine = SocketSource::open(&config(&continues), &continues, dir.path()).unwrap();
+    let adopted = adopt_checked(&mine, &proposal.checks, &mark).await.unwrap();
+    assert_eq!(adopted.warnings.len(), 1, "{adopted:?}");
+    assert_ne!(mine.spool().1, shard);
+    let aside = fs::read_dir(dir.path())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("aside-"));
+    assert_eq!(aside.count(), 1, "what only it has is kept for a person");
+}

@@ -39,7 +39,9 @@ fn budgets_cut_between_records_and_one_record_always_fits() {
     spool.append(&mut group(&[b"five"])).unwrap();
     for budget in [Budget { records: 1, bytes: usize::MAX }, Budget { records: usize::MAX, bytes: 1 }] {
         let (mut from, mut seen) = (0, Vec::new());
-        while let Some(stretch) = Some(spool.read_ahead(&shard(), from, budget).unwrap()).filter(|s| s.records > 0) {
+        while let Some(stretch) =
+            Some(spool.read_ahead(&shard(), from, budget, None).unwrap()).filter(|s| s.records > 0)
+        {
             assert_eq!(stretch.records, 1);
             let again = spool.read_span(&shard(), from, stretch.to).unwrap();
             assert_eq!(again.batch.slices[0].record(0), stretch.batch.slices[0].record(0));
@@ -49,7 +51,7 @@ fn budgets_cut_between_records_and_one_record_always_fits() {
         }
         assert_eq!(seen, [3, 3, 3_000_000, 4, 4]);
     }
-    let two = spool.read_ahead(&shard(), 0, Budget { records: 2, bytes: usize::MAX }).unwrap();
+    let two = spool.read_ahead(&shard(), 0, Budget { records: 2, bytes: usize::MAX }, None).unwrap();
     assert_eq!(two.records, 2);
     assert!(matches!(spool.read_span(&shard(), 0, two.to + 1), Err(Error::Damaged(_))), "not at a boundary");
     assert!(matches!(spool.read_span(&shard(), 0, spool.end() + 1), Err(Error::Damaged(_))), "beyond the end");
@@ -241,7 +243,7 @@ proptest! {
                 }
                 2 => {
                     let budget = Budget { records: sizes.len(), bytes: usize::MAX };
-                    let stretch = spool.read_ahead(&shard(), at, budget).unwrap();
+                    let stretch = spool.read_ahead(&shard(), at, budget, None).unwrap();
                     (at, released) = (stretch.to, released + stretch.records);
                     spool.release(at);
                 }
@@ -262,4 +264,146 @@ proptest! {
             prop_assert_eq!(waiting, (model.len() - released) as u64);
         }
     }
+}
+
+/// The chain at every border between records, by reading up to it, by asking for it, and after a restart.
+#[test]
+fn a_chain_is_the_same_however_it_is_come_by() {
+    let dir = tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 200).unwrap();
+    for n in 0..12 {
+        spool.append(&mut group(&[format!("a{n}").as_bytes(), format!("b{n}").as_bytes()])).unwrap();
+    }
+    let mut chains = Vec::new();
+    let one = Budget { records: 1, bytes: usize::MAX };
+    let (mut at, mut chain) = (0, spool.chain_at(0).unwrap());
+    loop {
+        let stretch = spool.read_ahead(&shard(), at, one, chain).unwrap();
+        if stretch.records == 0 {
+            break;
+        }
+        assert_eq!(stretch.chain, spool.chain_at(stretch.to).unwrap(), "at {}", stretch.to);
+        chains.push((stretch.to, stretch.chain));
+        (at, chain) = (stretch.to, stretch.chain);
+    }
+    assert_eq!(chains.len(), 24);
+    assert_eq!(chains.iter().map(|(_, chain)| chain.unwrap().0).collect::<std::collections::BTreeSet<_>>().len(), 24);
+    for records in [2, 3, 7, 100] {
+        let budget = Budget { records, bytes: usize::MAX };
+        let stretch = spool.read_ahead(&shard(), chains[1].0, budget, chains[1].1).unwrap();
+        assert!(chains.contains(&(stretch.to, stretch.chain)), "{records} records at a time");
+    }
+    assert_eq!(spool.chain_at(chains[0].0 + 1).unwrap(), None, "no record ends there");
+    assert_eq!(spool.chain_at(spool.end() + 1).unwrap(), None);
+    drop(spool);
+    let spool = Spool::open(dir.path(), 200).unwrap();
+    for (at, chain) in &chains {
+        assert_eq!(spool.chain_at(*at).unwrap(), *chain);
+    }
+    // Released segments take nothing of it away.
+    spool.release(chains[15].0);
+    assert!(spool.first() > 0);
+    for (at, chain) in chains.iter().filter(|(at, _)| *at >= spool.first()) {
+        assert_eq!(spool.chain_at(*at).unwrap(), *chain);
+    }
+}
+
+#[test]
+fn copies_that_take_the_same_bytes_part() {
+    let (dir, copy) = (tempdir().unwrap(), tempdir().unwrap());
+    let spool = Spool::open(dir.path(), 4096).unwrap();
+    spool.append(&mut group(&[b"before"])).unwrap();
+    let fork = spool.end();
+    copy_dir(dir.path(), copy.path());
+    let other = Spool::open(copy.path(), 4096).unwrap();
+    assert_eq!(spool.chain_at(fork).unwrap(), other.chain_at(fork).unwrap());
+    for spool in [&spool, &other] {
+        spool.append(&mut group(&[b"same"])).unwrap();
+    }
+    assert_eq!((spool.id, spool.end()), (other.id, other.end()));
+    assert_ne!(spool.chain_at(spool.end()).unwrap(), other.chain_at(other.end()).unwrap());
+    assert_eq!(spool.chain_at(fork).unwrap(), other.chain_at(fork).unwrap());
+    // Each claim has its own number too.
+    let before = spool.chain_at(spool.end()).unwrap();
+    spool.begin_epoch();
+    spool.append(&mut group(&[b"same"])).unwrap();
+    other.append(&mut group(&[b"same"])).unwrap();
+    assert!(before.is_some() && spool.chain_at(spool.end()).unwrap() != other.chain_at(other.end()).unwrap());
+}
+
+/// Segments of older versions do not say the chain before them: it begins with them, at each look the same.
+#[test]
+fn segments_without_a_chain_begin_one() {
+    let dir = tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 100).unwrap();
+    for n in 0..4 {
+        spool.append(&mut group(&[format!("record {n}").as_bytes(), b"and another"])).unwrap();
+    }
+    let id = spool.id;
+    drop(spool);
+    for path in segments(dir.path()) {
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[40..49].fill(0);
+        let checksum = crc32fast::hash(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+    }
+    let spool = Spool::open(dir.path(), 100).unwrap();
+    let bases: Vec<u64> =
+        segments(dir.path()).iter().map(|path| path.file_stem().unwrap().to_str().unwrap().parse().unwrap()).collect();
+    assert!(bases.len() > 2);
+    for base in &bases {
+        assert_eq!(spool.chain_at(*base).unwrap(), Some(entry::Chain::seed(id, *base)));
+    }
+    // A plan that ends where such a segment begins has the check that an adoption finds.
+    let (mut at, mut chain) = (0, spool.chain_at(0).unwrap());
+    while at < spool.end() {
+        let stretch = spool.read_ahead(&shard(), at, Budget { records: 1, bytes: usize::MAX }, chain).unwrap();
+        assert_eq!(stretch.chain, spool.chain_at(stretch.to).unwrap(), "at {}", stretch.to);
+        (at, chain) = (stretch.to, stretch.chain);
+    }
+    // What follows has it in its head.
+    spool.append(&mut group(&[b"new"])).unwrap();
+    let end = spool.end();
+    let before = spool.chain_at(end).unwrap();
+    spool.append(&mut group(&[b"newer"])).unwrap();
+    assert_eq!(spool.chain_at(end).unwrap(), before);
+}
+
+#[test]
+fn nothing_is_durable_in_a_folder_that_was_taken_away() {
+    let root = tempdir().unwrap();
+    let (dir, away) = (root.path().join("spool"), root.path().join("away"));
+    let spool = Spool::open(&dir, 150).unwrap();
+    spool.append(&mut group(&[b"first"])).unwrap();
+    let refused = |record: &[u8]| {
+        let Err(Error::Io { cause, .. }) = spool.append(&mut group(&[record])) else { panic!() };
+        cause.to_string()
+    };
+    let end = spool.end();
+    fs::rename(&dir, &away).unwrap();
+    assert!(refused(b"second").contains("removed, moved or replaced"));
+    // Another folder in its place: an empty mount point, a copy.
+    copy_dir(&away, &dir);
+    assert!(refused(b"second").contains("removed, moved or replaced"));
+    fs::remove_dir_all(&dir).unwrap();
+    assert_eq!((spool.end(), spool.records()), (end, 1));
+    fs::rename(&away, &dir).unwrap();
+    spool.append(&mut group(&[b"second"])).unwrap();
+    spool.append(&mut group(&[b"third, which fills the segment"])).unwrap();
+    // The next one would be the first of a new segment, in a folder that has none of those before.
+    fs::rename(&dir, &away).unwrap();
+    fs::create_dir(&dir).unwrap();
+    assert!(refused(b"fourth").contains("removed, moved or replaced"));
+    assert_eq!(segments(&dir).len(), 0);
+    fs::remove_dir(&dir).unwrap();
+    fs::rename(&away, &dir).unwrap();
+    spool.append(&mut group(&[b"fourth"])).unwrap();
+    assert_eq!(spool.records(), 4);
+    drop(spool);
+    assert_eq!(texts(&Spool::open(&dir, 150).unwrap()).len(), 4);
+    // Unlinked alone, with its folder in place.
+    let spool = Spool::open(&dir, 10_000).unwrap();
+    segments(&dir).iter().for_each(|path| fs::remove_file(path).unwrap());
+    assert!(spool.append(&mut group(&[b"fifth"])).is_err());
 }
