@@ -19,12 +19,14 @@ use crate::{
     Type, Verb,
     error::Problem,
     load::folder_of,
+    paths::resolve,
     semantics::{DEAD_LETTERS, each, step_name, verb_of},
     tree::{Entry, Node, below, item},
     units,
 };
 
 mod codec;
+pub use lookup::{KeyPart, key_parts};
 pub(crate) use lookup::{address, codec_of, columns_of};
 mod kafka_source;
 mod sql_source;
@@ -175,16 +177,20 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
         "sql" => SourceKind::Sql(sql_source::sql(&entry.value, value, &path, folder)?),
         "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
-        "test" => SourceKind::Test(TestSource { path: folder.join(options::<TestOptions>(value, &path)?.path) }),
+        "test" => SourceKind::Test(TestSource { path: resolve(&folder.join(options::<TestOptions>(value, &path)?.path)) }),
         _ => return Err(inconsistent(&path)),
     };
-    let schema = entry.value.get("schema").map(|schema| fields(&schema.value, &below(&path, "schema")));
+    let schema = entry.value.get("schema").map(|schema| fields(&schema.value, &below(&path, "schema"))).transpose()?;
+    let mut codec = common.codec.of_records(&Around { node: &entry.value, path: &path, folder })?;
+    if let crate::Codec::Csv(csv) = &mut codec {
+        csv.expected = schema.iter().flatten().map(|field| field.name.clone()).collect();
+    }
     Ok(Source {
         name: Located { value: entry.key.clone(), at: entry.place.at(&path) },
         formerly: common.formerly,
         kind,
-        codec: common.codec.of_records(&Around { node: &entry.value, path: &path, folder })?,
-        schema: schema.transpose()?,
+        codec,
+        schema,
         metadata: texts(entry.value.get("metadata"), &path),
     })
 }
@@ -212,7 +218,7 @@ fn socket(given: SocketOptions, path: &str) -> Built<Socket> {
 
 fn directory(given: DirectoryOptions, folder: &Path) -> Directory {
     Directory {
-        path: folder.join(given.path),
+        path: resolve(&folder.join(given.path)),
         include: given.include,
         exclude: given.exclude,
         recursive: given.recursive,
@@ -220,7 +226,7 @@ fn directory(given: DirectoryOptions, folder: &Path) -> Directory {
         on_done: match given.on_done {
             OnDoneOption::Keep => OnDone::Keep,
             OnDoneOption::Delete => OnDone::Delete,
-            OnDoneOption::Move(to) => OnDone::Move(folder.join(to)),
+            OnDoneOption::Move(to) => OnDone::Move(resolve(&folder.join(to))),
         },
         on_changed: given.on_changed,
         start: given.start,
@@ -350,6 +356,7 @@ struct SqliteOptions {
     path: String,
     table: String,
     mode: String,
+    on_new_column: crate::OnNewColumn,
 }
 
 fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Built<Sink> {
@@ -364,7 +371,8 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
         "sqlite" => {
             let given: SqliteOptions = options(value, &path)?;
             let mode = database::mode(&given.mode, entry, &path);
-            SinkKind::Sqlite { path: folder.join(given.path), table: given.table, mode }
+            let on_new_column = given.on_new_column;
+            SinkKind::Sqlite { path: resolve(&folder.join(given.path)), table: given.table, mode, on_new_column }
         }
         "mysql" => SinkKind::Mysql(database::sink(entry, value, &path, folder)?),
         "postgres" => SinkKind::Postgres(database::sink(entry, value, &path, folder)?),
@@ -382,7 +390,7 @@ fn sink(entry: &Entry, name: &str, at: At, value: &Value, folder: &Path) -> Buil
 
 fn files(given: FilesOptions, partition_by: Vec<Located<String>>, folder: &Path) -> Built<Files> {
     Ok(Files {
-        path: folder.join(given.path),
+        path: resolve(&folder.join(given.path)),
         codec: given.codec.codec()?,
         compression: given.compression,
         partition_by,

@@ -2,7 +2,7 @@
 //!
 //! [`Job::load`] and [`Daemon::load`] read a file, check everything that can be known without the outside world, and
 //! return either the model or *all* errors at once, each with file, line, column and path of keys. No I/O past the file
-//! itself, the environment and `${file:PATH}`.
+//! itself, the environment, `${file:PATH}`, and the links in paths ([`paths`]).
 //!
 //! Start with [`model`]: what a job is. `schema` says which keys exist, with types, defaults and docs; the checker, the
 //! JSON Schema of `tidemill schema` and the docs' tables are made from it.
@@ -14,6 +14,7 @@ mod glob;
 mod load;
 pub mod model;
 mod nearest;
+pub mod paths;
 mod schema;
 mod semantics;
 mod substitute;
@@ -22,6 +23,7 @@ mod tree;
 mod types;
 mod units;
 
+pub use build::{KeyPart, key_parts};
 pub use error::{Error, Errors};
 pub use model::*;
 pub use schema::{json_schema, options_markdown, sections};

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 pub use self::kafka_sink::{KafkaCompression, KafkaSink};
 pub use self::{
-    database::{DatabaseSink, Mode, redacted},
+    database::{DatabaseSink, Mode, OnNewColumn, redacted},
     guarantee::Guarantee,
     lookup::{Database, DatabaseAddress, Duplicates, Lookup, LookupMode, LookupTable, OnMissing, RedisValue, SqlRows},
 };
@@ -61,7 +61,7 @@ macro_rules! opaque {
     };
 }
 
-opaque!(Socket, SocketAddress, Framing, Directory, OnDone, TestSource, Codec, Csv, SinkKind, Files, Daemon, Log);
+opaque!(Socket, SocketAddress, Framing, Directory, OnDone, TestSource, Codec, Json, Csv, SinkKind, Files, Daemon, Log);
 
 /// Those that have a name are told by it.
 macro_rules! told_by_name {
@@ -323,10 +323,14 @@ pub struct TestSource {
 pub enum Codec {
     /// JSON objects, one a line, or a top-level array.
     Json,
+    /// The same, with options that are not the usual ones; sources only.
+    JsonWith(Json),
     /// RFC 4180.
     Csv(Csv),
     /// One column, `text`.
     Text,
+    /// The same, in this encoding and not in utf-8; sources only.
+    TextIn(String),
     /// One column, by its name; sources, and sinks of records.
     Bytes(String),
     /// Avro, with a registry or a schema; sources, and sinks of records.
@@ -337,21 +341,89 @@ pub enum Codec {
     Parquet,
 }
 
-/// Options of `codec: { type: csv }`.
+/// Options of `codec: { type: json }` of a source.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Json {
+    /// An encoding label (default utf-8).
+    pub encoding: String,
+    /// A zero byte and a schema's id come before each record.
+    pub confluent: bool,
+}
+
+/// Options of `codec: { type: csv }`. Sinks have the first six; the others are for reading.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Csv {
-    /// Between fields (default `,`).
-    pub delimiter: u8,
+    /// Between fields: ASCII characters (default `,`).
+    pub delimiter: String,
     /// The first record names the columns (default true).
     pub header: bool,
-    /// The quote (default `"`).
-    pub quote: u8,
+    /// The quote (default `"`); `None`: fields have none.
+    pub quote: Option<u8>,
     /// An escape character; default none, quotes are doubled.
     pub escape: Option<u8>,
     /// Texts that mean null (default: the empty unquoted field).
     pub nulls: Vec<String>,
     /// An encoding label (default utf-8).
     pub encoding: String,
+    /// So many lines at the beginning of each file are left out (default 0).
+    pub skip: u64,
+    /// Lines that begin with this text are no records.
+    pub comment: Option<String>,
+    /// The decimal mark of numbers (default `.`).
+    pub decimal: u8,
+    /// The character between groups of three digits.
+    pub thousands: Option<char>,
+    /// A quoted field may hold line ends (default true).
+    pub multiline: bool,
+    /// What becomes of a record with fewer fields than there are columns.
+    pub missing_fields: MissingFields,
+    /// What becomes of a record with more fields than there are columns.
+    pub extra_fields: ExtraFields,
+    /// The columns of the source's `schema`: a header with none of them is not this file's header. Empty: there is no schema.
+    pub expected: Vec<String>,
+}
+
+impl Default for Csv {
+    fn default() -> Self {
+        Self {
+            delimiter: ",".into(),
+            header: true,
+            quote: Some(b'"'),
+            escape: None,
+            nulls: Vec::new(),
+            encoding: "utf-8".into(),
+            skip: 0,
+            comment: None,
+            decimal: b'.',
+            thousands: None,
+            multiline: true,
+            missing_fields: MissingFields::Reject,
+            extra_fields: ExtraFields::Reject,
+            expected: Vec::new(),
+        }
+    }
+}
+
+/// `missing_fields:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MissingFields {
+    /// The record is a reject.
+    Reject,
+    /// The columns that it lacks are null.
+    Null,
+}
+
+/// `extra_fields:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExtraFields {
+    /// The record is a reject.
+    Reject,
+    /// The fields are left out.
+    Ignore,
+    /// The fields are kept in `_extra`.
+    Keep,
 }
 
 /// One step.
@@ -469,6 +541,8 @@ pub enum SinkKind {
         table: String,
         /// How rows are written.
         mode: Mode,
+        /// What is done where the rows have a column that the table lacks.
+        on_new_column: OnNewColumn,
     },
     /// A table of MySQL or MariaDB.
     Mysql(DatabaseSink),

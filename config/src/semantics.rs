@@ -6,7 +6,7 @@ mod lookup;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 mod codec;
@@ -15,6 +15,7 @@ use crate::{
     error::Problem,
     load::Problems,
     nearest::did_you_mean,
+    paths::resolve,
     schema::{job, kafka_sink, kafka_source, scalar::taken_as_it_stands, sql_source},
     tree::{Data, Entry, Node, UNRESOLVED, below, item, shown},
 };
@@ -93,7 +94,6 @@ impl<'a> Semantics<'a> {
         for source in sources {
             let path = below("sources", &source.key);
             let node = &source.value;
-            self.csv(node, &path);
             self.codec(node, &path);
             self.metadata(node, &path);
             self.on_done(node, &path);
@@ -130,20 +130,6 @@ impl<'a> Semantics<'a> {
             let path = below(&below(section, &entry.key), "formerly");
             let help = "`formerly` is the name that this one had before it was renamed; without a renaming, remove it";
             self.problems.add(old.value.place.at(&path), Problem::new(what).help(help));
-        }
-    }
-
-    fn csv(&mut self, node: &Node, path: &str) {
-        let Some(codec) = node.get("codec").map(|entry| &entry.value) else { return };
-        let of = |key: &str, usual: &str| codec.text_of(key).unwrap_or(usual).replace("\\t", "\t");
-        let (delimiter, quote) = (of("delimiter", ","), of("quote", "\""));
-        if codec.text_of("type") == Some("csv") && delimiter == quote {
-            let path = below(path, "codec");
-            let at = match codec.get("delimiter").or(codec.get("quote")) {
-                Some(entry) => entry.value.place.at(&below(&path, &entry.key)),
-                None => codec.place.at(&path),
-            };
-            self.problems.add(at, Problem::new("`delimiter` and `quote` are the same character"));
         }
     }
 
@@ -430,18 +416,8 @@ impl<'a> Semantics<'a> {
         }
     }
 
-    /// The path without `.` and `..`, to compare.
+    /// The one spelling of a path, to compare.
     fn place_of(&self, text: &str) -> PathBuf {
-        let mut place = PathBuf::new();
-        for part in self.folder.join(text).components() {
-            match part {
-                Component::CurDir => {}
-                Component::ParentDir if matches!(place.components().next_back(), Some(Component::Normal(_))) => {
-                    place.pop();
-                }
-                other => place.push(other),
-            }
-        }
-        place
+        resolve(&self.folder.join(text))
     }
 }

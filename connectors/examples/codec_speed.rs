@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(path) => repeated(&std::fs::read(path)?, megabytes),
         None => web_log(megabytes),
     };
-    let csv = Csv { delimiter: b',', header: true, quote: b'"', escape: None, nulls: vec![], encoding: "utf-8".into() };
+    let csv = Csv::default();
     if file.is_some_and(|path| path.ends_with(".csv")) {
         return measure("csv", &Codec::Csv(csv), &text);
     }

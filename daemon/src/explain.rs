@@ -295,9 +295,29 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
             opened.peek(&[tidemill_checkpoint::Lane::single()]).await?;
             opened.check(schema.as_ref()).await
         };
-        told("sink", name, tried.await.map_err(|error| error.to_string()));
+        let tried = tried.await;
+        let is_table = matches!(
+            given.kind,
+            config::SinkKind::Sqlite { .. } | config::SinkKind::Postgres(_) | config::SinkKind::Mysql(_)
+        );
+        let not_compared = tried.is_ok() && schema.is_none() && is_table;
+        told("sink", name, tried.map_err(|error| error.to_string()));
+        if not_compared {
+            println!("sink {name}: columns not compared: {}", why_unknown(job));
+        }
     }
     wrong
+}
+
+/// Why nobody knows which columns the sinks get.
+fn why_unknown(job: &config::Job) -> String {
+    let without = job.sources.iter().filter(|source| given_schema(source).is_none());
+    let without: Vec<&str> = without.map(|source| source.name.value.as_str()).collect();
+    match without[..] {
+        [] => "the columns of a lookup's table are not known".to_owned(),
+        [one] => format!("source {one} has no `schema`"),
+        _ => format!("sources {} have no `schema`", without.join(", ")),
+    }
 }
 
 /// `tidemill explain`.
@@ -499,7 +519,7 @@ fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
             let path = option("path", &files.path.display());
             format!("files in {path}; exactly once (marks in its _tidemill folder)")
         }
-        config::SinkKind::Sqlite { path, table, mode } => {
+        config::SinkKind::Sqlite { path, table, mode, .. } => {
             let mode = describe_mode(mode);
             let (table, path) = (option("table", table), option("path", &path.display()));
             format!("rows {mode} to table {table} of {path}; exactly once (marks in its table tidemill_marks)")

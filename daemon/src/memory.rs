@@ -152,6 +152,11 @@ impl Memory {
         (wanted.min(LEAST_BYTES), None)
     }
 
+    /// The bytes that all tables together may have.
+    pub fn for_tables(&self) -> u64 {
+        self.total / 4 * UNIT
+    }
+
     /// Takes a table that is in memory off the budget, and says how many of its bytes: all tables together never have more
     /// than a quarter, so that beside them and what sources keep a batch still fits. A table is there already, so nobody
     /// waits: where batches have everything now, its part is taken when one ends, as soon as that and what is free are

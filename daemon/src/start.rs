@@ -45,14 +45,17 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     for job in &jobs {
         explain::check(job)?;
     }
+    // The control socket is bound under the path as it was given: a socket's path may have 107 bytes, and an absolute
+    // one could have more.
+    let data_dir = arguments.data_dir.clone().unwrap_or(daemon.data_dir);
     let around = open(Settings {
-        data_dir: arguments.data_dir.clone().unwrap_or(daemon.data_dir),
+        data_dir: data_dir.clone(),
         owner: daemon.owner,
         memory: daemon.memory,
         take_over: arguments.take_over,
         once: arguments.once,
     })?;
-    let data_dir = around.data_dir.clone();
+    tracing::info!(data_dir = %around.data_dir.display(), "data dir");
     let supervisor = Supervisor::new(around);
     let address = arguments.http.clone().or_else(|| (!arguments.once).then_some(daemon.http));
     let listener = match &address {
@@ -168,6 +171,7 @@ pub struct Settings {
 /// Opens the data dir: its UUID, its ledger.
 pub fn open(settings: Settings) -> anyhow::Result<Surroundings> {
     let Settings { data_dir, owner, memory, take_over, once } = settings;
+    let data_dir = config::paths::resolve(&data_dir);
     let opened = SledLedger::open(&data_dir)?;
     for warning in &opened.warnings {
         tracing::warn!("{warning}");

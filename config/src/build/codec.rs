@@ -9,30 +9,84 @@ use serde::Deserialize;
 
 use super::{Built, inconsistent};
 use crate::{
-    Avro, AvroFraming, Codec, Csv, Located, Protobuf, Registry, SchemaFile,
+    Avro, AvroFraming, Codec, Csv, ExtraFields, Json, Located, MissingFields, Protobuf, Registry, SchemaFile,
+    paths::absolute,
     tree::{Node, below},
 };
 
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum CodecOptions {
-    Json,
+    Json(JsonOptions),
     Csv(CsvOptions),
-    Text,
+    Text(TextOptions),
     Bytes(BytesOptions),
     Avro(AvroOptions),
     Protobuf(ProtobufOptions),
     Parquet,
 }
 
+/// A sink has none of them.
+#[derive(Deserialize)]
+pub(super) struct JsonOptions {
+    encoding: Option<String>,
+    framing: Option<FramingWord>,
+}
+
+/// A sink has none of them.
+#[derive(Deserialize)]
+pub(super) struct TextOptions {
+    encoding: Option<String>,
+}
+
+/// A sink has the first six.
 #[derive(Deserialize)]
 pub(super) struct CsvOptions {
-    delimiter: char,
+    delimiter: String,
     header: bool,
-    quote: char,
+    quote: String,
     escape: Option<char>,
     nulls: Option<Vec<String>>,
     encoding: String,
+    skip: Option<u64>,
+    comment: Option<String>,
+    decimal: Option<char>,
+    thousands: Option<char>,
+    multiline: Option<bool>,
+    missing_fields: Option<MissingFields>,
+    extra_fields: Option<ExtraFields>,
+}
+
+impl CsvOptions {
+    fn csv(self) -> Built<Csv> {
+        let ascii = |c: char| u8::try_from(c).map_err(|_| inconsistent("codec"));
+        let usual = Csv::default();
+        let quote = match self.quote.as_str() {
+            "none" => None,
+            text => Some(ascii(text.chars().next().ok_or_else(|| inconsistent("codec"))?)?),
+        };
+        Ok(Csv {
+            delimiter: self.delimiter,
+            header: self.header,
+            quote,
+            escape: self.escape.map(ascii).transpose()?,
+            nulls: self.nulls.unwrap_or_default(),
+            encoding: self.encoding,
+            skip: self.skip.unwrap_or(usual.skip),
+            comment: self.comment,
+            decimal: self.decimal.map(ascii).transpose()?.unwrap_or(usual.decimal),
+            thousands: self.thousands,
+            multiline: self.multiline.unwrap_or(usual.multiline),
+            missing_fields: self.missing_fields.unwrap_or(usual.missing_fields),
+            extra_fields: self.extra_fields.unwrap_or(usual.extra_fields),
+            expected: usual.expected,
+        })
+    }
+}
+
+/// Whether a label is that of UTF-8.
+fn is_utf8(label: &str) -> bool {
+    encoding_rs::Encoding::for_label(label.as_bytes()) == Some(encoding_rs::UTF_8)
 }
 
 #[derive(Deserialize)]
@@ -83,7 +137,7 @@ impl Around<'_> {
     }
 
     fn schema_file(&self, key: &str, path: &str) -> SchemaFile {
-        let path = self.folder.join(path);
+        let path = absolute(&self.folder.join(path));
         SchemaFile { content: read(&path), path: self.located(key, path) }
     }
 
@@ -114,20 +168,21 @@ fn read(path: &Path) -> Result<Arc<[u8]>, String> {
 impl CodecOptions {
     /// A codec that names no files.
     pub(super) fn codec(self) -> Built<Codec> {
-        let ascii = |c: char| u8::try_from(c).map_err(|_| inconsistent("codec"));
         Ok(match self {
-            Self::Json => Codec::Json,
-            Self::Text => Codec::Text,
+            Self::Json(given) => {
+                let encoding = given.encoding.unwrap_or_else(|| Csv::default().encoding);
+                match given.framing == Some(FramingWord::Confluent) {
+                    false if is_utf8(&encoding) => Codec::Json,
+                    confluent => Codec::JsonWith(Json { encoding, confluent }),
+                }
+            }
+            Self::Text(given) => match given.encoding {
+                Some(encoding) if !is_utf8(&encoding) => Codec::TextIn(encoding),
+                _ => Codec::Text,
+            },
             Self::Bytes(given) => Codec::Bytes(given.column),
             Self::Parquet => Codec::Parquet,
-            Self::Csv(csv) => Codec::Csv(Csv {
-                delimiter: ascii(csv.delimiter)?,
-                header: csv.header,
-                quote: ascii(csv.quote)?,
-                escape: csv.escape.map(ascii).transpose()?,
-                nulls: csv.nulls.unwrap_or_default(),
-                encoding: csv.encoding,
-            }),
+            Self::Csv(given) => Codec::Csv(given.csv()?),
             Self::Avro(_) | Self::Protobuf(_) => return Err(inconsistent("codec")),
         })
     }

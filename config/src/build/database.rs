@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_yaml::Value;
 
 use super::{Built, options, text, texts};
-use crate::{DatabaseSink, Guarantee, Mode, tree::Entry};
+use crate::{DatabaseSink, Guarantee, Mode, OnNewColumn, paths::absolute, tree::Entry};
 
 #[derive(Deserialize)]
 struct Options {
@@ -15,6 +15,7 @@ struct Options {
     mode: String,
     guarantee: Guarantee,
     ca: Option<String>,
+    on_new_column: OnNewColumn,
 }
 
 /// A database sink's options; the keys of all kinds are the same.
@@ -26,7 +27,8 @@ pub(super) fn sink(entry: &Entry, value: &Value, path: &str, folder: &Path) -> B
         table: given.table,
         mode,
         guarantee: given.guarantee,
-        ca: given.ca.map(|ca| folder.join(ca)),
+        ca: given.ca.map(|ca| absolute(&folder.join(ca))),
+        on_new_column: given.on_new_column,
     })
 }
 

@@ -9,6 +9,7 @@ use crate::{
     Codec, Csv, Database, DatabaseAddress, Duplicates, Located, Lookup, LookupMode, LookupTable, OnLost, OnMissing,
     RedisValue, SqlRows, check,
     load::Problems,
+    paths::absolute,
     schema,
     tree::{Data, Entry, Node, below},
     units,
@@ -57,7 +58,7 @@ pub(super) fn databases(entries: &[Entry], folder: &Path) -> Built<Vec<Database>
     let one = |entry: &Entry| {
         let url = entry.value.text().or_else(|| entry.value.text_of("url"));
         let url = url.ok_or_else(|| inconsistent(&below("databases", &entry.key)))?;
-        let ca = entry.value.text_of("ca").map(|ca| folder.join(ca));
+        let ca = entry.value.text_of("ca").map(|ca| absolute(&folder.join(ca)));
         Ok(Database { name: entry.key.clone(), address: address(url, folder), ca })
     };
     entries.iter().map(one).collect()
@@ -70,7 +71,7 @@ pub(crate) fn address(url: &str, folder: &Path) -> DatabaseAddress {
         Some("mysql") => DatabaseAddress::Mysql(url.to_owned()),
         Some("mariadb") => DatabaseAddress::Mysql(url.replacen("mariadb", "mysql", 1)),
         Some("redis" | "rediss") => DatabaseAddress::Redis(url.to_owned()),
-        _ => DatabaseAddress::Sqlite(folder.join(url.strip_prefix("sqlite:").unwrap_or(url))),
+        _ => DatabaseAddress::Sqlite(absolute(&folder.join(url.strip_prefix("sqlite:").unwrap_or(url)))),
     }
 }
 
@@ -78,28 +79,55 @@ pub(crate) fn address(url: &str, folder: &Path) -> DatabaseAddress {
 pub(crate) fn codec_of(path: &str) -> Option<Codec> {
     let lower = path.to_ascii_lowercase();
     let name = lower.strip_suffix(".gz").or(lower.strip_suffix(".zst")).unwrap_or(&lower);
-    let csv = |delimiter| {
-        let encoding = "utf-8".to_owned();
-        Codec::Csv(Csv { delimiter, header: true, quote: b'"', escape: None, nulls: Vec::new(), encoding })
-    };
+    let csv = |delimiter: &str| Codec::Csv(Csv { delimiter: delimiter.into(), ..Csv::default() });
     match name.rsplit_once('.')?.1 {
-        "csv" => Some(csv(b',')),
-        "tsv" => Some(csv(b'\t')),
+        "csv" => Some(csv(",")),
+        "tsv" => Some(csv("\t")),
         "json" | "jsonl" | "ndjson" => Some(Codec::Json),
         _ => None,
     }
 }
 
+/// A part of a Redis key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPart<'k> {
+    /// It stands as it is.
+    Text(&'k str),
+    /// A column of the rows.
+    Column(&'k str),
+}
+
+/// The parts of a Redis key: `user:{id}`. A brace of its own is written twice, `{{user:{id}}}:cart`, where any opening one is:
+/// a hash tag has both.
+pub fn key_parts(key: &str) -> Vec<KeyPart<'_>> {
+    let doubled = key.contains("{{");
+    let (mut parts, mut rest) = (Vec::new(), key);
+    while let Some(at) = rest.find(|one| one == '{' || doubled && one == '}') {
+        let behind = &rest[at + 1..];
+        let twice = doubled && behind.starts_with(&rest[at..=at]);
+        if twice || rest[at..].starts_with('}') {
+            parts.push(KeyPart::Text(&rest[..=at]));
+            rest = if twice { &behind[1..] } else { behind };
+            continue;
+        }
+        let Some((column, behind)) = behind.split_once('}') else { break };
+        parts.extend([KeyPart::Text(&rest[..at]), KeyPart::Column(column)]);
+        rest = behind;
+    }
+    parts.push(KeyPart::Text(rest));
+    parts.retain(|part| *part != KeyPart::Text(""));
+    parts
+}
+
 /// The columns in braces of a Redis key, in order, each once.
 pub(crate) fn columns_of(key: &str) -> Vec<&str> {
     let mut columns = Vec::new();
-    let (mut rest, mut open) = (key, key.find('{'));
-    while let Some(at) = open {
-        let Some((column, after)) = rest[at + 1..].split_once('}') else { break };
-        if !columns.contains(&column) {
+    for part in key_parts(key) {
+        if let KeyPart::Column(column) = part
+            && !columns.contains(&column)
+        {
             columns.push(column);
         }
-        (rest, open) = (after, after.find('{'));
     }
     columns
 }
@@ -124,7 +152,7 @@ pub(super) fn lookup(entry: &Entry, path: &str, around: &Around<'_>) -> Built<Lo
                 Some(codec) => codec.codec()?,
                 None => codec_of(&table).ok_or_else(|| inconsistent(path))?,
             };
-            LookupTable::File { path: around.folder.join(table), codec }
+            LookupTable::File { path: absolute(&around.folder.join(table)), codec }
         }
         (Some(database), Some(table), None, None) => LookupTable::Sql { database, rows: SqlRows::Table(table) },
         (Some(database), None, Some(sql), None) => LookupTable::Sql { database, rows: SqlRows::Query(sql) },
@@ -186,5 +214,29 @@ fn pairs(node: &Node, path: &str) -> Vec<(Located<String>, Located<String>)> {
             let names = crate::semantics::each(node, path);
             names.into_iter().filter_map(|(node, path)| located(node, &path)).map(|name| (name.clone(), name)).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        KeyPart::{Column, Text},
+        *,
+    };
+
+    #[test]
+    fn a_brace_of_the_key_itself_is_written_twice() {
+        for (key, parts) in [
+            ("user:{id}", vec![Text("user:"), Column("id")]),
+            ("{{user:{id}}}:cart", vec![Text("{"), Text("user:"), Column("id"), Text("}"), Text(":cart")]),
+            ("{{{id}}}", vec![Text("{"), Column("id"), Text("}")]),
+            ("{{a}}:{id}", vec![Text("{"), Text("a}"), Text(":"), Column("id")]),
+            // As ever, where no opening brace is written twice.
+            ("a}b}}{id}}", vec![Text("a}b}}"), Column("id"), Text("}")]),
+            ("{id", vec![Text("{id")]),
+        ] {
+            assert_eq!(key_parts(key), parts, "{key}");
+        }
+        assert_eq!(columns_of("{{x}}:{a}:{b}:{a}"), ["a", "b"]);
     }
 }

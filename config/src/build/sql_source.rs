@@ -6,7 +6,12 @@ use serde::Deserialize;
 use serde_yaml::Value;
 
 use super::{Built, inconsistent, options, texts};
-use crate::{SqlDatabase, SqlFrom, SqlSource, Start, tree::Node, units};
+use crate::{
+    SqlDatabase, SqlFrom, SqlSource, Start,
+    paths::{absolute, resolve},
+    tree::Node,
+    units,
+};
 
 #[derive(Deserialize)]
 struct Options {
@@ -18,13 +23,15 @@ struct Options {
     start: Start,
     #[serde(deserialize_with = "units::de_duration")]
     settle: Duration,
+    #[serde(deserialize_with = "units::de_duration")]
+    timeout: Duration,
     ca: Option<String>,
 }
 
 pub(super) fn sql(node: &Node, value: &Value, path: &str, folder: &Path) -> Built<SqlSource> {
     let given: Options = options(value, path)?;
     let database = match given.url.split_once(':') {
-        Some(("sqlite", file)) => SqlDatabase::Sqlite(folder.join(file)),
+        Some(("sqlite", file)) => SqlDatabase::Sqlite(resolve(&folder.join(file))),
         Some(("mysql", _)) => SqlDatabase::Mysql(given.url),
         _ => SqlDatabase::Postgres(given.url),
     };
@@ -39,6 +46,7 @@ pub(super) fn sql(node: &Node, value: &Value, path: &str, folder: &Path) -> Buil
         poll: given.poll,
         start: given.start,
         settle: given.settle,
-        ca: given.ca.map(|ca| folder.join(ca)),
+        timeout: given.timeout,
+        ca: given.ca.map(|ca| absolute(&folder.join(ca))),
     })
 }

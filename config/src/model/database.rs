@@ -17,6 +17,19 @@ pub struct DatabaseSink {
     pub guarantee: Guarantee,
     /// A file of certificates (PEM) that the server's must be signed by; `None`: those that the system trusts.
     pub ca: Option<PathBuf>,
+    /// What is done where the rows have a column that the table lacks.
+    pub on_new_column: OnNewColumn,
+}
+
+/// `on_new_column:` of a sink that writes to a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNewColumn {
+    /// The job stops, and names the statement that adds it.
+    #[default]
+    Fail,
+    /// The sink adds it, before the first batch that has it.
+    Add,
 }
 
 impl fmt::Debug for DatabaseSink {

@@ -19,6 +19,8 @@ pub struct SqlSource {
     pub start: Start,
     /// How far the first column of `order_by` lies in the past before a row is read (default 0).
     pub settle: Duration,
+    /// How long the answer to one question may take (default 30 s). A SQLite file is no server, and not waited for so.
+    pub timeout: Duration,
     /// A file of certificates (PEM) that the server's must be signed by.
     pub ca: Option<PathBuf>,
 }

@@ -23,6 +23,13 @@ const CA: Key = optional(
     "A file of certificates (PEM) that the server's must be signed by, relative to the job's file. Left out: those that the system trusts.",
 );
 
+pub(crate) const ON_NEW_COLUMN: Key = default(
+    "on_new_column",
+    Kind::Words(&[word("fail"), word("add")]),
+    "fail",
+    "Where the rows have a column that the table lacks: stop, with the statement that adds it, or add it (ALTER TABLE).",
+);
+
 pub(crate) static MYSQL: &[Key] = &[
     required(
         "url",
@@ -33,6 +40,7 @@ pub(crate) static MYSQL: &[Key] = &[
     MODE_KEY,
     KEY,
     DELETE_WHEN,
+    ON_NEW_COLUMN,
     GUARANTEE,
     CA,
 ];
@@ -47,6 +55,7 @@ pub(crate) static POSTGRES: &[Key] = &[
     MODE_KEY,
     KEY,
     DELETE_WHEN,
+    ON_NEW_COLUMN,
     GUARANTEE,
     CA,
 ];

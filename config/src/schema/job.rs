@@ -19,6 +19,7 @@ const GLOB: Kind = Kind::Scalar(Scalar::Glob);
 const GLOBS: Kind = Kind::OneOrMore { of: &GLOB, min: 1 };
 const NO_GLOBS: Kind = Kind::OneOrMore { of: &GLOB, min: 0 };
 const CHARACTER: Kind = Kind::Scalar(Scalar::Character);
+const ENCODING: Kind = Kind::Scalar(Scalar::Encoding);
 
 pub(super) const fn at_least(min: u64) -> Kind {
     Kind::Scalar(Scalar::Count { min, max: usize::MAX as u64 })
@@ -236,6 +237,25 @@ pub(super) const JSON: Variant = Variant {
     keys: &[],
     exactly_one: &[],
 };
+/// Of sources.
+pub(super) const JSON_READ: Variant = Variant { keys: &[JSON_ENCODING, JSON_FRAMING], ..JSON };
+/// Of tables.
+pub(super) const JSON_TABLE: Variant = Variant { keys: &[JSON_ENCODING], ..JSON };
+
+const JSON_ENCODING: Key = default(
+    "encoding",
+    ENCODING,
+    "utf-8",
+    "The encoding of the bytes, by its label. A byte order mark goes before it.",
+);
+const JSON_FRAMING: Key = default(
+    "framing",
+    Kind::Words(&[word("none"), word("confluent")]),
+    "none",
+    "What comes before a record: nothing, or a registry's zero byte and the four bytes of a schema's id, which are passed over.",
+);
+
+/// Of sinks.
 pub(super) const CSV: Variant = Variant {
     name: "csv",
     state: State::Now,
@@ -243,12 +263,25 @@ pub(super) const CSV: Variant = Variant {
     keys: CSV_KEYS,
     exactly_one: &[],
 };
+/// Of sources and tables.
+pub(super) const CSV_READ: Variant = Variant { keys: CSV_READ_KEYS, ..CSV };
 pub(super) const TEXT_CODEC: Variant = Variant {
     name: "text",
     state: State::Now,
     doc: "A record is one row with the column `text`.",
     keys: &[],
     exactly_one: &[],
+};
+
+/// Of sources.
+const TEXT_READ: Variant = Variant {
+    keys: &[default(
+        "encoding",
+        ENCODING,
+        "utf-8",
+        "The encoding of the bytes, by its label. A byte order mark goes before it.",
+    )],
+    ..TEXT_CODEC
 };
 
 const BYTES_ELSEWHERE: Variant = Variant {
@@ -263,9 +296,9 @@ pub(crate) static SOURCE_CODECS: Variants = Variants {
     short: true,
     common: &[],
     variants: &[
-        JSON,
-        CSV,
-        TEXT_CODEC,
+        JSON_READ,
+        CSV_READ,
+        TEXT_READ,
         Variant {
             name: "parquet",
             state: State::Elsewhere("parquet is written by sinks and not read by sources in this version"),
@@ -296,21 +329,77 @@ pub(crate) static SINK_CODECS: Variants = Variants {
     ],
 };
 
+const CSV_DELIMITER: Key = default(
+    "delimiter",
+    Kind::Scalar(Scalar::Delimiter),
+    "\",\"",
+    "Between fields: one ASCII character (`\\t` for a tab), or up to eight that are no letters and digits.",
+);
+const CSV_HEADER: Key = default("header", FLAG, "true", "Whether the first record names the columns.");
+const CSV_ESCAPE: Key =
+    optional("escape", CHARACTER, "Before a quote inside a quoted field. Left out: quotes are doubled.");
+const CSV_NULLS: Key = optional(
+    "nulls",
+    Kind::OneOrMore { of: &ANY_TEXT, min: 0 },
+    "Texts that mean null, where they stand without quotes. Left out: the empty one.",
+);
+
 static CSV_KEYS: &[Key] = &[
-    default("delimiter", CHARACTER, "\",\"", "Between fields: one ASCII character, `\\t` for a tab."),
-    default("header", FLAG, "true", "Whether the first record names the columns."),
+    CSV_DELIMITER,
+    CSV_HEADER,
     default("quote", CHARACTER, "'\"'", "Around fields that hold delimiters, quotes or line breaks."),
-    optional("escape", CHARACTER, "Before a quote inside a quoted field. Left out: quotes are doubled."),
-    optional(
-        "nulls",
-        Kind::OneOrMore { of: &ANY_TEXT, min: 0 },
-        "Texts that mean null, where they stand without quotes. Left out: the empty one.",
+    CSV_ESCAPE,
+    CSV_NULLS,
+    default("encoding", ENCODING, "utf-8", "Files are written in utf-8 only."),
+];
+
+static CSV_READ_KEYS: &[Key] = &[
+    CSV_DELIMITER,
+    CSV_HEADER,
+    default(
+        "quote",
+        Kind::Scalar(Scalar::Quote),
+        "'\"'",
+        "Around fields that hold delimiters, quotes or line breaks. `none`: a quote is a character like any other.",
     ),
+    CSV_ESCAPE,
+    CSV_NULLS,
     default(
         "encoding",
-        Kind::Scalar(Scalar::Encoding),
+        ENCODING,
         "utf-8",
-        "The encoding of the bytes, by its label (`windows-1252`, `utf-16le`).",
+        "The encoding of the bytes, by its label (`windows-1252`, `utf-16le`). A byte order mark goes before it.",
+    ),
+    default("skip", at_least(0), "0", "Lines at the beginning of each file that are left out, before the header."),
+    optional("comment", TEXT, "Lines that begin with this text are no records: `\"#\"`."),
+    default(
+        "decimal",
+        Kind::Words(&[word("."), word(",")]),
+        "\".\"",
+        "The decimal mark of numbers. With `\",\"` a number is `1,5`, and `1.5` is not one.",
+    ),
+    optional(
+        "thousands",
+        Kind::Scalar(Scalar::Thousands),
+        "The character between groups of three digits: `.`, `,`, `'`, `_` or a space.",
+    ),
+    default(
+        "multiline",
+        FLAG,
+        "true",
+        "Whether a quoted field may hold line ends. `false`: a quote that is not closed costs its line and no other.",
+    ),
+    default(
+        "missing_fields",
+        Kind::Words(&[word("reject"), word("null")]),
+        "reject",
+        "A record with fewer fields than columns: a dead letter, or null in the columns that it lacks.",
+    ),
+    default(
+        "extra_fields",
+        Kind::Words(&[word("reject"), word("ignore"), word("keep")]),
+        "reject",
+        "A record with more fields than columns: a dead letter; without them; or they are kept in `_extra`, as `column_N`.",
     ),
 ];
 
@@ -426,6 +515,7 @@ static SQLITE: &[Key] = &[
         "`append` inserts; `upsert` replaces rows with the same `key`.",
     ),
     optional("key", COLUMNS, "The columns of the key, with `mode: upsert`."),
+    database::ON_NEW_COLUMN,
 ];
 
 /// The keys that any step may have beside its verb.

@@ -2,7 +2,7 @@
 
 use super::{
     Key, Kind, Object, Scalar, Variants, default,
-    job::{COLUMN, COLUMNS, CSV, JSON, NEW_COLUMN, TYPE, at_least, duration, size},
+    job::{COLUMN, COLUMNS, CSV_READ, JSON_TABLE, NEW_COLUMN, TYPE, at_least, duration, size},
     optional, required, word,
 };
 
@@ -26,7 +26,7 @@ pub(crate) static LOOKUP: Object = Object {
         optional(
             "key",
             Kind::Scalar(Scalar::Text),
-            "With a Redis `database`: the key of a row's value, with columns of the row in braces, `user:{id}`.",
+            "With a Redis `database`: the key of a row's value, with columns of the row in braces, `user:{id}`. A brace of the key itself is written twice: `{{user:{id}}}:cart`.",
         ),
         optional("database", Kind::Scalar(Scalar::Text), "The name of a database under the job's `databases:`."),
         optional(
@@ -102,7 +102,8 @@ pub(crate) static CACHE: Object = Object {
     ],
 };
 
-pub(crate) static CODECS: Variants = Variants { noun: "codec", short: true, common: &[], variants: &[JSON, CSV] };
+pub(crate) static CODECS: Variants =
+    Variants { noun: "codec", short: true, common: &[], variants: &[JSON_TABLE, CSV_READ] };
 
 /// An address alone, or with what belongs to it.
 pub(crate) const DATABASE: Kind = Kind::Either(&Kind::Scalar(Scalar::Text), &Kind::Object(&DATABASE_KEYS));

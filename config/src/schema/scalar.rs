@@ -49,6 +49,12 @@ pub(crate) enum Scalar {
     Type,
     /// One ASCII character.
     Character,
+    /// One ASCII character, or several that are no letters and digits.
+    Delimiter,
+    /// One ASCII character, or `none`.
+    Quote,
+    /// What may stand between groups of digits.
+    Thousands,
     Encoding,
     /// A level of logs, or a filter.
     Level,
@@ -97,7 +103,9 @@ impl Scalar {
             Self::Count { .. } => "a whole number",
             Self::Flag => "`true` or `false`",
             Self::Type => "a type like `int64`",
-            Self::Character => "one ASCII character",
+            Self::Character | Self::Delimiter => "one ASCII character",
+            Self::Quote => "one ASCII character, or `none`",
+            Self::Thousands => "one of `.`, `,`, `'`, `_` and a space",
             Self::Encoding => "an encoding like `utf-8`",
             Self::Level => "a level like `info`",
             Self::Table => "the name of a table",
@@ -120,6 +128,9 @@ impl Scalar {
             Self::Flag => "`true`, `false`",
             Self::Type => "type",
             Self::Character => "character",
+            Self::Delimiter => "characters",
+            Self::Quote => "character or `none`",
+            Self::Thousands => "character",
             Self::Encoding => "encoding",
             Self::Level => "level",
             Self::Table => "table",
@@ -155,7 +166,12 @@ impl Scalar {
     }
 
     fn read(self, text: &str) -> Result<Value, Problem> {
-        if text.trim().is_empty() && !matches!(self, Self::Text | Self::AnyText | Self::Character) {
+        if text.trim().is_empty()
+            && !matches!(
+                self,
+                Self::Text | Self::AnyText | Self::Character | Self::Delimiter | Self::Quote | Self::Thousands
+            )
+        {
             return Err(Problem::new(format!("an empty text is not {}", self.wanted())));
         }
         match self {
@@ -190,6 +206,10 @@ impl Scalar {
             Self::Flag => return flag(text),
             Self::Type => drop(types::check(text)?),
             Self::Character => return character(text),
+            Self::Delimiter => return delimiter(text),
+            Self::Quote if text == "none" => {}
+            Self::Quote => return character(text),
+            Self::Thousands => return thousands(text),
             Self::Encoding => encoding(text)?,
             Self::Level => level(text)?,
             Self::Table => table(text)?,
@@ -351,6 +371,29 @@ fn character(text: &str) -> Result<Value, Problem> {
         (Some(byte), None) if byte.is_ascii() => Ok(Value::String(char::from(byte).to_string())),
         (None, _) => Err(Problem::new("an empty text is not one ASCII character").help(meant)),
         _ => Err(Problem::new(format!("{} is not one ASCII character", shown(text))).help(meant)),
+    }
+}
+
+/// Longer ones are an accident.
+const MAX_DELIMITER: usize = 8;
+
+fn delimiter(text: &str) -> Result<Value, Problem> {
+    let is_plain = |byte: u8| byte.is_ascii() && !byte.is_ascii_alphanumeric() && !matches!(byte, b'\n' | b'\r' | 0);
+    let plain = text.replace("\\t", "\t");
+    if (2..=MAX_DELIMITER).contains(&plain.len()) && plain.bytes().all(is_plain) {
+        return Ok(Value::String(plain));
+    }
+    character(text).map_err(|problem| match plain.chars().count() {
+        0 | 1 => problem,
+        _ => problem.help("several characters are a delimiter too: up to eight of ASCII, and no letters or digits"),
+    })
+}
+
+fn thousands(text: &str) -> Result<Value, Problem> {
+    match text {
+        "." | "," | "'" | "_" | " " | "\u{2019}" | "\u{a0}" | "\u{202f}" => Ok(Value::String(text.to_owned())),
+        _ => Err(Problem::new(format!("{} does not stand between digits", shown(text)))
+            .help("write `\".\"`, `\",\"`, `\"'\"`, `\"_\"` or `\" \"`")),
     }
 }
 

@@ -47,6 +47,12 @@ static KEYS: &[Key] = &[
         "0s",
         "Rows are read once their first `order_by` column, a timestamp, lies so far in the past: for transactions that end late.",
     ),
+    default(
+        "timeout",
+        Kind::Scalar(Scalar::Duration { min_ms: 1000 }),
+        "30s",
+        "How long the answer to one question may take before the source is retried: a server that has fallen silent, a lock, a table without an index over `order_by`.",
+    ),
     optional(
         "ca",
         Kind::Scalar(Scalar::Path),

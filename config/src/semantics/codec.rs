@@ -1,4 +1,4 @@
-//! What the options of codecs for binary records say together.
+//! What the options of a codec say together, and beside those of their source or sink.
 
 use super::Semantics;
 use crate::{
@@ -12,13 +12,16 @@ impl Semantics<'_> {
         let Some(codec) = node.get("codec").map(|entry| &entry.value) else { return };
         let kind = codec.text().or(codec.text_of("type")).unwrap_or("json");
         let below_codec = below(path, "codec");
+        self.csv(node, path);
+        self.encoding(node, codec, &below_codec);
         match kind {
+            "csv" => return self.csv_of(node, codec, &below_codec),
+            "json" => return self.json(node, codec, &below_codec),
             "avro" => self.avro(codec, &below_codec, false),
             "protobuf" | "bytes" => {}
             _ => return,
         }
-        let is_lines = node.get("framing").is_none_or(|framing| framing.value.text() == Some("lines"));
-        if node.text_of("type") == Some("socket") && is_lines {
+        if is_cut_into_lines(node) {
             let problem =
                 Problem::new(format!("records of {kind} may hold line ends, and this socket is cut into lines"))
                     .help("write `framing: { length_prefix: 4 }` beside `type: socket`");
@@ -32,6 +35,126 @@ impl Semantics<'_> {
         if codec.text().or(codec.text_of("type")) == Some("avro") {
             self.avro(codec, &below(path, "codec"), true);
         }
+    }
+
+    /// The options of csv by themselves, of a source or a sink.
+    pub(super) fn csv(&mut self, node: &Node, path: &str) {
+        let Some(codec) = node.get("codec").map(|entry| &entry.value) else { return };
+        if codec.text_of("type") != Some("csv") {
+            return;
+        }
+        let path = below(path, "codec");
+        let of = |key: &str, usual: &str| codec.text_of(key).unwrap_or(usual).replace("\\t", "\t");
+        let (delimiter, quote) = (of("delimiter", ","), of("quote", "\""));
+        let mut wrong = |keys: &[&str], problem: Problem| {
+            let at = match keys.iter().find_map(|key| codec.get(key)) {
+                Some(entry) => entry.value.place.at(&below(&path, &entry.key)),
+                None => codec.place.at(&path),
+            };
+            self.problems.add(at, problem);
+        };
+        if delimiter == quote {
+            wrong(&["delimiter", "quote"], Problem::new("`delimiter` and `quote` are the same character"));
+        } else if quote != UNRESOLVED && quote.chars().count() == 1 && delimiter.contains(&quote) {
+            wrong(&["delimiter", "quote"], Problem::new("the `quote` is a part of the `delimiter`"));
+        }
+        if quote == "none" && codec.get("escape").is_some() {
+            let problem = Problem::new("`escape` stands before a quote, and there are none")
+                .help("remove `escape`, or `quote: none`");
+            wrong(&["escape"], problem);
+        }
+        let comment = of("comment", "");
+        if !comment.is_empty() && (comment.starts_with(&delimiter) || comment.starts_with(&quote)) {
+            let problem = Problem::new("a record may begin with this text: it is the `delimiter` or the `quote`")
+                .help("name what comment lines begin with, like `\"#\"`");
+            wrong(&["comment"], problem);
+        }
+        let decimal = of("decimal", ".");
+        if codec.text_of("thousands") == Some(decimal.as_str()) {
+            let problem = Problem::new("`decimal` and `thousands` are the same character")
+                .help("numbers like `1.234,5` are `decimal: \",\"` and `thousands: \".\"`");
+            wrong(&["thousands", "decimal"], problem);
+        }
+    }
+
+    /// The options of csv beside those of its source.
+    fn csv_of(&mut self, node: &Node, codec: &Node, path: &str) {
+        let header = codec.get("header");
+        let has_header =
+            header.is_none_or(|entry| entry.value.text().is_some_and(|text| text.eq_ignore_ascii_case("true")));
+        let kind = node.text_of("type");
+        if matches!(kind, Some("socket" | "kafka")) {
+            let (what, help) = if kind == Some("socket") {
+                (
+                    "the records of many connections come together here, and no header line belongs to all of them",
+                    "write `header: false`, and name the columns by `schema`",
+                )
+            } else {
+                ("each record is a message of its own here, and none of them is a header", "write `header: false`")
+            };
+            // A message never had a header line, and a job that says nothing about it is right.
+            if has_header && (kind == Some("socket") || header.is_some()) {
+                let at = header.map_or(codec.place.at(path), |entry| entry.value.place.at(&below(path, "header")));
+                self.problems.add(at, Problem::new(what).help(help));
+            }
+            for key in ["skip", "comment", "multiline"] {
+                if let Some(entry) = codec.get(key) {
+                    let problem = Problem::new(format!(
+                        "`{key}` is about the lines of a file, and this is a {}",
+                        kind.unwrap_or_default()
+                    ))
+                    .help(format!("remove `{key}`"));
+                    self.problems.add(entry.value.place.at(&below(path, key)), problem);
+                }
+            }
+        }
+        if codec.text_of("extra_fields") == Some("keep")
+            && node.get("schema").is_some()
+            && let Some(entry) = codec.get("extra_fields")
+        {
+            let problem =
+                Problem::new("`keep` puts fields into `_extra`, which a source with a `schema` does not have")
+                    .help("write `extra_fields: ignore` or `reject`, or leave `schema` out");
+            self.problems.add(entry.value.place.at(&below(path, "extra_fields")), problem);
+        }
+    }
+
+    /// The options of json beside those of its source.
+    fn json(&mut self, node: &Node, codec: &Node, path: &str) {
+        let Some(framing) = codec.get("framing").filter(|framing| framing.value.text() == Some("confluent")) else {
+            return;
+        };
+        let at = framing.value.place.at(&below(path, "framing"));
+        if is_cut_into_lines(node) {
+            let problem = Problem::new("the id of a schema may hold line ends, and this socket is cut into lines")
+                .help("write `framing: { length_prefix: 4 }` beside `type: socket`");
+            self.problems.add(at, problem);
+        } else if node.text_of("type") == Some("directory") {
+            let problem = Problem::new("records of a file have no schema's id before them").help("remove `framing`");
+            self.problems.add(at, problem);
+        }
+    }
+
+    /// Whether records in this encoding can be told apart.
+    fn encoding(&mut self, node: &Node, codec: &Node, path: &str) {
+        let Some(entry) = codec.get("encoding") else { return };
+        let Some(encoding) = entry.value.text().and_then(|label| encoding_rs::Encoding::for_label(label.as_bytes()))
+        else {
+            return;
+        };
+        let problem = if [encoding_rs::ISO_2022_JP, encoding_rs::REPLACEMENT].contains(&encoding) {
+            Problem::new(format!("text in {} cannot be cut into records", encoding.name()))
+                .help("turn it into utf-8 first, for instance with `iconv`")
+        } else if [encoding_rs::UTF_16LE, encoding_rs::UTF_16BE].contains(&encoding)
+            && node.text_of("type") == Some("socket")
+            && !is_length_prefixed(node)
+        {
+            Problem::new("a line end in UTF-16 is more than one byte, and this socket looks for single ones")
+                .help("write `framing: { length_prefix: 4 }` beside `type: socket`, or send utf-8")
+        } else {
+            return;
+        };
+        self.problems.add(entry.value.place.at(&below(path, "encoding")), problem);
     }
 
     fn avro(&mut self, codec: &Node, path: &str, is_written: bool) {
@@ -81,6 +204,16 @@ impl Semantics<'_> {
             wrong("password", "a password without a user", "add `user:`");
         }
     }
+}
+
+/// Whether it is a socket whose records are lines.
+fn is_cut_into_lines(node: &Node) -> bool {
+    let is_lines = node.get("framing").is_none_or(|framing| framing.value.text() == Some("lines"));
+    node.text_of("type") == Some("socket") && is_lines
+}
+
+fn is_length_prefixed(node: &Node) -> bool {
+    node.get("framing").is_some_and(|framing| framing.value.get("length_prefix").is_some())
 }
 
 fn is_url(text: Option<&str>) -> bool {

@@ -6,5 +6,6 @@ mod docs;
 mod files;
 mod lookups;
 mod mutated;
+mod paths;
 mod right;
 mod wrong;

@@ -17,6 +17,11 @@ fn env(pairs: &[(&str, &str)]) -> Environment {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
+/// Where a relative path leads: paths in a job are absolute, whatever its file was called by.
+fn here(path: &str) -> PathBuf {
+    std::env::current_dir().unwrap().canonicalize().unwrap().join(path)
+}
+
 #[track_caller]
 fn job_in(text: &str, file: &str, env: &Environment) -> Job {
     Job::parse(text, Path::new(file), env).unwrap_or_else(|errors| panic!("{errors}"))
@@ -95,10 +100,10 @@ fn the_example_of_the_design() {
     let Verb::ParseTimestamp { column, formats, zone } = &job.steps[0].verb else { panic!() };
     assert_eq!((column.value.as_str(), texts(formats)), ("time", vec!["%d/%b/%Y:%H:%M:%S %z".to_owned()]));
     assert!(zone.is_none());
-    let SinkKind::Sqlite { path, table, mode } = &job.sinks[2].kind else { panic!() };
-    assert_eq!((path.as_path(), table.as_str(), mode), (Path::new("jobs/out/hits.db"), "hits", &Mode::Append));
+    let SinkKind::Sqlite { path, table, mode, .. } = &job.sinks[2].kind else { panic!() };
+    assert_eq!((path.as_path(), table.as_str(), mode), (here("jobs/out/hits.db").as_path(), "hits", &Mode::Append));
     let SinkKind::Files(dead) = &job.dead_letters.as_ref().unwrap().kind else { panic!() };
-    assert_eq!(dead.path, Path::new("jobs/dead"));
+    assert_eq!(dead.path, here("jobs/dead").as_path());
 }
 
 #[test]
@@ -112,7 +117,7 @@ fn defaults_of_every_key() {
     assert!(source.formerly.is_none() && source.schema.is_none() && source.metadata.is_empty());
     assert!(source.codec == Codec::Json);
     let SourceKind::Directory(directory) = &source.kind else { panic!() };
-    assert_eq!((directory.path.as_path(), directory.recursive), (Path::new("jobs/in"), false));
+    assert_eq!((directory.path.as_path(), directory.recursive), (here("jobs/in").as_path(), false));
     assert_eq!((directory.include.as_slice(), directory.exclude.len()), (&["*".to_owned()][..], 0));
     assert_eq!(directory.settle, Duration::from_secs(1));
     assert!(directory.on_done == OnDone::Keep);
@@ -131,7 +136,7 @@ fn defaults_of_every_key() {
 
     let job = with("type: directory, path: in, codec: csv", "type: files, path: out, roll: {}");
     let Codec::Csv(csv) = &job.sources[0].codec else { panic!() };
-    assert_eq!((csv.delimiter, csv.header, csv.quote, csv.escape), (b',', true, b'"', None));
+    assert_eq!((csv.delimiter.as_str(), csv.header, csv.quote, csv.escape), (",", true, Some(b'"'), None));
     assert_eq!((csv.nulls.len(), csv.encoding.as_str()), (0, "utf-8"));
     let SinkKind::Files(files) = &job.sinks[0].kind else { panic!() };
     let roll = files.roll.unwrap();
@@ -218,7 +223,7 @@ fn options_of_sources() {
     for (text, expected) in [
         ("keep", OnDone::Keep),
         ("delete", OnDone::Delete),
-        ("{ move: done }", OnDone::Move("jobs/done".into())),
+        ("{ move: done }", OnDone::Move(here("jobs/done"))),
         ("{ move: /done }", OnDone::Move("/done".into())),
     ] {
         let job = with(
@@ -241,7 +246,7 @@ fn options_of_sources() {
         NOWHERE,
     );
     let Codec::Csv(csv) = &job.sources[0].codec else { panic!() };
-    assert_eq!((csv.delimiter, csv.header, csv.quote, csv.escape), (b'\t', false, b'\'', Some(b'\\')));
+    assert_eq!((csv.delimiter.as_str(), csv.header, csv.quote, csv.escape), ("\t", false, Some(b'\''), Some(b'\\')));
     assert_eq!((csv.nulls.as_slice(), csv.encoding.as_str()), (&["NA".to_owned(), "-".into()][..], "windows-1252"));
     assert!(with("type: directory, path: in, codec: { type: text }", NOWHERE).sources[0].codec == Codec::Text);
 }
@@ -349,7 +354,7 @@ fn options_of_sinks() {
         );
         let SinkKind::Files(files) = &job.sinks[0].kind else { panic!() };
         assert!(files.codec == expected, "{codec}");
-        assert_eq!((files.path.as_path(), files.compression), (Path::new("jobs/../out"), Compression::Zstd));
+        assert_eq!((files.path.as_path(), files.compression), (here("out").as_path(), Compression::Zstd));
         assert_eq!(texts(&files.partition_by), ["day", "hour"]);
     }
     let job = with(
@@ -358,11 +363,11 @@ fn options_of_sinks() {
     );
     let SinkKind::Files(files) = &job.sinks[0].kind else { panic!() };
     let Codec::Csv(csv) = &files.codec else { panic!() };
-    assert_eq!((csv.delimiter, csv.header, files.compression), (b';', false, Compression::Gzip));
+    assert_eq!((csv.delimiter.as_str(), csv.header, files.compression), (";", false, Compression::Gzip));
     let roll = files.roll.unwrap();
     assert_eq!((roll.bytes, roll.after), (1_000_000, Duration::from_secs(600)));
     let job = with(DIRECTORY, "type: sqlite, path: /a.db, table: \"my table\", mode: upsert, key: [a, b]");
-    let SinkKind::Sqlite { path, table, mode: Mode::Upsert { key, .. } } = &job.sinks[0].kind else { panic!() };
+    let SinkKind::Sqlite { path, table, mode: Mode::Upsert { key, .. }, .. } = &job.sinks[0].kind else { panic!() };
     assert_eq!(
         (path.as_path(), table.as_str(), texts(key)),
         (Path::new("/a.db"), "my table", vec!["a".to_owned(), "b".into()])
@@ -432,9 +437,9 @@ fn what_is_put_in() {
     let text = "job: a\nsources:\n  s: { type: \"${KIND}\", path: \"in/${NAME}\", recursive: \"${FLAG}\", include: [\"${NAME}\"] }\nsinks: { o: { type: files, path: ${NAME:-x}, roll: { bytes: \"${SIZE}\" } } }\ndead_letters: { type: files, path: \"${NAME}-dead\" }\n".replace("${NAME:-x}", "\"${NAME:-x}\"");
     let job = job_in(&text, "job.yaml", &env);
     let SourceKind::Directory(directory) = &job.sources[0].kind else { panic!() };
-    assert_eq!((directory.path.as_path(), directory.recursive), (Path::new("in/value"), true));
+    assert_eq!((directory.path.as_path(), directory.recursive), (here("in/value").as_path(), true));
     let SinkKind::Files(files) = &job.sinks[0].kind else { panic!() };
-    assert_eq!((files.path.as_path(), files.roll.unwrap().bytes), (Path::new("value"), 2 << 20));
+    assert_eq!((files.path.as_path(), files.roll.unwrap().bytes), (here("value").as_path(), 2 << 20));
     assert!(!job.text.contains("value"), "the text is kept as it was read");
 }
 
@@ -459,7 +464,7 @@ dead_letters: &dead { type: files, path: dead }
         })
         .collect();
     let expected = [("jobs/one", true), ("jobs/two", true), ("jobs/three", false)];
-    assert_eq!(files, expected.map(|(path, csv)| (PathBuf::from(path), csv, Compression::Gzip)));
+    assert_eq!(files, expected.map(|(path, csv)| (here(path), csv, Compression::Gzip)));
 }
 
 #[test]

@@ -9,10 +9,14 @@ use std::ops::Range;
 use memchr::memchr;
 use tidemill_config::model;
 
-use super::{csv, json, raw};
+use super::{csv, encoding::TextFramer, json, raw};
 
 /// What comes before a UTF-8 file's text in some editors' files; never a part of a record.
 pub(super) const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// What a file's beginning tells about it (a header, what its first line is) must lie within so many characters: a reader
+/// that goes on at a border looks at no more of it.
+pub(super) const MAX_HEAD: usize = 500_000;
 
 /// Record ranges are 32 bits wide: of a longer chunk the rest waits for the next call.
 const MAX_CHUNK_BYTES: usize = u32::MAX as usize;
@@ -23,10 +27,24 @@ pub struct Framed {
     /// Bytes that are done with: a border, where the next call begins. 0 with no record found, and not at the end of the
     /// file: more bytes are needed than were given.
     pub consumed: usize,
-    /// The header record (CSV) in the chunk, without its terminator. Found once, with the file's beginning.
-    pub header: Option<Range<usize>>,
+    /// The file's head in the chunk, which belongs to all of its records: a byte order mark, a line that names the
+    /// delimiter (with its terminator), a header record (without). Found once, with the file's beginning; mostly empty.
+    pub header: Vec<Range<usize>>,
     /// From here on the file has no borders any more: a reject of what is left of the file, which the caller then leaves.
     pub error: Option<FrameError>,
+}
+
+impl Framed {
+    /// So many bytes are done with, and that is all.
+    pub(super) fn consumed(consumed: usize) -> Self {
+        Self { consumed, ..Self::default() }
+    }
+
+    /// The head's bytes, where this call found it.
+    #[must_use]
+    pub fn head(&self, chunk: &[u8]) -> Option<bytes::Bytes> {
+        (!self.header.is_empty()).then(|| super::encoding::gathered(chunk, &self.header).into())
+    }
 }
 
 /// Why the rest of a file cannot be cut into records.
@@ -48,17 +66,22 @@ pub trait Framer: Send {
     /// Appends to `out` the ranges in `bytes` of at most `max_records` records, without their terminators.
     ///
     /// `at` is the offset in the file of `bytes[0]`; `at_end` says that nothing comes after `bytes`. With
-    /// `max_records` 0 only what comes before the first record is consumed. Once the file's last record is given, a call
-    /// at the end consumes what is left.
+    /// `max_records` 0 only what comes before the first record is consumed, and `bytes` end at a border. Once the file's last
+    /// record is given, a call at the end consumes what is left.
     fn frame(&mut self, at: u64, bytes: &[u8], at_end: bool, max_records: usize, out: &mut Vec<(u32, u32)>) -> Framed;
 }
 
 /// A framer for files of this codec. Columnar files have no records to frame: they are taken as lines.
 pub fn framer(codec: &model::Codec) -> Box<dyn Framer> {
+    const UTF8: &str = "utf-8";
+    let json = |label: &str| Box::new(TextFramer::new(json::frame::JsonFramer::default(), label, true));
+    let text = |label: &str| Box::new(TextFramer::new(Lines::default(), label, false));
     match codec {
-        model::Codec::Json => Box::new(json::frame::JsonFramer::default()),
-        model::Codec::Csv(options) => Box::new(csv::frame::CsvFramer::new(options)),
-        model::Codec::Text | model::Codec::Parquet => Box::new(Lines::default()),
+        model::Codec::Json => json(UTF8),
+        model::Codec::JsonWith(options) => json(&options.encoding),
+        model::Codec::Csv(options) => Box::new(csv::frame::CsvFile::new(options)),
+        model::Codec::Text | model::Codec::Parquet => text(UTF8),
+        model::Codec::TextIn(label) => text(label),
         model::Codec::Bytes(_) | model::Codec::Avro(_) | model::Codec::Protobuf(_) => Box::new(raw::WholeFile),
     }
 }
@@ -89,14 +112,12 @@ impl Scanned {
     }
 }
 
-/// The length of a byte order mark at the file's beginning; `None` where more bytes must tell.
-pub(super) fn bom(bytes: &[u8], at_end: bool, mark: &[u8]) -> Option<usize> {
-    if bytes.starts_with(mark) {
-        Some(mark.len())
-    } else if bytes.len() < mark.len() && mark.starts_with(bytes) && !at_end {
-        None
-    } else {
-        Some(0)
+/// How many NUL bytes a text begins with. A log that was truncated while its writer had it open has a run of them where its
+/// first line goes on: they are no part of the line.
+pub(super) fn nuls(text: &[u8]) -> usize {
+    match text.first() {
+        Some(0) => text.iter().position(|byte| *byte != 0).unwrap_or(text.len()),
+        _ => 0,
     }
 }
 
@@ -115,6 +136,7 @@ impl Lines {
     }
 
     fn push(&self, bytes: &[u8], start: usize, end: usize, out: &mut Vec<(u32, u32)>) -> bool {
+        let start = start + nuls(&bytes[start..end]);
         let line = &bytes[start..end];
         let end = if line.last() == Some(&b'\r') { end - 1 } else { end };
         if self.skip_blank && line.first().is_none_or(u8::is_ascii_whitespace) && line.trim_ascii().is_empty() {
@@ -128,12 +150,8 @@ impl Lines {
 impl Framer for Lines {
     fn frame(&mut self, at: u64, bytes: &[u8], at_end: bool, max_records: usize, out: &mut Vec<(u32, u32)>) -> Framed {
         let (bytes, at_end) = addressable(bytes, at_end);
-        let mut start = match (at, bom(bytes, at_end, UTF8_BOM)) {
-            (0, Some(mark)) => mark,
-            (0, None) => return Framed::default(),
-            _ => 0,
-        };
-        let mut from = self.scanned.before(at).unwrap_or(start).clamp(start, bytes.len());
+        let mut start = 0;
+        let mut from = self.scanned.before(at).unwrap_or(start).min(bytes.len());
         let mut room = max_records;
         while room > 0 {
             match memchr(b'\n', &bytes[from..]) {
@@ -144,17 +162,21 @@ impl Framer for Lines {
                     from = start;
                 }
                 None if at_end => {
-                    if start < bytes.len() {
+                    if start + nuls(&bytes[start..]) < bytes.len() {
                         self.push(bytes, start, bytes.len(), out);
                     }
                     start = bytes.len();
                     break;
                 }
-                None => break,
+                None => {
+                    // There may be more of them than a record is long.
+                    start += nuls(&bytes[start..]);
+                    break;
+                }
             }
         }
         let looked_at = if room == 0 { 0 } else { bytes.len() - start };
         self.scanned = Scanned::remember(at + start as u64, looked_at);
-        Framed { consumed: start, header: None, error: None }
+        Framed::consumed(start)
     }
 }

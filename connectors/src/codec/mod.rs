@@ -6,16 +6,20 @@
 //! Invariants: the same bytes and schema always give the same rows and rejects; each record gives one row or one reject;
 //! no input panics.
 
-use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use arrow::{
+    array::{ArrayRef, AsArray, RecordBatch},
+    datatypes::SchemaRef,
+};
 use async_trait::async_trait;
 use tidemill_config::model;
 
 use crate::source::Slice;
 
 mod avro;
-
+mod binary;
 mod column;
 mod csv;
+mod encoding;
 pub mod frame;
 mod json;
 mod names;
@@ -40,9 +44,17 @@ pub use frame::{FrameError, Framed, Framer, framer};
 pub use names::{base64, type_name};
 pub use schema::to_arrow;
 pub(crate) use texts::{Texts, from_base64};
+pub(crate) use values::json_of;
 
 /// The column that keeps, as the text of a JSON object, the fields which the pinned schema does not have.
 pub const EXTRA: &str = "_extra";
+
+/// The column `_extra` of rows that have columns with these names of Tidemill's own: a field of one of these names gets
+/// another (`_key_2`). `None`: there is none.
+pub fn rename_extra(extra: &ArrayRef, names: &[String]) -> Option<ArrayRef> {
+    let renamed = json::rename_extra(extra.as_string_opt::<i32>()?, names)?;
+    Some(std::sync::Arc::new(renamed))
+}
 
 /// One record that is not a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +128,11 @@ pub trait Codec: Send + Sync {
         self.decoder(schema, known)
     }
 
+    /// A record as people read it, where its bytes are text in another encoding than UTF-8: for dead letters.
+    fn text(&self, _: &Slice, _record: usize) -> Option<String> {
+        None
+    }
+
     /// Looks at what it needs from elsewhere, without a record: for `validate --connect`.
     async fn check(&self) -> Result<(), PrepareError> {
         Ok(())
@@ -142,13 +159,21 @@ pub trait Encoder: Send {
 /// The codec that a job names. One that cannot read (`parquet`, or an encoding whose letters have no borders) refuses every
 /// record, with the reason.
 pub fn codec(config: &model::Codec) -> Box<dyn Codec> {
+    let utf8 = || "utf-8".to_owned();
+    let refused = |what: &str, label: &str| {
+        encoding::refusal(label).map(|why| Box::new(text::Refused(format!("{what}: {why}"))) as Box<dyn Codec>)
+    };
     match config {
-        model::Codec::Json => Box::new(json::Json),
+        model::Codec::Json => Box::new(json::Json(model::Json { encoding: utf8(), confluent: false })),
+        model::Codec::JsonWith(options) => {
+            refused("json", &options.encoding).unwrap_or_else(|| Box::new(json::Json(options.clone())))
+        }
         model::Codec::Csv(options) => match csv::refusal(options) {
             None => Box::new(csv::Csv(options.clone())),
             Some(why) => Box::new(text::Refused(why)),
         },
-        model::Codec::Text => Box::new(text::Text),
+        model::Codec::Text => Box::new(text::Text(utf8())),
+        model::Codec::TextIn(label) => refused("text", label).unwrap_or_else(|| Box::new(text::Text(label.clone()))),
         model::Codec::Bytes(column) => Box::new(raw::Bytes(column.clone())),
         model::Codec::Avro(options) => made(avro::Avro::new(options)),
         model::Codec::Protobuf(options) => made(protobuf::Protobuf::new(options)),
@@ -168,7 +193,7 @@ fn made(codec: Result<impl Codec + 'static, String>) -> Box<dyn Codec> {
 pub fn columns(config: &model::Codec) -> Result<Option<SchemaRef>, model::Located<String>> {
     let wrong = |at: &model::At, value: String| model::Located { value, at: at.clone() };
     Ok(match config {
-        model::Codec::Text => Some(text::columns()),
+        model::Codec::Text | model::Codec::TextIn(_) => Some(text::columns()),
         model::Codec::Bytes(column) => Some(raw::columns(column)),
         model::Codec::Avro(options) => {
             let columns = options.schema.as_ref().map(|file| {
@@ -178,16 +203,16 @@ pub fn columns(config: &model::Codec) -> Result<Option<SchemaRef>, model::Locate
             columns.transpose()?
         }
         model::Codec::Protobuf(options) => Some(protobuf::columns(options)?),
-        model::Codec::Json | model::Codec::Csv(_) | model::Codec::Parquet => None,
+        model::Codec::Json | model::Codec::JsonWith(_) | model::Codec::Csv(_) | model::Codec::Parquet => None,
     })
 }
 
 /// The encoder of a codec for rows of `schema`; an error names the column that the codec cannot write.
 pub fn encoder(config: &model::Codec, schema: &SchemaRef) -> Result<Box<dyn Encoder>, CodecError> {
     Ok(match config {
-        model::Codec::Json => Box::new(json::encode::JsonEncoder::new(schema)?),
+        model::Codec::Json | model::Codec::JsonWith(_) => Box::new(json::encode::JsonEncoder::new(schema)?),
         model::Codec::Csv(options) => Box::new(csv::encode::CsvEncoder::new(schema, options)?),
-        model::Codec::Text => Box::new(text::TextEncoder::new(schema)?),
+        model::Codec::Text | model::Codec::TextIn(_) => Box::new(text::TextEncoder::new(schema)?),
         model::Codec::Parquet => Box::new(parquet::ParquetEncoder::new(schema)),
         model::Codec::Bytes(_) | model::Codec::Avro(_) | model::Codec::Protobuf(_) => {
             return Err(CodecError(

@@ -65,6 +65,6 @@ impl Framer for WholeFile {
         if !bytes.is_empty() {
             out.push((0, bytes.len() as u32));
         }
-        Framed { consumed: bytes.len(), header: None, error: None }
+        Framed::consumed(bytes.len())
     }
 }

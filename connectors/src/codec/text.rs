@@ -10,6 +10,7 @@ use arrow::{
 use super::{
     Codec, CodecError, Decoded, Decoder, Encoder,
     column::complete,
+    encoding::{self, Transcoded},
     rows::{self, Bad},
     values::Values,
 };
@@ -18,8 +19,8 @@ use crate::source::Slice;
 /// The only column that the codec reads.
 const COLUMN: &str = "text";
 
-/// The codec `text`.
-pub(super) struct Text;
+/// The codec `text`, in an encoding by its label.
+pub(super) struct Text(pub String);
 
 /// What every record gives.
 pub(super) fn columns() -> SchemaRef {
@@ -29,6 +30,7 @@ pub(super) fn columns() -> SchemaRef {
 struct TextDecoder {
     schema: SchemaRef,
     column: Option<usize>,
+    encoding: String,
 }
 
 impl Codec for Text {
@@ -37,13 +39,19 @@ impl Codec for Text {
     }
 
     fn decoder(&self, schema: &SchemaRef, _: &SchemaRef) -> Box<dyn Decoder> {
-        Box::new(TextDecoder { schema: schema.clone(), column: schema.index_of(COLUMN).ok() })
+        let (schema, column) = (schema.clone(), schema.index_of(COLUMN).ok());
+        Box::new(TextDecoder { schema, column, encoding: self.0.clone() })
+    }
+
+    fn text(&self, slice: &Slice, record: usize) -> Option<String> {
+        encoding::text_of(slice, record, &self.0)
     }
 }
 
 impl Decoder for TextDecoder {
     fn decode(&mut self, slice: &Slice) -> Decoded {
-        rows::decode(&self.schema, slice, &slice.bytes, &slice.records, "UTF-8", |record, columns, row| {
+        let text = Transcoded::of(slice, &self.encoding);
+        rows::decode(&self.schema, slice, &text.bytes, &text.records, text.encoding.name(), |record, columns, row| {
             if let Some(column) = self.column.and_then(|at| columns.get_mut(at))
                 && !column.parse(record.as_bytes())
             {

@@ -4,10 +4,11 @@
 use arrow::{
     array::{
         Array, ArrayRef, AsArray, BinaryArray, BooleanArray, LargeStringArray, StringArray, StringViewArray,
+        UInt32Array,
         types::{Date32Type, Date64Type, Decimal128Type, Float32Type, Float64Type, Int32Type, Int64Type, UInt64Type},
     },
     buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
-    compute::{can_cast_types, cast},
+    compute::{can_cast_types, cast, take},
     datatypes::DataType,
     error::ArrowError,
 };
@@ -225,6 +226,15 @@ impl Values {
             Data::List(..) | Data::Struct(_) => self.json(row, out),
         }
     }
+}
+
+/// A value as JSON, as the json codec writes it; `None` for a type that it cannot write.
+pub(crate) fn json_of(array: &dyn Array, row: usize) -> Option<String> {
+    let mut out = Vec::new();
+    // Taken out of its column, so that what lies around it is not looked at for each value.
+    let one = take(array, &UInt32Array::from(vec![u32::try_from(row).ok()?]), None).ok()?;
+    Values::new(&one).ok()?.json(0, &mut out);
+    String::from_utf8(out).ok()
 }
 
 fn needs_escapes(texts: &StringArray) -> bool {

@@ -138,11 +138,11 @@ impl Inner {
         while at < bytes.len() {
             found.clear();
             let framed = framer.frame(at as u64, &bytes[at..], true, FRAMED, &mut found);
-            if let Some(error) = framed.error {
-                return Err(self.wrong(error.detail));
+            if let Some(error) = &framed.error {
+                return Err(self.wrong(&error.detail));
             }
-            if let Some(found) = framed.header {
-                header = Some(bytes[at + found.start..at + found.end].to_vec());
+            if let Some(found) = framed.head(&bytes[at..]) {
+                header = Some(found.to_vec());
             }
             records.extend(found.iter().map(|(start, end)| (at as u32 + start, at as u32 + end)));
             if framed.consumed == 0 {

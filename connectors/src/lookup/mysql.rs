@@ -35,6 +35,8 @@ const NO_SUCH_TEXT: [u16; 3] = [1267, 1270, 1271];
 const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
 /// The native type of columns that need a word of their own.
 const FLOAT: &str = "float";
+const FLAG: &str = "tinyint";
+const BITS: &str = "bit";
 
 pub(super) struct Mysql {
     address: Address,
@@ -181,10 +183,15 @@ impl Server for Mysql {
         format!("`{}`", name.replace('`', "``"))
     }
 
-    /// The server writes a FLOAT with six digits only: as a DOUBLE all of it is written.
+    /// The server writes a FLOAT with six digits only: as a DOUBLE all of it is written. What may be a flag is what the job says.
     fn shown(&self, column: &Described) -> String {
         let name = self.quoted(&column.name);
-        if column.native.as_deref() == Some(FLOAT) { format!("{name} + 0e0") } else { name }
+        match (column.native.as_deref(), &column.given) {
+            (Some(FLOAT), _) => format!("{name} + 0e0"),
+            (Some(FLAG | BITS), Some(DataType::Boolean)) => format!("{name} <> 0"),
+            (Some(BITS), Some(given)) if !matches!(given, DataType::Binary) => format!("{name} + 0"),
+            _ => name,
+        }
     }
 
     fn at_once(&self) -> usize {
@@ -200,12 +207,16 @@ impl Server for Mysql {
         let columns = prepared.columns();
         let native = |column: &Column| match column.column_type() {
             ColumnType::MYSQL_TYPE_FLOAT => FLOAT.to_owned(),
+            ColumnType::MYSQL_TYPE_TINY => FLAG.to_owned(),
+            ColumnType::MYSQL_TYPE_BIT => BITS.to_owned(),
             _ => String::new(),
         };
         let columns = columns.iter().map(|column| Described {
             name: column.name_str().into_owned(),
             kind: Some(kind_of(column)),
             native: Some(native(column)),
+            given: None,
+            is_number: false,
         });
         let described = columns.collect();
         self.keep(connection).await;

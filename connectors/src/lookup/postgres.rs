@@ -1,6 +1,10 @@
 //! PostgreSQL. Values come as texts, which every type has, and keys go as one array for each column.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use arrow::{
     array::ArrayRef,
@@ -8,9 +12,10 @@ use arrow::{
 };
 use async_trait::async_trait;
 use futures::{StreamExt, pin_mut};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 use tokio_postgres::{
-    Column, RowStream,
+    Column,
+    error::SqlState,
     types::{Kind, ToSql, Type},
 };
 
@@ -21,7 +26,7 @@ use super::{
     texts,
 };
 use crate::sink::postgres::{
-    database::{Connection, Server as Connector},
+    database::{Connection, Encoding, Raw, Server as Connector},
     failure::Failure,
 };
 
@@ -30,9 +35,13 @@ const APPLICATION: &str = "tidemill lookup";
 
 /// The class of errors that a value is to blame for.
 const NO_SUCH_VALUE: &str = "22";
+/// What the server says of texts with characters that the database's encoding lacks, and of bytes that it takes for none.
+const NO_SUCH_TEXT: [SqlState; 2] = [SqlState::UNTRANSLATABLE_CHARACTER, SqlState::CHARACTER_NOT_IN_REPERTOIRE];
 
 /// Why there are no rows.
 enum Refused {
+    /// A key is a text that the database does not have.
+    Text(Unanswered),
     /// A value is none of its type, or too much for it.
     Value(Unanswered),
     Other(Unanswered),
@@ -41,7 +50,7 @@ enum Refused {
 impl Refused {
     fn said(self) -> Unanswered {
         match self {
-            Self::Value(error) | Self::Other(error) => error,
+            Self::Text(error) | Self::Value(error) | Self::Other(error) => error,
         }
     }
 }
@@ -56,86 +65,101 @@ pub(super) struct Postgres {
     connector: Connector,
     limit: Duration,
     connection: Mutex<Option<Connection>>,
+    /// Its texts may be bytes that are none: they are asked for as bytes.
+    has_bytes: AtomicBool,
 }
 
 impl Postgres {
     pub(super) fn new(url: &str, ca: Option<&Path>, limit: Duration) -> Result<Self, LookupError> {
         let connector = Connector::new(url, ca, APPLICATION).map_err(|error| LookupError(error.to_string()))?;
-        Ok(Self { connector, limit, connection: Mutex::default() })
+        Ok(Self { connector, limit, connection: Mutex::default(), has_bytes: AtomicBool::new(false) })
     }
 
-    /// The connection; a new one where there is none, or the server has ended it.
-    async fn connected(&self) -> Result<MutexGuard<'_, Option<Connection>>, Unanswered> {
-        let mut held = self.connection.lock().await;
-        if held.as_ref().is_none_or(Connection::is_closed) {
-            *held = None;
-            let connection = self.connector.connect().await?;
-            let session = format!(
-                "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET default_transaction_read_only = on; SET statement_timeout = {}",
-                self.limit.as_millis()
-            );
-            connection
-                .client
-                .batch_execute(&session)
-                .await
-                .map_err(|error| self.failed("setting up a session", error))?;
-            *held = Some(connection);
+    /// The connection, taken out while it is used: what is cut off halfway is not used again. A transaction is begun in it,
+    /// which [`Postgres::keep`] ends.
+    async fn begin(&self) -> Result<Connection, Unanswered> {
+        let held = self.connection.lock().await.take();
+        let connection = match held.filter(|connection| !connection.is_closed()) {
+            Some(connection) => connection,
+            None => self.connector.connect_to_read().await?,
+        };
+        connection.begin_to_read(self.limit).await.map_err(|error| self.failed("beginning to read", error))?;
+        Ok(connection)
+    }
+
+    async fn keep(&self, connection: Connection) {
+        if connection.end_reading().await.is_ok() {
+            *self.connection.lock().await = Some(connection);
         }
-        Ok(held)
     }
 
     fn failed(&self, what: &'static str, error: tokio_postgres::Error) -> Unanswered {
-        let cause = error.as_db_error().map_or_else(|| error.to_string(), |said| said.message().to_owned());
-        let cause = LookupError(format!("{what} ({}): {cause}", self.connector.shown()));
-        let transient = Failure::Postgres(what, error).explain(&self.connector).is_transient();
-        Unanswered { cause, transient }
+        Failure::Postgres(what, error).explain(&self.connector).into()
     }
 
-    /// The rows that a condition on the key columns gives.
+    /// The rows of a statement with these parameters.
     async fn rows(
         &self,
+        connection: &Connection,
         statement: &str,
+        values: &[&[String]],
         columns: &[Described],
-        (condition, values): (String, &[Vec<String>]),
         cells: &mut Cells,
     ) -> Result<(), Refused> {
-        let held = self.connected().await.map_err(Refused::Other)?;
-        let Some(connection) = held.as_ref() else { return Ok(()) };
-        let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
-        let statement = format!("{statement} WHERE {condition}");
-        let rows = connection.client.query_raw(&statement, values).await;
-        self.pour(rows.map_err(|error| self.refused(error))?, columns, cells).await
-    }
-
-    fn refused(&self, error: tokio_postgres::Error) -> Refused {
-        let is_value = error.code().is_some_and(|code| code.code().starts_with(NO_SUCH_VALUE));
-        let said = self.failed("asking", error);
-        if is_value { Refused::Value(said) } else { Refused::Other(said) }
-    }
-
-    async fn pour(&self, rows: RowStream, columns: &[Described], cells: &mut Cells) -> Result<(), Refused> {
+        // Not prepared: nothing is left in a session that a pooler gives to somebody else next.
+        let values = values.iter().map(|column| (column as &(dyn ToSql + Sync), Type::TEXT_ARRAY));
+        let rows = connection.client.query_typed_raw(statement, values).await;
+        let rows = rows.map_err(|error| self.refused(error))?;
         pin_mut!(rows);
         while let Some(row) = rows.next().await {
             let row = row.map_err(|error| self.refused(error))?;
             for (column, described) in columns.iter().enumerate() {
-                let text: Option<&str> = row.try_get(column).map_err(|error| self.refused(error))?;
-                match text {
-                    Some(hex) if described.kind == Some(DataType::Binary) => {
-                        cells.push(column, Some(&bytes_of(hex)))?
+                let value = row.try_get::<_, Option<Raw<'_>>>(column).map_err(|error| self.refused(error))?;
+                match value {
+                    Some(Raw(hex)) if described.kind == Some(DataType::Binary) => {
+                        let bytes = bytes_of(hex).ok_or_else(|| {
+                            LookupError(format!("column `{}`: a bytea that is not written in hex", described.name))
+                        })?;
+                        cells.push(column, Some(&bytes))?;
                     }
-                    text => cells.push(column, text.map(str::as_bytes))?,
+                    value => cells.push(column, value.map(|Raw(bytes)| bytes))?,
                 }
             }
         }
         Ok(())
     }
+
+    fn refused(&self, error: tokio_postgres::Error) -> Refused {
+        let code = error.code().cloned();
+        let said = self.failed("asking", error);
+        match code {
+            Some(code) if NO_SUCH_TEXT.contains(&code) => Refused::Text(said),
+            Some(code) if code.code().starts_with(NO_SUCH_VALUE) => Refused::Value(said),
+            _ => Refused::Other(said),
+        }
+    }
+
+    /// The rows of these keys, in a transaction of its own, which an error ends.
+    async fn rows_of(
+        &self,
+        statement: &str,
+        keys: &[&[String]],
+        columns: &[Described],
+        cells: &mut Cells,
+    ) -> Result<(), Refused> {
+        let connection = self.begin().await.map_err(Refused::Other)?;
+        let mut mine = cells.take();
+        let asked = self.rows(&connection, statement, keys, columns, &mut mine).await;
+        self.keep(connection).await;
+        asked.and_then(|()| Ok(cells.append(mine)?))
+    }
 }
 
 /// The bytes of a `bytea`, which is written as `\x00ff`.
-fn bytes_of(hex: &str) -> Vec<u8> {
-    let digits = hex.strip_prefix("\\x").unwrap_or(hex).as_bytes();
-    let digit = |at: u8| (at as char).to_digit(16).unwrap_or_default() as u8;
-    digits.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+fn bytes_of(hex: &[u8]) -> Option<Vec<u8>> {
+    let digits = hex.strip_prefix(b"\\x").filter(|digits| digits.len() % 2 == 0)?;
+    let digit = |at: u8| char::from(at).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    digits.chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
 /// The job's type; what has none is a text.
@@ -178,19 +202,26 @@ impl Server for Postgres {
     }
 
     fn shown(&self, column: &Described) -> String {
-        format!("{}::text", self.quoted(&column.name))
+        let text = format!("{}::text", self.quoted(&column.name));
+        if self.has_bytes.load(Ordering::Relaxed) { format!("convert_to({text}, 'SQL_ASCII')") } else { text }
     }
 
     async fn describe(&self, statement: &str) -> Result<Vec<Described>, Unanswered> {
-        let held = self.connected().await?;
-        let Some(connection) = held.as_ref() else { return Ok(Vec::new()) };
-        let prepared = connection.client.prepare(statement).await.map_err(|error| self.failed("its query", error))?;
-        let columns = prepared.columns().iter().map(|column| Described {
-            name: column.name().to_owned(),
-            kind: Some(kind_of(column)),
-            native: native(column.type_()),
+        let connection = self.begin().await?;
+        self.has_bytes.store(connection.encoding == Encoding::Bytes, Ordering::Relaxed);
+        let prepared = connection.client.prepare(statement).await;
+        let described = prepared.map(|prepared| {
+            let columns = prepared.columns().iter().map(|column| Described {
+                name: column.name().to_owned(),
+                kind: Some(kind_of(column)),
+                native: native(column.type_()),
+                given: None,
+                is_number: *column.type_() == Type::NUMERIC,
+            });
+            columns.collect()
         });
-        Ok(columns.collect())
+        self.keep(connection).await;
+        described.map_err(|error| self.failed("looking at the columns of a query in", error))
     }
 
     async fn all(
@@ -199,11 +230,7 @@ impl Server for Postgres {
         columns: &[Described],
         cells: &mut Cells,
     ) -> Result<Vec<Option<DataType>>, Unanswered> {
-        let held = self.connected().await?;
-        let Some(connection) = held.as_ref() else { return Ok(Vec::new()) };
-        let none: [&(dyn ToSql + Sync); 0] = [];
-        let rows = connection.client.query_raw(statement, none).await.map_err(|error| self.failed("reading", error))?;
-        self.pour(rows, columns, cells).await.map_err(Refused::said)?;
+        self.rows_of(statement, &[], columns, cells).await.map_err(Refused::said)?;
         Ok(vec![None; columns.len()])
     }
 
@@ -215,26 +242,40 @@ impl Server for Postgres {
         cells: &mut Cells,
     ) -> Result<u64, Unanswered> {
         let values = values(keys.columns)?;
-        if values.first().is_none_or(Vec::is_empty) {
-            return Ok(0);
-        }
         let native = |key: &Described| key.native.clone().unwrap_or_default();
         let natives = keys.described.iter().map(|key| (self.quoted(&key.name), native(key)));
-        match self.rows(statement, columns, (condition(natives), &values), cells).await {
-            Ok(()) => return Ok(1),
-            Err(Refused::Other(error)) => return Err(error),
-            Err(Refused::Value(_)) => {}
-        }
-        // One of the keys is none of the column's type. It is equal to nothing, but the others may be there: once more, by
-        // texts, which every value has. That is slow, as no index helps.
-        drop(cells.take());
+        let by_values = format!("{statement} WHERE {}", condition(natives));
         let as_texts = keys
             .described
             .iter()
             .zip(keys.columns)
             .map(|(key, column)| in_texts(&self.quoted(&key.name), &native(key), column));
-        self.rows(statement, columns, (condition(as_texts), &values), cells).await.map_err(Refused::said)?;
-        Ok(2)
+        let by_texts = format!("{statement} WHERE {}", condition(as_texts));
+        let mut queries = 0;
+        let mut open = vec![(0, values.first().map_or(0, Vec::len))];
+        while let Some((start, end)) = open.pop().filter(|(start, end)| start < end) {
+            let part: Vec<&[String]> = values.iter().map(|column| &column[start..end]).collect();
+            queries += 1;
+            let mut asked = self.rows_of(&by_values, &part, columns, cells).await;
+            if matches!(asked, Err(Refused::Value(_))) {
+                // One of the keys is none of the column's type. It is equal to nothing, but the others may be there: once
+                // more, by texts, which every value has. That is slow, as no index helps.
+                queries += 1;
+                asked = self.rows_of(&by_texts, &part, columns, cells).await;
+            }
+            match asked {
+                Ok(()) => {}
+                // A key that the database has no characters for keeps the server from looking for the others. It is in no
+                // row: what is left when the keys are asked for by halves.
+                Err(Refused::Text(_)) if end - start > 1 => {
+                    let middle = start + (end - start) / 2;
+                    open.extend([(middle, end), (start, middle)]);
+                }
+                Err(Refused::Text(_)) => {}
+                Err(Refused::Value(error) | Refused::Other(error)) => return Err(error),
+            }
+        }
+        Ok(queries)
     }
 }
 
@@ -288,7 +329,10 @@ mod tests {
 
     #[test]
     fn bytes_and_decimals() {
-        assert_eq!(bytes_of("\\x00ffA5"), [0, 255, 165]);
+        assert_eq!(bytes_of(b"\\x00ffA5"), Some(vec![0, 255, 165]));
+        for none in ["\\x0", "\\000\\377", "\\x0g", "00ff"] {
+            assert_eq!(bytes_of(none.as_bytes()), None, "{none} is no hex: never another value");
+        }
         assert_eq!(decimal((10 << 16 | 2) + 4), Some(DataType::Decimal128(10, 2)));
         assert_eq!((decimal(-1), decimal((100 << 16) + 4)), (None, None));
     }

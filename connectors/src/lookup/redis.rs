@@ -9,7 +9,7 @@ use arrow::{
 };
 use async_trait::async_trait;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, TlsCertificates, Value, aio::MultiplexedConnection};
-use tidemill_config::{Codec, Database, DatabaseAddress, Lookup, RedisValue};
+use tidemill_config::{Codec, Database, DatabaseAddress, KeyPart, Lookup, RedisValue, key_parts};
 use tokio::sync::Mutex;
 
 use super::{Asked, LookupError, LookupTable, TEXT, Unanswered, cells::Cells, texts};
@@ -251,20 +251,11 @@ fn bytes(value: &Value) -> Option<&[u8]> {
 
 /// A key's parts.
 fn pieces(key: &str, columns: &[String]) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    let mut rest = key;
-    while let Some((text, after)) = rest.split_once('{') {
-        let Some((column, after)) = after.split_once('}') else { break };
-        if !text.is_empty() {
-            pieces.push(Piece::Text(text.to_owned()));
-        }
-        pieces.extend(columns.iter().position(|known| known == column).map(Piece::Column));
-        rest = after;
-    }
-    if !rest.is_empty() {
-        pieces.push(Piece::Text(rest.to_owned()));
-    }
-    pieces
+    let piece = |part| match part {
+        KeyPart::Text(text) => Some(Piece::Text(text.to_owned())),
+        KeyPart::Column(column) => columns.iter().position(|known| known == column).map(Piece::Column),
+    };
+    key_parts(key).into_iter().filter_map(piece).collect()
 }
 
 #[async_trait]

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, AsArray, BooleanArray, RecordBatch},
+    array::{ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray},
     compute::{concat_batches, filter_record_batch},
     datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type, Schema, SchemaRef},
     error::ArrowError,
@@ -24,6 +24,10 @@ pub(super) struct Described {
     pub kind: Option<DataType>,
     /// How the database itself writes it; `None` where it compares no such values.
     pub native: Option<String>,
+    /// The type that the job gives to it.
+    pub given: Option<DataType>,
+    /// Its values come as texts of numbers, which the database compares as numbers: 2.50 is 2.5.
+    pub is_number: bool,
 }
 
 /// Keys that rows are wanted for.
@@ -147,7 +151,12 @@ impl SqlTable {
     async fn described(&self) -> Result<&Vec<Described>, Unanswered> {
         let describe = || async {
             let statement = format!("SELECT * FROM {}", self.from);
-            self.server.describe(&statement).await.map_err(|error| error.of(&self.what))
+            let mut described = self.server.describe(&statement).await.map_err(|error| error.of(&self.what))?;
+            for column in &mut described {
+                let given = self.given.as_ref().and_then(|given| given.field_with_name(&column.name).ok());
+                column.given = given.map(|field| field.data_type().clone());
+            }
+            Ok(described)
         };
         self.described.get_or_try_init(describe).await
     }
@@ -248,7 +257,7 @@ impl LookupTable for SqlTable {
             let mut cells = Cells::new(&self.what, columns.len(), self.max_bytes);
             let asked = self.server.some(&statement, &columns, &wanted, &mut cells).await;
             queries += asked.map_err(|error| error.of(&self.what))?;
-            let rows = with_keys(cells.finish(&schema)?, &self.keys, some.columns());
+            let rows = with_keys(cells.finish(&schema)?, &wanted.described, some.columns());
             parts.push(rows.map_err(|error| LookupError::of(&self.what, error))?);
         }
         let rows = concat_batches(&schema, &parts).map_err(|error| LookupError::of(&self.what, error))?;
@@ -258,20 +267,37 @@ impl LookupTable for SqlTable {
 
 /// The rows that have one of these very keys. To a database `a` may be equal to `A`: a row that comes for both, in two
 /// statements, would be there twice.
-fn with_keys(rows: RecordBatch, names: &[String], keys: &[ArrayRef]) -> Result<RecordBatch, ArrowError> {
-    let columns: Vec<ArrayRef> = names.iter().filter_map(|name| rows.column_by_name(name).cloned()).collect();
+fn with_keys(rows: RecordBatch, described: &[Described], keys: &[ArrayRef]) -> Result<RecordBatch, ArrowError> {
+    let compared = |column: &ArrayRef, of: &Described| -> ArrayRef {
+        if !of.is_number || column.data_type() != &DataType::Utf8 {
+            return column.clone();
+        }
+        Arc::new(column.as_string::<i32>().iter().map(|text| text.map(number)).collect::<StringArray>())
+    };
+    let found = described.iter().filter_map(|key| Some((rows.column_by_name(&key.name)?, key)));
+    let found: Vec<ArrayRef> = found.map(|(column, key)| compared(column, key)).collect();
+    let keys: Vec<ArrayRef> = keys.iter().zip(described).map(|(column, key)| compared(column, key)).collect();
     let kinds = keys.iter().map(|column| SortField::new(column.data_type().clone()));
     let converter = RowConverter::new(kinds.collect())?;
-    let (keys, found) = (converter.convert_columns(keys)?, converter.convert_columns(&columns)?);
+    let (keys, found) = (converter.convert_columns(&keys)?, converter.convert_columns(&found)?);
     let keys: HashSet<&[u8]> = keys.iter().map(|key| key.data()).collect();
     let wanted: BooleanArray = found.iter().map(|key| Some(keys.contains(key.data()))).collect();
     filter_record_batch(&rows, &wanted)
 }
 
+/// The one text of a decimal number: no zeros behind its last digit.
+fn number(text: &str) -> &str {
+    if text.contains('.') && !text.contains(['e', 'E']) {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        text
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use arrow::array::{Int64Array, StringArray};
+    use arrow::array::Int64Array;
 
     use super::*;
 
@@ -284,8 +310,21 @@ mod tests {
             ("k", texts(&["a", "A", "a", "b"])),
             ("n", numbers(&[7, 7, 8, 7])),
         ]);
-        let names = ["k".to_owned(), "n".to_owned()];
+        let column = |name: &str, is_number| Described {
+            name: name.to_owned(),
+            kind: None,
+            native: None,
+            given: None,
+            is_number,
+        };
+        let names = [column("k", false), column("n", false)];
         let left = with_keys(rows.unwrap(), &names, &[texts(&["a", "b"]), numbers(&[7, 7])]).unwrap();
         assert_eq!(left.column(0), &numbers(&[1, 4]));
+        // Decimals without a number of digits are texts here, and numbers to the database.
+        let rows = RecordBatch::try_from_iter([("k", texts(&["2.50", "100", "0.05", "1.0", "10"]))]).unwrap();
+        let keys = texts(&["2.5", "100.0", "0.050", "10.00"]);
+        let left = with_keys(rows.clone(), &[column("k", true)], std::slice::from_ref(&keys)).unwrap();
+        assert_eq!(left.column(0), &texts(&["2.50", "100", "0.05", "10"]));
+        assert_eq!(with_keys(rows, &[column("k", false)], &[keys]).unwrap().num_rows(), 0);
     }
 }

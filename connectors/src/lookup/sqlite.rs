@@ -139,6 +139,8 @@ impl Server for Sqlite {
                 name: column.name().to_owned(),
                 kind: declared(column.decl_type()),
                 native: Some(column.decl_type().unwrap_or_default().to_owned()),
+                given: None,
+                is_number: false,
             });
             Ok(columns.collect())
         })

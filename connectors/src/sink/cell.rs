@@ -12,6 +12,8 @@ use arrow::{
 use chrono::{DateTime, Days, NaiveDate, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 
+use crate::codec::json_of;
+
 fn rfc3339(at: Option<DateTime<Utc>>) -> Option<String> {
     Some(at?.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
@@ -69,7 +71,7 @@ pub(crate) fn json(array: &dyn Array, row: usize) -> Value {
     }
 }
 
-/// A cell that is not null as text; nested ones as JSON.
+/// A cell that is not null as text; nested ones as JSON, as the json codec writes it.
 pub(crate) fn text(array: &dyn Array, row: usize) -> String {
     match array.data_type() {
         DataType::Utf8 => array.as_string::<i32>().value(row).to_owned(),
@@ -80,9 +82,14 @@ pub(crate) fn text(array: &dyn Array, row: usize) -> String {
             date_text(array.as_primitive::<Date32Type>().value(row)).unwrap_or_else(|| plain(array, row))
         }
         DataType::Decimal128(..) => array.as_primitive::<Decimal128Type>().value_as_string(row),
-        DataType::List(_) | DataType::Struct(_) => json(array, row).to_string(),
+        DataType::List(_) | DataType::Struct(_) => nested(array, row),
         _ => plain(array, row),
     }
+}
+
+/// A cell as JSON, as the json codec writes it: bytes as base64, decimals as numbers with all their digits.
+pub(crate) fn nested(array: &dyn Array, row: usize) -> String {
+    json_of(array, row).unwrap_or_else(|| json(array, row).to_string())
 }
 
 fn plain(array: &dyn Array, row: usize) -> String {
@@ -112,7 +119,14 @@ pub(super) fn fraction_digits(kind: &DataType) -> Option<u64> {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{BinaryArray, Date32Array, Decimal128Array, StringArray, TimestampMicrosecondArray};
+    use arrow::{
+        array::{
+            ArrayRef, BinaryArray, Date32Array, Decimal128Array, ListArray, StringArray, StructArray,
+            TimestampMicrosecondArray,
+        },
+        buffer::OffsetBuffer,
+        datatypes::Field,
+    };
 
     use super::*;
 
@@ -128,6 +142,25 @@ mod tests {
         let decimal = Decimal128Array::from(vec![-105]).with_precision_and_scale(9, 2).unwrap();
         assert_eq!(text(&decimal, 0), "-1.05");
         assert_eq!(text(&BinaryArray::from(vec![b"\x00\xff".as_slice()]), 0), "00ff");
+    }
+
+    #[test]
+    fn what_is_nested_is_written_as_the_json_codec_writes_it() {
+        let amounts = Decimal128Array::from(vec![150, -5]).with_precision_and_scale(9, 2).unwrap();
+        let list = ListArray::new(
+            Arc::new(Field::new_list_field(amounts.data_type().clone(), true)),
+            OffsetBuffer::from_lengths([1, 1]),
+            Arc::new(amounts),
+            None,
+        );
+        let bytes = BinaryArray::from(vec![b"\x00\xff".as_slice(), b"x"]);
+        let fields: Vec<(Arc<Field>, ArrayRef)> = vec![
+            (Arc::new(Field::new("b", DataType::Binary, true)), Arc::new(bytes)),
+            (Arc::new(Field::new("l", list.data_type().clone(), true)), Arc::new(list)),
+        ];
+        let rows = StructArray::from(fields);
+        assert_eq!(text(&rows, 0), r#"{"b":"AP8=","l":[1.50]}"#);
+        assert_eq!(text(&rows, 1), r#"{"b":"eA==","l":[-0.05]}"#);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod blackhole;
 mod cell;
+mod columns;
 pub mod console;
 mod dense;
 mod durable;
@@ -233,7 +234,9 @@ pub fn open(id: SinkId, job: &str, kind: &tidemill_config::SinkKind) -> Result<A
     Ok(match kind {
         SinkKind::Console { first } => Arc::new(unmarked::Unmarked(console::Console::open(id, *first))),
         SinkKind::Files(files) => Arc::new(files::Files::open(id, job, files)?),
-        SinkKind::Sqlite { path, table, mode } => Arc::new(sqlite::Sqlite::open(id, job, path, table, mode)?),
+        SinkKind::Sqlite { path, table, mode, on_new_column } => {
+            Arc::new(sqlite::Sqlite::open(id, job, path, table, mode, *on_new_column)?)
+        }
         SinkKind::Mysql(database) => unmarked::of(mysql::Mysql::open(id, job, database)?, database.guarantee),
         SinkKind::Postgres(database) => unmarked::of(postgres::Postgres::open(id, job, database)?, database.guarantee),
         SinkKind::Kafka(kafka) => unmarked::of(kafka::Kafka::open(id, job, kafka)?, kafka.guarantee),

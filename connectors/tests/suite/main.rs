@@ -7,6 +7,7 @@ mod proxy;
 #[path = "../../../tests/src/services.rs"]
 mod services;
 
+mod databases;
 mod files_model;
 mod kafka_model;
 mod lookups;

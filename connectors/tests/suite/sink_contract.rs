@@ -474,6 +474,7 @@ fn two_sinks_and_two_jobs_in_one_place_do_not_meet() {
                     path: dir.path().join("deep/../deep/rows.db"),
                     table: "rows".into(),
                     mode: tidemill_config::Mode::Append,
+                    on_new_column: tidemill_config::OnNewColumn::Fail,
                 },
                 Kind::Mariadb | Kind::Mysql => mysql::config(&mysql::url(kind, dir.path()), "rows", &[], None),
                 Kind::Postgres => {

@@ -169,14 +169,7 @@ async fn parquet_is_a_file_per_batch_and_cannot_roll() {
 }
 
 fn csv() -> tidemill_config::Csv {
-    tidemill_config::Csv {
-        delimiter: b',',
-        header: true,
-        quote: b'"',
-        escape: None,
-        nulls: Vec::new(),
-        encoding: "utf-8".into(),
-    }
+    tidemill_config::Csv::default()
 }
 
 #[tokio::test]

@@ -163,14 +163,7 @@ fn every_compression_and_codec_is_read_back() {
     use KafkaCompression::{Gzip, Lz4, Snappy, Zstd};
     let long = "line\nbreak, \"quote\" ".repeat(100);
     let rows = batch_of([("text", texts(&[Some(&long), Some("b")]))]);
-    let csv = tidemill_config::Csv {
-        delimiter: b',',
-        header: true,
-        quote: b'"',
-        escape: None,
-        nulls: Vec::new(),
-        encoding: "utf-8".into(),
-    };
+    let csv = tidemill_config::Csv::default();
     for (compression, codec) in [
         (KafkaCompression::None, Codec::Json),
         (Gzip, Codec::Text),

@@ -33,6 +33,9 @@ on_each_server!(
     one_bad_row_of_a_hundred_thousand_is_found_by_halves,
     many_refused_rows_end_in_time,
     a_table_that_does_not_fit_is_named_with_column_and_types,
+    a_bad_row_costs_no_good_one_that_needs_another_row,
+    times_are_cut_to_the_digits_of_their_column,
+    names_know_no_case_and_a_table_that_is_gone_is_not_made_anew,
 );
 
 async fn looking_creates_nothing(place: Place) {
@@ -421,4 +424,52 @@ async fn a_table_that_does_not_fit_is_named_with_column_and_types(place: Place) 
         write(&place.open("t", key), std::slice::from_ref(&batch)).await.unwrap();
         assert_eq!(place.sql("SELECT CAST(n AS SIGNED), s FROM t"), ["1\ta"], "{sql}");
     }
+}
+
+async fn a_bad_row_costs_no_good_one_that_needs_another_row(place: Place) {
+    for (name, key) in [("appended", &[][..]), ("upserted", &["id"])] {
+        place.sql(&format!(
+            "CREATE TABLE {name} (id BIGINT PRIMARY KEY, parent BIGINT, v VARCHAR(3), FOREIGN KEY (parent) REFERENCES {name} (id))"
+        ));
+        let sink = place.open(name, key);
+        let before = sink.rejects(&Lane::single(), 0).await.unwrap().len();
+        let batch = table(vec![
+            numbers("id", &[Some(1), Some(2), Some(3), Some(4), Some(5), Some(6)]),
+            numbers("parent", &[Some(4), None, None, None, Some(1), Some(99)]),
+            texts("v", &[Some("a"), Some("too long"), Some("b"), Some("d"), Some("e"), Some("f")]),
+        ]);
+        assert_eq!(write(&sink, &[batch]).await.unwrap().rejected(), 2);
+        assert_eq!(place.sql(&format!("SELECT id FROM {name} ORDER BY id")), ["1", "3", "4", "5"]);
+        let rejects = sink.rejects(&Lane::single(), before as u64).await.unwrap();
+        assert_eq!(rejects.iter().map(|reject| reject.row).collect::<Vec<_>>(), [1, 5]);
+    }
+}
+
+async fn times_are_cut_to_the_digits_of_their_column(place: Place) {
+    place.sql("CREATE TABLE t (t0 DATETIME, t3 DATETIME(3), t6 TIMESTAMP(6) NULL)");
+    let last = TimestampMicrosecondArray::from(vec![1_735_689_599_999_999]).with_timezone("UTC");
+    let last: ArrayRef = Arc::new(last);
+    let batch = table(vec![("t0", last.clone()), ("t3", last.clone()), ("t6", last)]);
+    write(&place.open("t", &[]), &[batch]).await.unwrap();
+    let shown = place.sql("SET time_zone = '+00:00'; SELECT * FROM t");
+    assert_eq!(shown, ["2024-12-31 23:59:59\t2024-12-31 23:59:59.999\t2024-12-31 23:59:59.999999"]);
+}
+
+async fn names_know_no_case_and_a_table_that_is_gone_is_not_made_anew(place: Place) {
+    let twice = table(vec![numbers("id", &[Some(1)]), numbers("Id", &[Some(2)])]);
+    let error = write(&place.open("t", &[]), &[twice]).await.unwrap_err().to_string();
+    assert!(error.contains("`id` and `Id` are one column to MySQL") && error.contains("`rename: { Id: "), "{error}");
+    let rows = || table(vec![numbers("id", &[Some(1)])]);
+    write(&place.open("t", &[]), &[rows()]).await.unwrap();
+    place.sql("DROP TABLE t");
+    let error = write(&place.open("t", &[]), &[rows()]).await.unwrap_err().to_string();
+    assert!(error.contains("it is gone, with the rows") && error.contains("CREATE TABLE IF NOT EXISTS"), "{error}");
+    place.open("t", &[]).reset().await.unwrap();
+    write(&place.open("t", &[]), &[rows()]).await.unwrap();
+    let more = table(vec![numbers("id", &[Some(1)]), numbers("a", &[Some(1)]), texts("b", &[None])]);
+    let error = write(&place.open("t", &[]), &[more]).await.unwrap_err().to_string();
+    assert!(
+        error.contains("it has no columns `a` (int64), `b` (string): ALTER TABLE `t` ADD COLUMN `a` BIGINT, ADD COLUMN `b` LONGTEXT"),
+        "{error}"
+    );
 }

@@ -12,7 +12,7 @@ use arrow::{
 };
 use rusqlite::Connection;
 use tidemill_checkpoint::{Generation, Lane, Permit, Position, Receipt, ShardId, SinkId, Span};
-use tidemill_config::{At, Located, Mode, SinkKind};
+use tidemill_config::{At, Located, Mode, OnNewColumn, SinkKind};
 use tidemill_connectors::sink::{self, Sink, SinkError};
 
 fn at<T>(value: T) -> Located<T> {
@@ -22,8 +22,12 @@ fn at<T>(value: T) -> Located<T> {
 fn open(path: &Path, table: &str, key: &[&str]) -> Arc<dyn Sink> {
     let key: Vec<_> = key.iter().map(|key| at((*key).to_owned())).collect();
     let mode = if key.is_empty() { Mode::Append } else { Mode::Upsert { key, delete_when: None } };
-    sink::open(SinkId::new("db"), "job", &SinkKind::Sqlite { path: path.to_owned(), table: table.into(), mode })
-        .unwrap()
+    sink::open(
+        SinkId::new("db"),
+        "job",
+        &SinkKind::Sqlite { path: path.to_owned(), table: table.into(), mode, on_new_column: OnNewColumn::Fail },
+    )
+    .unwrap()
 }
 
 fn table(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
@@ -158,7 +162,12 @@ async fn nan_is_null_and_infinities_stay() {
     let sink = sink::open(
         SinkId::new("strict"),
         "job",
-        &SinkKind::Sqlite { path: path.clone(), table: "strict".into(), mode: Mode::Append },
+        &SinkKind::Sqlite {
+            path: path.clone(),
+            table: "strict".into(),
+            mode: Mode::Append,
+            on_new_column: OnNewColumn::Fail,
+        },
     );
     write(&sink.unwrap(), &[rows]).await.unwrap();
     assert_eq!(read(&path, "SELECT x FROM strict"), ["Real(inf)", "Real(-inf)", "Real(0.5)"]);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::sources::{ALL, Kind, lane, sql::Table};
 use tidemill_checkpoint::{Position, Positions};
-use tidemill_config::{Codec, Located, SourceKind, SqlFrom, SqlSource, Start};
+use tidemill_config::{Codec, Field, Located, SourceKind, SqlFrom, SqlSource, Start, Type};
 use tidemill_connectors::source::{self, Budget, History, Proposal, Settings, Source, SourceError, SourceEvent};
 
 /// Runs a case in each kind of database that is there.
@@ -22,12 +22,16 @@ fn each(case: impl AsyncFn(Kind, &Table)) {
 }
 
 fn try_open(sql: SqlSource) -> Result<Arc<dyn Source>, SourceError> {
+    open_with(sql, None)
+}
+
+fn open_with(sql: SqlSource, schema: Option<Vec<Field>>) -> Result<Arc<dyn Source>, SourceError> {
     let config = tidemill_config::Source {
         name: Located { value: "in".to_owned(), at: Default::default() },
         formerly: None,
         kind: SourceKind::Sql(sql),
         codec: Codec::Json,
-        schema: None,
+        schema,
         metadata: Vec::new(),
     };
     let settings = Settings {
@@ -278,6 +282,10 @@ fn what_cannot_be_read_is_named_with_the_way_out() {
         assert!(!absent.is_transient() && absent.to_string().contains("absent"), "{absent}");
         let column = error(table.source(of("odd"), &["nothing"])).await;
         assert!(!column.is_transient() && column.to_string().contains("nothing"), "{column}");
+        if kind == Kind::Postgres {
+            let cased = error(table.source(of("odd"), &["N"])).await.to_string();
+            assert!(cased.contains("there is no column `N`") && cased.contains("there is `n`"), "{cased}");
+        }
         if kind != Kind::Sqlite {
             let float = error(table.source(of("odd"), &["f"])).await.to_string();
             assert!(float.contains("column `f` of `order_by`") && float.contains("timestamps"), "{float}");
@@ -313,5 +321,51 @@ fn another_order_does_not_go_on_from_a_position_and_an_emptied_table_is_said() {
         assert!(adopted.warnings[0].contains("emptied or restored"), "{:?}", adopted.warnings);
         let wrong = at.keys().map(|shard| (shard.clone(), Position::text("what"))).collect();
         assert!(same.adopt(&lane(), &wrong, &History::default()).await.is_err());
+    });
+}
+
+/// MySQL has no booleans but small integers: what the job says of such a column counts, whatever its values are.
+#[test]
+fn what_the_schema_says_of_flags_counts() {
+    each(async |kind, table| {
+        if !matches!(kind, Kind::Mariadb | Kind::Mysql) {
+            return;
+        }
+        table.run(
+            "CREATE TABLE flags (id INT, t TINYINT(1), u TINYINT(1) UNSIGNED, b BIT(1), y YEAR);
+            INSERT INTO flags VALUES (1, 1, 0, b'1', 2024), (2, 5, 200, b'0', 0), (3, 0, 1, b'1', 1999), (4, -1, 1, b'0', 2000)",
+        );
+        let read = async |of_flags: Option<Type>| -> Vec<serde_json::Value> {
+            let field = |name: &str, kind: Type| Field {
+                name: name.to_owned(),
+                kind: Located { value: kind, at: Default::default() },
+            };
+            let schema = of_flags.map(|kind| {
+                let of = |name| field(name, kind.clone());
+                vec![field("id", Type::Int32), of("t"), of("u"), of("b"), field("y", Type::Int32)]
+            });
+            let source = open_with(table.source(of("flags"), &["id"]), schema).unwrap();
+            let mut at = begin(&source).await;
+            let rows = batches(&source, &mut at, ALL).await.concat();
+            rows.into_iter().map(|row| serde_json::json!([row["t"], row["u"], row["b"]])).collect()
+        };
+        let json = |rows: serde_json::Value| rows.as_array().unwrap().clone();
+        assert_eq!(
+            read(Some(Type::Int32)).await,
+            json(serde_json::json!([[1, 0, 1], [5, 200, 0], [0, 1, 1], [-1, 1, 0]]))
+        );
+        assert_eq!(
+            read(Some(Type::Boolean)).await,
+            json(serde_json::json!([
+                [true, false, true],
+                [true, true, false],
+                [false, true, true],
+                [true, true, false]
+            ]))
+        );
+        assert_eq!(
+            read(None).await,
+            json(serde_json::json!([[true, false, 1], [5, 200, 0], [false, true, 1], [-1, true, 0]]))
+        );
     });
 }

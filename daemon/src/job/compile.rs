@@ -79,10 +79,15 @@ pub struct Computed {
     pub phases: Vec<(&'static str, f64)>,
 }
 
+/// Whether the schema is inferred from fields that records have by name: those that it lacks are kept in `_extra`.
+fn has_extra(source: &config::Source) -> bool {
+    use config::Codec;
+    source.schema.is_none() && matches!(source.codec, Codec::Json | Codec::JsonWith(_) | Codec::Csv(_))
+}
+
 /// The schema with `_extra` where it is inferred and the codec knows fields by name.
 pub fn with_extra(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
-    let named = matches!(source.codec, config::Codec::Json | config::Codec::Csv(_));
-    if source.schema.is_some() || !named || schema.fields().is_empty() || schema.field_with_name(EXTRA).is_ok() {
+    if !has_extra(source) || schema.fields().is_empty() || schema.field_with_name(EXTRA).is_ok() {
         return schema.clone();
     }
     let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
@@ -99,16 +104,39 @@ pub fn given_schema(source: &config::Source) -> Option<SchemaRef> {
     }
 }
 
-/// That the files which describe records can be read; an error is a whole message with its place.
+/// That the files which describe records can be read, and that no field of theirs has the name of a column that `metadata`
+/// adds; an error is a whole message with its place.
 pub fn check_codecs(job: &config::Job) -> Result<(), String> {
     let wrong = job.record_codecs().filter_map(|codec| codec::columns(codec).err());
-    let wrong: Vec<_> = wrong.map(|wrong| job.render(&wrong.at, &wrong.value)).collect();
+    let mut wrong: Vec<_> = wrong.map(|wrong| job.render(&wrong.at, &wrong.value)).collect();
+    for source in &job.sources {
+        let Some(columns) = given_schema(source) else { continue };
+        for item in &source.metadata {
+            let name = format!("_{}", item.value);
+            if columns.field_with_name(&name).is_ok() {
+                let what = format!(
+                    "`metadata` makes the column `{name}`, and the records have a field of this name: leave `{}` out of `metadata`, or name the columns that you need by `schema`",
+                    item.value
+                );
+                wrong.push(job.render(&item.at, &what));
+            }
+        }
+    }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
 
 /// The schema of a source, as far as it is known.
 fn schema_of(source: &config::Source, pinned: &Pinned) -> Option<SchemaRef> {
-    given_schema(source).or_else(|| pinned.get(&super::shard_name(source)).cloned())
+    given_schema(source).or_else(|| {
+        let pinned = pinned.get(&super::shard_name(source))?;
+        // An earlier version pinned a record's own `_extra` as a column, and had no place for fields that are unknown.
+        let is_own = has_extra(source) && pinned.fields().len() > 1 && pinned.field_with_name(EXTRA).is_ok();
+        if !is_own {
+            return Some(pinned.clone());
+        }
+        let fields: Vec<_> = pinned.fields().iter().filter(|field| field.name() != EXTRA).cloned().collect();
+        Some(Arc::new(Schema::new(fields)))
+    })
 }
 
 fn metadata_field(source: &config::Source, name: &str) -> Field {
@@ -119,9 +147,22 @@ fn metadata_field(source: &config::Source, name: &str) -> Field {
     Field::new(format!("_{name}"), kind.unwrap_or(DataType::Utf8), true)
 }
 
-/// The columns that steps and sinks get of a source: those of its records, and those that it adds.
+/// The columns that steps and sinks get of a source: those of its records, and those that it adds. A record's own field with
+/// the name of one that is added, or of `_extra`, is there under another name: `_key_2`.
 pub fn with_metadata(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
-    let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
+    let own_extra = !has_extra(source);
+    let is_ours = |name: &str| {
+        own_extra && name == EXTRA || source.metadata.iter().any(|item| name.strip_prefix('_') == Some(&item.value))
+    };
+    let renamed = |field: &Arc<Field>| {
+        if !is_ours(field.name()) {
+            return field.clone();
+        }
+        let is_free = |name: &String| schema.field_with_name(name).is_err();
+        let name = (2..).map(|n| format!("{}_{n}", field.name())).find(is_free).expect("numbers do not end");
+        Arc::new(field.as_ref().clone().with_name(name))
+    };
+    let mut fields: Vec<_> = schema.fields().iter().map(renamed).collect();
     fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(source, &item.value))));
     Arc::new(Schema::new(fields))
 }
@@ -145,9 +186,10 @@ impl Compiled {
             let name = &source.name.value;
             let known = schema_of(source, pinned);
             let full = known.as_ref().map_or_else(|| Arc::new(Schema::empty()), |known| with_extra(known, source));
-            schemas.push((name.clone(), known, with_metadata(&full, source)));
+            let rows = with_metadata(&full, source);
+            schemas.push((name.clone(), known, full, rows));
         }
-        let inputs: Vec<_> = schemas.iter().map(|(name, _, full)| (name.clone(), full.clone())).collect();
+        let inputs: Vec<_> = schemas.iter().map(|(name, _, _, rows)| (name.clone(), rows.clone())).collect();
         let pipeline = Pipeline::plan_with(job, &inputs, tables)
             .map_err(|errors| ComputeError::Plan(errors.iter().map(|error| rendered(job, error)).collect()))?;
         let needed = pipeline.needed();
@@ -155,14 +197,15 @@ impl Compiled {
             .sources
             .iter()
             .zip(schemas)
-            .map(|(source, (name, known, full))| {
+            .map(|(source, (name, known, full, rows))| {
                 let columns = needed.iter().find(|(source, _)| *source == name).map(|(_, columns)| columns);
                 let used = |field: &Field| columns.is_none_or(|columns| columns.contains(field.name()));
                 let metadata: Vec<_> = source.metadata.iter().map(|item| item.value.clone()).collect();
-                let is_metadata =
-                    |field: &Field| metadata.iter().any(|item| field.name().strip_prefix('_') == Some(item));
-                let kept: Vec<_> = full.fields().iter().filter(|f| used(f) || is_metadata(f)).cloned().collect();
-                let decoded: Vec<_> = kept.iter().filter(|field| !is_metadata(field)).cloned().collect();
+                // By place: the names of the record's fields may be other ones in the rows.
+                let (own, added) = rows.fields().split_at(full.fields().len());
+                let used: Vec<_> = full.fields().iter().zip(own).filter(|(_, row)| used(row)).collect();
+                let decoded: Vec<_> = used.iter().map(|(field, _)| Arc::clone(field)).collect();
+                let kept: Vec<_> = used.iter().map(|(_, row)| Arc::clone(row)).chain(added.iter().cloned()).collect();
                 CompiledSource {
                     codec: codec::codec(&source.codec),
                     known,
@@ -332,7 +375,8 @@ impl Compiled {
             Some(ids) => compiled.codec.decoder_of(&compiled.decoded, known, ids),
         };
         let Decoded { rows, records, rejects } = super::absent::decode(&mut *decoder, slice);
-        let batch = if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
+        let is_as_decoded = compiled.metadata.is_empty() && compiled.rows == compiled.decoded;
+        let batch = if is_as_decoded { rows } else { compiled.with_metadata(&rows, &records, slice) };
         (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
     }
 
@@ -366,13 +410,17 @@ impl Compiled {
             }
         }
         for reject in &rejects {
+            let decoded;
             let place = numbers.find(reject.origin).map(|(index, record)| (slices[index], record));
             let (name, at, record) = match place {
-                Some(((source, slice), record)) => (
-                    self.job.sources[source].name.value.as_str(),
-                    Some((&slice.shard, slice.position(record as usize))),
-                    Some(slice.record(record as usize)),
-                ),
+                Some(((source, slice), record)) => {
+                    decoded = self.sources[source].codec.text(slice, record as usize);
+                    (
+                        self.job.sources[source].name.value.as_str(),
+                        Some((&slice.shard, slice.position(record as usize))),
+                        Some(decoded.as_deref().map_or_else(|| slice.record(record as usize), str::as_bytes)),
+                    )
+                }
                 None => ("", None, None),
             };
             letters.push(name, at, &reject.step, &reject.reason, &reject.detail, record);
@@ -393,13 +441,16 @@ impl Compiled {
 
 impl CompiledSource {
     fn with_metadata(&self, rows: &RecordBatch, records: &[u32], slice: &Slice) -> RecordBatch {
+        let added: Vec<String> = self.metadata.iter().map(|item| format!("_{item}")).collect();
         let columns: Vec<ArrayRef> = self
             .rows
             .fields()
             .iter()
-            .map(|field| {
-                if let Some(column) = rows.column_by_name(field.name()) {
-                    return column.clone();
+            .enumerate()
+            .map(|(at, field)| {
+                if let Some(column) = rows.columns().get(at) {
+                    let renamed = (field.name() == EXTRA).then(|| codec::rename_extra(column, &added)).flatten();
+                    return renamed.unwrap_or_else(|| column.clone());
                 }
                 let name = field.name().trim_start_matches('_');
                 if let Some((_, values)) = slice.columns.iter().find(|(column, _)| *column == name) {

@@ -87,13 +87,23 @@ pub struct Lookups {
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
+/// The lookup, of whose table no more is read than memory has room for.
+fn bounded(config: &config::Lookup, most: u64) -> config::Lookup {
+    let mut bounded = config.clone();
+    if let LookupMode::Snapshot { max_bytes, .. } = &mut bounded.mode {
+        *max_bytes = most.min(*max_bytes);
+    }
+    bounded
+}
+
 impl Lookups {
     /// The lookups of a job. Reads nothing.
     pub fn open(job: &config::Job, folder: PathBuf, scheme: LaneScheme, around: &Surroundings) -> anyhow::Result<Self> {
         let shelf = Arc::new(Shelf::new(Store::new(folder.clone())));
         let mut slots = Vec::new();
         for (step, config) in of(job) {
-            let table = lookup::open(config).map_err(|error| anyhow::anyhow!("step {}: {error}", step.name))?;
+            let table = lookup::open(&bounded(config, around.memory.for_tables()))
+                .map_err(|error| anyhow::anyhow!("step {}: {error}", step.name))?;
             around.metrics.begin_lookup(&job.name, &step.name, matches!(config.mode, LookupMode::Query { .. }));
             slots.push(Arc::new(Slot::new(
                 &job.name,

@@ -114,17 +114,15 @@ pub struct Surroundings {
 const PLAIN: &str = "/._-+:@";
 
 impl Surroundings {
-    /// A text in which every `tidemill checkpoint` command names the data dir, where it is not the default one, and the job,
-    /// where the data dir knows several.
+    /// A text in which every `tidemill checkpoint` command names the data dir, so that it can be pasted anywhere, and the
+    /// job, where the data dir knows several.
     pub fn in_commands(&self, job: &str, text: &str) -> String {
         const COMMAND: &str = "`tidemill checkpoint ";
         let mut named = COMMAND.to_owned();
-        if self.data_dir != Path::new(start::DATA_DIR) {
-            let dir = self.data_dir.display().to_string();
-            let is_plain = dir.chars().all(|c| c.is_alphanumeric() || PLAIN.contains(c));
-            let quoted = if is_plain { dir } else { format!("'{}'", dir.replace('\'', r"'\''")) };
-            named += &format!("--data-dir {quoted} ");
-        }
+        let dir = self.data_dir.display().to_string();
+        let is_plain = dir.chars().all(|c| c.is_alphanumeric() || PLAIN.contains(c));
+        let quoted = if is_plain { dir } else { format!("'{}'", dir.replace('\'', r"'\''")) };
+        named += &format!("--data-dir {quoted} ");
         if start::job_files(&self.data_dir, None).is_ok_and(|known| known.len() > 1) {
             named += &format!("--job {job} ");
         }
@@ -344,7 +342,7 @@ impl Job {
     /// Keeps where the job's file is, so that `tidemill checkpoint --job NAME` finds it.
     fn keep_place(&self) -> std::io::Result<()> {
         std::fs::create_dir_all(self.folder())?;
-        let file = self.config.file.canonicalize().unwrap_or_else(|_| self.config.file.clone());
+        let file = config::paths::of_file(&self.config.file);
         std::fs::write(self.folder().join(JOB_FILE), file.as_os_str().as_encoded_bytes())
     }
 

@@ -459,3 +459,19 @@ fn an_interrupted_once_is_no_success_and_loses_nothing() {
     daemon.expect_success();
     assert_eq!(Rows::files(&folder.join("out")).len(), 2);
 }
+
+/// Columns that nobody knows are not compared with a table's, and that is said.
+#[test]
+fn validate_connect_says_what_it_could_not_compare() {
+    let folder = Folder::new();
+    let job = "job: plain\nsources: { in: { type: directory, path: in } }\nsinks: { db: { type: sqlite, path: out.db, table: t } }\n";
+    folder.write("job.yaml", job);
+    let (code, out, err) = said(&tidemill(&folder, &["validate", "job.yaml", "--connect"]));
+    assert_eq!(code, Some(0), "{err}");
+    assert_has(&out, &["sink db: reached", "sink db: columns not compared: source in has no `schema`"]);
+    rusqlite::Connection::open(folder.join("out.db")).unwrap().execute_batch("CREATE TABLE t (id INTEGER)").unwrap();
+    folder.write("job.yaml", job.replace("path: in }", "path: in, schema: { id: int64, a: string, b: date } }"));
+    let (code, _, err) = said(&tidemill(&folder, &["validate", "job.yaml", "--connect"]));
+    assert_eq!(code, Some(1), "{err}");
+    assert_has(&err, &["it has no columns `a` (string), `b` (date): ALTER TABLE \"t\" ADD COLUMN \"a\" TEXT"]);
+}

@@ -285,6 +285,24 @@ fn wrong_files_are_told_with_their_place() {
     }
 }
 
+/// Which columns there are is known before the first record: so is that two would have one name.
+#[test]
+fn a_field_named_like_a_metadata_column_is_an_error_of_the_file() {
+    let folder = Folder::new();
+    folder.write("r.avsc", SCHEMA.replace("\"b\"", "\"_file\""));
+    for (metadata, code) in [("file, position", 78), ("position", 0)] {
+        let yaml = format!(
+            "job: r\nsources:\n  in: {{ type: directory, path: in, metadata: [{metadata}], codec: {{ type: avro, schema_file: r.avsc }} }}\n\
+             sinks: {{ out: {{ type: files, path: out, codec: json }} }}\n"
+        );
+        let path = folder.write("job.yaml", yaml);
+        let done = tidemill(&folder, &["validate", path.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!(done.status.code(), Some(code), "{said}");
+        assert!(code == 0 || said.contains("job.yaml:3:") && said.contains("leave `file` out of `metadata`"), "{said}");
+    }
+}
+
 #[test]
 fn validate_asks_the_registry() {
     let Some(registry) = services::registry() else { return };

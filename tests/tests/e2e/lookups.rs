@@ -300,9 +300,9 @@ fn a_batch_that_kills_the_process_is_found_out_with_its_tables() {
     rows(&folder).assert_same(&expected(0..30, GERMANY), "the table");
 }
 
-/// A table that is larger than what tables may have of the budget is used all the same, and told: nothing waits for it.
+/// A table that is larger than what tables may have of the budget is refused by name, before all of it is in memory.
 #[test]
-fn a_table_beyond_its_part_of_the_memory_is_told_and_used() {
+fn a_table_beyond_its_part_of_the_memory_is_refused() {
     let folder = Folder::new();
     let more: String = (0..60_000).map(|n| format!("X{n},{}\n", "a name of some length ".repeat(4))).collect();
     folder.write("countries.csv", format!("{OLD}{more}"));
@@ -310,15 +310,12 @@ fn a_table_beyond_its_part_of_the_memory_is_told_and_used() {
     folder.publish("in/a.json", records(0..250));
     let run = Run::new(&folder).job(&job(LOOKUP, &[DB, FILES].concat())).arg("--config").arg("tidemill.yaml");
     let mut once = run.once();
-    once.expect_success();
-    rows(&folder).assert_same(&expected(0..250, GERMANY), "the table");
+    once.expect_code(1);
     let said = once.stderr();
-    assert!(said.contains("4 MiB of it are counted") && said.contains("make that larger"), "{said}");
+    assert!(said.contains("a quarter of the daemon's `memory`") && said.contains("mode: query"), "{said}");
     folder.write("countries.csv", OLD);
-    folder.publish("in/b.json", records(250..300));
-    let mut small = run.once();
-    small.expect_success();
-    assert!(!small.stderr().contains("are counted"), "{}", small.stderr());
+    run.once().expect_success();
+    rows(&folder).assert_same(&expected(0..250, GERMANY), "the table");
 }
 
 #[test]

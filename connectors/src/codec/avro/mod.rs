@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use tidemill_config::model::{self, AvroFraming, SchemaFile};
 
 use super::{
-    Codec, CodecError, Decoded, Decoder, PrepareError,
+    Codec, CodecError, Decoded, Decoder, PrepareError, binary,
     registry::{Known, Registry},
     rows::{self, Bad},
 };
@@ -183,6 +183,9 @@ impl AvroDecoder {
     /// The key of a record's schema, and where its body begins.
     fn head(&self, record: &[u8]) -> Result<(u32, usize), Bad> {
         match self.framing {
+            AvroFraming::None if binary::is_avro_container(record) => {
+                Err(bad(&format!("it is an Avro container file: {}", binary::AVRO_CONTAINER)))
+            }
             AvroFraming::None => Ok((THE_SCHEMA, 0)),
             AvroFraming::Confluent => id_of(record).map(|id| (id, 5)).ok_or_else(|| {
                 bad("the record does not begin with a zero byte and the id of a schema: was it written without a registry?")

@@ -36,7 +36,9 @@ impl CsvEncoder {
             }
         }
         let mut special = [false; 256];
-        for byte in [options.delimiter, options.quote, b'\n', b'\r'] {
+        // With the first character of a longer delimiter a field would end where it is not meant to.
+        let first = options.delimiter.bytes().next();
+        for byte in [b'\n', b'\r'].into_iter().chain(first).chain(options.quote) {
             special[usize::from(byte)] = true;
         }
         let names = schema.fields().iter().map(|field| field.name().clone()).collect();
@@ -57,7 +59,9 @@ impl CsvEncoder {
     }
 
     fn quote_slowly(&self, start: usize, out: &mut Vec<u8>) {
-        let (quote, escape) = (self.options.quote, self.options.escape.unwrap_or(self.options.quote));
+        // Of sinks every field may have quotes.
+        let quote = self.options.quote.unwrap_or(b'"');
+        let escape = self.options.escape.unwrap_or(quote);
         let text = out.split_off(start);
         out.push(quote);
         for byte in text {
@@ -78,7 +82,7 @@ impl Encoder for CsvEncoder {
         let mut line = Vec::new();
         for (at, name) in self.names.iter().enumerate() {
             if at > 0 {
-                line.push(self.options.delimiter);
+                line.extend_from_slice(self.options.delimiter.as_bytes());
             }
             let start = line.len();
             line.extend_from_slice(name.as_bytes());
@@ -99,7 +103,7 @@ impl Encoder for CsvEncoder {
         for row in 0..batch.num_rows() {
             for (at, column) in columns.iter_mut().enumerate() {
                 if at > 0 {
-                    out.push(self.options.delimiter);
+                    out.extend_from_slice(self.options.delimiter.as_bytes());
                 }
                 if column.is_null(row) {
                     out.extend_from_slice(null);

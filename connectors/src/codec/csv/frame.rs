@@ -1,136 +1,98 @@
 //! Framing of CSV files: a line end inside of quotes ends no record.
 //!
-//! A quote opens a quoted field only where the field begins, as in the decoder; anywhere else it is a letter. In UTF-16
-//! the same rules hold for units of two bytes.
+//! A quote opens a quoted field only where the field begins, as in the decoder; anywhere else it is a character like others.
+//! [`CsvFramer`] sees ASCII characters, one byte each; [`CsvFile`] is around it, knows the encoding, and judges the header.
 
-use encoding_rs::Encoding;
 use memchr::{memchr2, memchr3};
 use tidemill_config::model::Csv;
 
-use super::super::frame::{Framed, Framer, Scanned, UTF8_BOM, addressable, bom};
+use super::{Head, Separator, separator};
+use crate::codec::{
+    encoding::{TextFramer, gathered},
+    frame::{FrameError, Framed, Framer, MAX_HEAD, Scanned},
+};
 
-/// How wide the units are in which delimiters and line ends are looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unit {
-    /// UTF-8, and every encoding in which a byte below 0x40 is always the ASCII letter.
-    Byte,
-    Utf16Le,
-    Utf16Be,
+/// Frames a CSV file of any encoding. A header that cannot be one is an error: the file is one reject.
+pub(in crate::codec) struct CsvFile {
+    text: TextFramer<CsvFramer>,
+    options: Csv,
 }
 
-impl Unit {
-    fn of(label: &str) -> Self {
-        match Encoding::for_label(label.as_bytes()) {
-            Some(encoding) if encoding == encoding_rs::UTF_16LE => Self::Utf16Le,
-            Some(encoding) if encoding == encoding_rs::UTF_16BE => Self::Utf16Be,
-            _ => Self::Byte,
-        }
+impl CsvFile {
+    pub(in crate::codec) fn new(options: &Csv) -> Self {
+        let special = options.delimiter.bytes().chain(options.quote).chain(options.escape);
+        let mut special = special.chain(options.comment.iter().flat_map(|comment| comment.bytes()));
+        // Digits and letters may be second bytes of a character too.
+        let has_pairs = special.any(|byte| byte >= b'0');
+        let text = TextFramer::new(CsvFramer::new(options), &options.encoding, has_pairs);
+        Self { text, options: options.clone() }
     }
-    fn bytes(self) -> usize {
-        if self == Self::Byte { 1 } else { 2 }
-    }
-    /// The ASCII letter at `at`; 0 where there is another one.
-    fn letter(self, bytes: &[u8], at: usize) -> Option<u8> {
-        match self {
-            Self::Byte => bytes.get(at).copied(),
-            _ => {
-                let unit = bytes.get(at..at + 2)?.first_chunk::<2>()?;
-                let unit = if self == Self::Utf16Le { u16::from_le_bytes(*unit) } else { u16::from_be_bytes(*unit) };
-                Some(u8::try_from(unit).unwrap_or(0))
+}
+
+impl Framer for CsvFile {
+    fn frame(&mut self, at: u64, bytes: &[u8], at_end: bool, max_records: usize, out: &mut Vec<(u32, u32)>) -> Framed {
+        let before = out.len();
+        let framed = self.text.frame(at, bytes, at_end, max_records, out);
+        let Some(last) = framed.header.last().filter(|_| self.options.header) else { return framed };
+        // Behind a header with a line end more was consumed than the header.
+        let has_end = last.end < framed.consumed;
+        let head = gathered(bytes, &framed.header);
+        match Head::parse(Some(&head), &self.options).fault(&head, has_end, &self.options) {
+            None => framed,
+            Some(detail) => {
+                out.truncate(before);
+                Framed { error: Some(FrameError { start: 0, reason: "csv", detail }), ..Framed::default() }
             }
         }
     }
-    fn find(self, bytes: &[u8], from: usize, any: [u8; 3]) -> Option<usize> {
-        match self {
-            Self::Byte if any[1] == any[2] => memchr2(any[0], any[1], &bytes[from..]).map(|found| from + found),
-            Self::Byte => memchr3(any[0], any[1], any[2], &bytes[from..]).map(|found| from + found),
-            _ => (from..bytes.len())
-                .step_by(2)
-                .find(|at| self.letter(bytes, *at).is_some_and(|letter| any.contains(&letter))),
-        }
-    }
 }
 
-/// Frames a CSV file.
+/// Frames a CSV file of which it sees every character as one byte.
 pub(in crate::codec) struct CsvFramer {
-    unit: Unit,
-    is_utf8: bool,
-    delimiter: u8,
-    quote: u8,
-    escape: u8,
-    has_header: bool,
-    /// The file's beginning was seen.
-    begun: bool,
+    options: Csv,
+    delimiter: Vec<u8>,
     /// With one column an empty line is a record with an empty field; with more it is no record.
     blank_is_record: bool,
     scanned: Scanned,
+    /// Inside of a quoted field, after the bytes of `scanned`.
     in_quotes: bool,
+    /// Where a field begins, after the bytes of `scanned`. For delimiters of several characters.
+    at_field: bool,
+}
+
+/// What the beginning of a file is.
+enum Begun {
+    /// More bytes must tell.
+    Unknown,
+    Is(Framed),
+    Wrong(String),
 }
 
 impl CsvFramer {
-    pub(in crate::codec) fn new(options: &Csv) -> Self {
-        let encoding = Encoding::for_label(options.encoding.as_bytes());
+    fn new(options: &Csv) -> Self {
         Self {
-            unit: Unit::of(&options.encoding),
-            is_utf8: encoding.is_none_or(|encoding| encoding == encoding_rs::UTF_8),
-            delimiter: options.delimiter,
-            quote: options.quote,
-            escape: options.escape.unwrap_or(options.quote),
-            has_header: options.header,
-            begun: false,
+            options: options.clone(),
+            delimiter: options.delimiter.clone().into_bytes(),
             blank_is_record: false,
             scanned: Scanned::default(),
             in_quotes: false,
-        }
-    }
-
-    fn mark(&self) -> &'static [u8] {
-        match self.unit {
-            Unit::Utf16Le => b"\xff\xfe",
-            Unit::Utf16Be => b"\xfe\xff",
-            Unit::Byte if self.is_utf8 => UTF8_BOM,
-            Unit::Byte => b"",
+            at_field: true,
         }
     }
 
     /// The end of the record that begins at `start`, and where the next one begins. `None`: the chunk ends before it.
     fn record(&mut self, at: u64, bytes: &[u8], start: usize, at_end: bool) -> Option<(usize, usize)> {
-        let width = self.unit.bytes();
         let mut from = match self.scanned.before(at + start as u64) {
             Some(looked_at) => (start + looked_at).min(bytes.len()),
             None => {
-                self.in_quotes = false;
+                (self.in_quotes, self.at_field) = (false, true);
                 start
             }
         };
-        let found = loop {
-            let any = if self.in_quotes { [self.quote, self.escape, self.escape] } else { [self.quote, b'\n', b'\r'] };
-            let Some(place) = self.unit.find(bytes, from, any) else {
-                from = bytes.len() - (bytes.len() - from) % width;
-                break None;
-            };
-            let letter = self.unit.letter(bytes, place);
-            let next = self.unit.letter(bytes, place + width);
-            if next.is_none() && !at_end && letter != Some(b'\n') {
-                // What the letter means is told by the next one.
-                from = place;
-                break None;
-            }
-            from = place + width;
-            if self.in_quotes {
-                if letter != Some(self.quote) || next == letter {
-                    from += width;
-                } else {
-                    self.in_quotes = false;
-                }
-            } else if letter == Some(self.quote) {
-                let before = place.checked_sub(width).and_then(|before| self.unit.letter(bytes, before));
-                self.in_quotes = place == start || before == Some(self.delimiter);
-            } else {
-                let is_pair = letter == Some(b'\r') && next == Some(b'\n');
-                break Some((place, from + if is_pair { width } else { 0 }));
-            }
-            from = from.min(bytes.len());
+        let found = match self.options.quote.filter(|_| self.options.multiline) {
+            None => line_end(bytes, &mut from, at_end),
+            Some(quote) if self.delimiter.len() == 1 => self.quoted(bytes, start, &mut from, at_end, quote),
+            Some(quote) => self.quoted_slowly(bytes, &mut from, at_end, quote),
         };
         let found = found.or((at_end && start < bytes.len()).then_some((bytes.len(), bytes.len())));
         self.scanned = match found {
@@ -140,52 +102,208 @@ impl CsvFramer {
         found
     }
 
-    /// Takes mark and header. `None` where more bytes must come.
-    fn begin(&mut self, at: u64, bytes: &[u8], at_end: bool, only: bool) -> Option<Framed> {
-        if at > 0 {
-            self.begun = true;
-            return Some(Framed::default());
+    /// The line end that ends a record, and what is behind it.
+    fn quoted(
+        &mut self,
+        bytes: &[u8],
+        start: usize,
+        from: &mut usize,
+        at_end: bool,
+        quote: u8,
+    ) -> Option<(usize, usize)> {
+        let escape = self.options.escape.unwrap_or(quote);
+        loop {
+            let rest = &bytes[*from..];
+            let found = match self.in_quotes {
+                true if escape == quote => memchr::memchr(quote, rest),
+                true => memchr2(quote, escape, rest),
+                false => memchr3(quote, b'\n', b'\r', rest),
+            };
+            let Some(place) = found.map(|found| *from + found) else {
+                *from = bytes.len();
+                return None;
+            };
+            let (letter, next) = (bytes[place], bytes.get(place + 1).copied());
+            if next.is_none() && !at_end && letter != b'\n' {
+                // What the character means is told by the next one.
+                *from = place;
+                return None;
+            }
+            *from = place + 1;
+            if self.in_quotes {
+                if letter != quote || next == Some(quote) {
+                    *from += 1;
+                } else {
+                    self.in_quotes = false;
+                }
+            } else if letter == quote {
+                let before = place.checked_sub(1).and_then(|before| bytes.get(before));
+                self.in_quotes = place == start || before == self.delimiter.first();
+            } else {
+                let is_pair = letter == b'\r' && next == Some(b'\n');
+                return Some((place, *from + usize::from(is_pair)));
+            }
+            *from = (*from).min(bytes.len());
         }
-        let mut start = bom(bytes, at_end, self.mark())?;
-        while self.has_header {
-            // A header alone that ends with the chunk is complete, whatever follows.
-            let last = bytes.len().checked_sub(self.unit.bytes()).and_then(|last| self.unit.letter(bytes, last));
-            let is_whole = at_end || only && last == Some(b'\r');
+    }
+
+    /// The same where a delimiter has several characters: only from the record's beginning on is it clear where one is.
+    fn quoted_slowly(&mut self, bytes: &[u8], from: &mut usize, at_end: bool, quote: u8) -> Option<(usize, usize)> {
+        let escape = self.options.escape.unwrap_or(quote);
+        while let Some(letter) = bytes.get(*from).copied() {
+            let rest = &bytes[*from..];
+            let is_cut = |most: usize| rest.len() < most && !at_end;
+            if self.in_quotes {
+                if letter == quote || letter == escape {
+                    if is_cut(2) {
+                        return None;
+                    }
+                    if letter != quote || rest.get(1) == Some(&quote) {
+                        *from += 1;
+                    } else {
+                        self.in_quotes = false;
+                    }
+                }
+                *from = (*from + 1).min(bytes.len());
+            } else if letter == b'\n' || letter == b'\r' {
+                if letter == b'\r' && is_cut(2) {
+                    return None;
+                }
+                let is_pair = rest.starts_with(b"\r\n");
+                return Some((*from, *from + 1 + usize::from(is_pair)));
+            } else if rest.starts_with(&self.delimiter) {
+                *from += self.delimiter.len();
+                self.at_field = true;
+            } else if is_cut(self.delimiter.len()) && self.delimiter.starts_with(rest) {
+                return None;
+            } else {
+                self.in_quotes = letter == quote && self.at_field;
+                self.at_field = false;
+                *from += 1;
+            }
+        }
+        None
+    }
+
+    /// Where the line behind a comment at `start` begins; `Err`: more bytes must tell. `None`: there is no comment.
+    fn behind_comment(&self, bytes: &[u8], start: usize, at_end: bool) -> Result<Option<usize>, ()> {
+        let Some(comment) = &self.options.comment else { return Ok(None) };
+        let rest = &bytes[start..];
+        if rest.starts_with(comment.as_bytes()) {
+            let mut from = start;
+            return match line_end(bytes, &mut from, at_end) {
+                Some((_, next)) => Ok(Some(next)),
+                None if at_end => Ok(Some(bytes.len())),
+                None => Err(()),
+            };
+        }
+        let may_become = !at_end && rest.len() < comment.len() && comment.as_bytes().starts_with(rest);
+        if may_become { Err(()) } else { Ok(None) }
+    }
+
+    /// Takes what comes before the first record.
+    fn begin(&mut self, at: u64, bytes: &[u8], at_end: bool, only: bool) -> Begun {
+        self.delimiter = self.options.delimiter.clone().into_bytes();
+        // What is alone and ends with the chunk at a border is complete, whatever follows.
+        let is_whole = at_end || only && bytes.last() == Some(&b'\r');
+        let (mut start, mut header) = (0, Vec::new());
+        for line in 0..self.options.skip {
+            let mut from = start;
+            match line_end(bytes, &mut from, at_end) {
+                Some((_, next)) => start = next,
+                None if !at_end => return Begun::Unknown,
+                None if start < bytes.len() && line + 1 == self.options.skip && !self.options.header => {
+                    start = bytes.len();
+                }
+                None if bytes.is_empty() => break,
+                None => {
+                    let skip = self.options.skip;
+                    return Begun::Wrong(format!("the file ends in the lines that `skip: {skip}` leaves out"));
+                }
+            }
+        }
+        match separator(&bytes[start..], is_whole) {
+            Separator::Unknown => return Begun::Unknown,
+            Separator::None => {}
+            Separator::Is(delimiter, length) => {
+                self.delimiter = vec![delimiter];
+                header.push(start..start + length);
+                start += length;
+            }
+        }
+        while self.options.header {
+            match self.behind_comment(bytes, start, at_end) {
+                Err(()) => return Begun::Unknown,
+                Ok(Some(next)) => {
+                    start = next;
+                    continue;
+                }
+                Ok(None) => {}
+            }
             match self.record(at, bytes, start, is_whole) {
                 Some((end, next)) if end == start && next > end => start = next,
                 Some((end, next)) => {
-                    self.begun = true;
-                    self.blank_is_record = !(start..end)
-                        .step_by(self.unit.bytes())
-                        .any(|place| self.unit.letter(bytes, place) == Some(self.delimiter));
-                    return Some(Framed { consumed: next, header: Some(start..end), error: None });
+                    self.blank_is_record = memchr::memmem::find(&bytes[start..end], &self.delimiter).is_none();
+                    header.push(start..end);
+                    return Begun::Is(Framed { header, ..Framed::consumed(next) });
+                }
+                None if at_end && self.options.skip > 0 && !bytes.is_empty() => {
+                    let skip = self.options.skip;
+                    return Begun::Wrong(format!("there is no header behind the lines that `skip: {skip}` leaves out"));
                 }
                 None if at_end => break,
-                None => return None,
+                None => return Begun::Unknown,
             }
         }
-        self.begun = true;
-        Some(Framed { consumed: start, header: None, error: None })
+        Begun::Is(Framed { header, ..Framed::consumed(start) })
+    }
+}
+
+/// The end of a line at or behind `from`, and where the next one begins. `None`: the chunk ends before it; then `from` is
+/// as far as was looked.
+fn line_end(bytes: &[u8], from: &mut usize, at_end: bool) -> Option<(usize, usize)> {
+    let Some(place) = memchr2(b'\n', b'\r', &bytes[*from..]).map(|found| *from + found) else {
+        *from = bytes.len();
+        return None;
+    };
+    match (bytes[place], bytes.get(place + 1)) {
+        (b'\r', None) if !at_end => {
+            *from = place;
+            None
+        }
+        (b'\r', Some(b'\n')) => Some((place, place + 2)),
+        _ => Some((place, place + 1)),
     }
 }
 
 impl Framer for CsvFramer {
     fn frame(&mut self, at: u64, bytes: &[u8], at_end: bool, max_records: usize, out: &mut Vec<(u32, u32)>) -> Framed {
-        let (bytes, at_end) = addressable(bytes, at_end);
         let mut framed = Framed::default();
-        if !self.begun {
+        if at == 0 {
+            let wrong =
+                |detail| Framed { error: Some(FrameError { start: 0, reason: "csv", detail }), ..Framed::default() };
+            let too_long = || format!("no header is found in its first {MAX_HEAD} characters: is a quote not closed?");
             match self.begin(at, bytes, at_end, max_records == 0) {
-                Some(begun) => framed = begun,
-                None => return framed,
+                Begun::Is(begun) if begun.header.last().is_some_and(|range| range.end > MAX_HEAD) => {
+                    return wrong(too_long());
+                }
+                Begun::Is(begun) => framed = begun,
+                Begun::Unknown if bytes.len() > MAX_HEAD => return wrong(too_long()),
+                Begun::Unknown => return framed,
+                Begun::Wrong(detail) => return wrong(detail),
             }
-        } else if at == 0 {
-            // The same beginning again: its header was given before.
-            self.begun = false;
-            framed = self.frame(at, bytes, at_end, 0, out);
         }
         let mut room = max_records;
         while room > 0 {
             let start = framed.consumed;
+            match self.behind_comment(bytes, start, at_end) {
+                Ok(None) => {}
+                Ok(Some(next)) => {
+                    framed.consumed = next;
+                    continue;
+                }
+                Err(()) => break,
+            }
             let Some((end, next)) = self.record(at, bytes, start, at_end) else { break };
             if end > start || self.blank_is_record {
                 out.push((start as u32, end as u32));

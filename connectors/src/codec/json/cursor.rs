@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::codec::frame::UTF8_BOM;
+
 /// Deeper values are refused, so that no input decides how much memory its nesting costs. The levels of one skipped value
 /// are the bits of a `u128`.
 pub(in crate::codec) const MAX_DEPTH: u32 = 128;
@@ -91,6 +93,16 @@ impl<'a> Cursor<'a> {
     pub(in crate::codec) fn space(&mut self) {
         while matches!(self.peek(), b' ' | b'\n' | b'\r' | b'\t') {
             self.at += 1;
+        }
+    }
+
+    /// White space before a record, and the mark that some senders write before it.
+    #[inline]
+    pub(in crate::codec) fn begin(&mut self) {
+        self.space();
+        if self.peek() == 0xef && self.bytes[self.at..].starts_with(UTF8_BOM) {
+            self.at += UTF8_BOM.len();
+            self.space();
         }
     }
 
@@ -211,6 +223,16 @@ impl<'a> Cursor<'a> {
         }
         self.string()?;
         self.colon()
+    }
+
+    /// The key that the text begins with, and the colon after it.
+    pub(in crate::codec) fn first_key(&mut self) -> Option<Vec<u8>> {
+        self.take(b'"').then_some(())?;
+        let text = self.string().ok()?;
+        let mut key = Vec::new();
+        unescape(&self.bytes[text.range], &mut key);
+        self.colon().ok()?;
+        Some(key)
     }
 
     /// One value of any kind, checked and left behind; gives its range.

@@ -3,8 +3,10 @@
 use std::{collections::HashMap, ops::Range};
 
 use arrow::datatypes::SchemaRef;
+use tidemill_config::model;
 
 use super::{
+    CONFLUENT, bodies,
     cursor::{Cursor, Fault, unescape},
     keys::{Keys, Target},
 };
@@ -13,6 +15,7 @@ use crate::{
         Decoded, Decoder, EXTRA,
         column::{Column, Data, complete},
         rows::{self, Bad},
+        values::quoted,
     },
     source::Slice,
 };
@@ -26,6 +29,7 @@ impl From<Fault> for Bad {
 /// Decodes JSON records.
 pub(super) struct JsonDecoder {
     schema: SchemaRef,
+    options: model::Json,
     keys: Keys,
     /// The number of the column `_extra`.
     extra: Option<usize>,
@@ -51,6 +55,22 @@ impl Extras {
         }
     }
 
+    /// Of the fields whose keys are too many to have numbers, the last one of each name stays too.
+    #[cold]
+    fn without_duplicates(&mut self, record: &[u8]) {
+        let name = |field: &Range<usize>| Cursor::new(&record[field.clone()]).first_key().unwrap_or_default();
+        let mut last = HashMap::new();
+        let unnumbered = self.fields.iter().enumerate().filter(|(_, (number, _))| *number == usize::MAX);
+        for (place, (_, field)) in unnumbered {
+            last.insert(name(field), place);
+        }
+        let mut place = 0;
+        self.fields.retain(|(number, field)| {
+            place += 1;
+            *number != usize::MAX || last.get(&name(field)) == Some(&(place - 1))
+        });
+    }
+
     /// The column's value of this field is the last one of its name.
     fn push_inside(&mut self, column: usize, field: Range<usize>, is_whole: bool) {
         self.inside.retain(|(other, _)| *other != column);
@@ -68,9 +88,17 @@ impl Extras {
         if self.fields.is_empty() && self.inside.is_empty() {
             return;
         }
+        if self.fields.iter().any(|(number, _)| *number == usize::MAX) {
+            self.without_duplicates(record);
+        }
         self.text.clear();
         self.text.push(b'{');
-        members(self.fields.drain(..), record, &mut self.text);
+        let own =
+            self.fields.iter().position(|(_, field)| is_own_extra(&record[field.clone()], !self.inside.is_empty()));
+        match own {
+            None => members(self.fields.drain(..), record, &mut self.text),
+            Some(own) => self.beside_own(own, record),
+        }
         if !self.inside.is_empty() {
             if self.text.len() > 1 {
                 self.text.push(b',');
@@ -84,6 +112,46 @@ impl Extras {
     }
 }
 
+/// Whether a field is the record's own `_extra`, which would be taken for ours: it is an object, or ours is beside it.
+fn is_own_extra(field: &[u8], is_beside: bool) -> bool {
+    // Mostly the first look tells.
+    if !field.starts_with(b"\"_") && !field.starts_with(b"\"\\") {
+        return false;
+    }
+    let mut cursor = Cursor::new(field);
+    let key = cursor.first_key();
+    key.as_deref() == Some(EXTRA.as_bytes()) && (is_beside || cursor.peek() == b'{')
+}
+
+impl Extras {
+    /// The fields, of which the one at `own` gets a name that is not taken: `_extra_2`.
+    #[cold]
+    fn beside_own(&mut self, own: usize, record: &[u8]) {
+        let names: Vec<_> = self
+            .fields
+            .iter()
+            .map(|(_, field)| Cursor::new(&record[field.clone()]).first_key().unwrap_or_default())
+            .collect();
+        let free =
+            (2..).map(|n| format!("{EXTRA}_{n}")).find(|name| !names.iter().any(|other| other == name.as_bytes()));
+        for (place, (_, field)) in std::mem::take(&mut self.fields).into_iter().enumerate() {
+            if place > 0 {
+                self.text.push(b',');
+            }
+            let field = &record[field];
+            if place == own {
+                let mut cursor = Cursor::new(field);
+                let _ = cursor.first_key();
+                quoted(free.as_deref().unwrap_or_default().as_bytes(), &mut self.text);
+                self.text.push(b':');
+                self.text.extend_from_slice(&field[cursor.at..]);
+            } else {
+                self.text.extend_from_slice(field);
+            }
+        }
+    }
+}
+
 fn members(fields: impl Iterator<Item = (usize, Range<usize>)>, record: &[u8], out: &mut Vec<u8>) {
     for (place, (_, field)) in fields.enumerate() {
         if place > 0 {
@@ -94,7 +162,7 @@ fn members(fields: impl Iterator<Item = (usize, Range<usize>)>, record: &[u8], o
 }
 
 impl JsonDecoder {
-    pub(super) fn new(schema: &SchemaRef, known: &SchemaRef) -> Self {
+    pub(super) fn new(schema: &SchemaRef, known: &SchemaRef, options: &model::Json) -> Self {
         let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
         // A pinned column may have the name itself; then it is one like any other.
         let is_known = |name: &str| known.field_with_name(name).is_ok();
@@ -108,12 +176,12 @@ impl JsonDecoder {
         }
         let unknown = if extra.is_some() { Target::Extra(0) } else { Target::Skip };
         let keys = Keys::new(names, columns, unknown);
-        Self { schema: schema.clone(), keys, extra, extras: Extras::default() }
+        Self { schema: schema.clone(), options: options.clone(), keys, extra, extras: Extras::default() }
     }
 
     fn record(&mut self, record: &[u8], columns: &mut [Column], row: usize) -> Result<(), Bad> {
         let mut cursor = Cursor::new(record);
-        cursor.space();
+        cursor.begin();
         if cursor.peek() != b'{' {
             cursor.skip()?;
             cursor.end()?;
@@ -123,8 +191,12 @@ impl JsonDecoder {
             ));
         }
         self.extras.clear();
-        object(&mut cursor, &mut self.keys, columns, row, Some(&mut self.extras))?;
-        cursor.end()?;
+        let done = object(&mut cursor, &mut self.keys, columns, row, Some(&mut self.extras));
+        // Text after a wrong value may be no JSON at all: that comes first.
+        if matches!(done, Ok(()) | Err(Bad::Type { .. })) {
+            cursor.end()?;
+        }
+        done?;
         if let Some(column) = self.extra.and_then(|at| columns.get_mut(at)) {
             self.extras.finish(record, column);
         }
@@ -136,24 +208,25 @@ impl JsonDecoder {
 impl Decoder for JsonDecoder {
     fn decode(&mut self, slice: &Slice) -> Decoded {
         let schema = self.schema.clone();
-        rows::decode(&schema, slice, &slice.bytes, &slice.records, "UTF-8", |record, columns, row| {
-            self.record(record.as_bytes(), columns, row).map_err(|bad| match bad {
-                // Text after a wrong value may be no JSON at all: that comes first.
-                Bad::Type { .. } => match whole(record.as_bytes()) {
-                    Err(fault) => fault.into(),
-                    Ok(()) => bad,
-                },
-                bad => bad,
-            })
-        })
+        let (options, bodies) = (self.options.clone(), bodies(slice, &self.options));
+        let name = bodies.encoding.name();
+        let mut decoded = rows::decode(&schema, slice, &bodies.bytes, &bodies.records, name, |record, columns, row| {
+            self.record(record.as_bytes(), columns, row)
+        });
+        for reject in &mut decoded.rejects {
+            let record = slice.record(reject.record as usize);
+            let has_id = record.first() == Some(&0) && record.len() >= CONFLUENT;
+            let what = match (options.confluent, has_id) {
+                (false, true) => "it begins with a zero byte and the id of a schema: write `framing: confluent`",
+                (true, false) => {
+                    "it does not begin with a zero byte and the id of a schema: remove `framing: confluent`"
+                }
+                _ => continue,
+            };
+            (reject.reason, reject.detail) = ("json", what.to_owned());
+        }
+        decoded
     }
-}
-
-/// Checks that the text is one JSON value.
-pub(super) fn whole(text: &[u8]) -> Result<(), Fault> {
-    let mut cursor = Cursor::new(text);
-    cursor.skip()?;
-    cursor.end()
 }
 
 /// One object into columns, of which each has `row` values before; those that get none are left for [`complete`].
@@ -170,6 +243,8 @@ fn object(
         return Ok(());
     }
     let mut last = 0;
+    // The values that do not fit their columns, unless a later field of the name does.
+    let mut wrong: Vec<(usize, Bad)> = Vec::new();
     loop {
         let start = cursor.at;
         if !cursor.take(b'"') {
@@ -184,9 +259,21 @@ fn object(
                     // The last field of a name wins.
                     column.truncate(row);
                 }
+                if !wrong.is_empty() {
+                    wrong.retain(|(other, _)| *other != at);
+                }
                 let before = std::mem::take(&mut cursor.skipped);
-                if let Err(bad) = value(cursor, column) {
-                    return Err(bad.inside(keys.name(at)));
+                let begin = cursor.at;
+                match value(cursor, column) {
+                    Ok(()) => {}
+                    Err(bad @ Bad::Type { .. }) => {
+                        // What follows may be no JSON at all, or the name once more.
+                        cursor.at = begin;
+                        cursor.skip()?;
+                        column.truncate(row);
+                        wrong.push((at, bad.inside(keys.name(at))));
+                    }
+                    Err(bad) => return Err(bad),
                 }
                 match &mut extras {
                     Some(extras) if cursor.skipped || !extras.inside.is_empty() => {
@@ -211,7 +298,7 @@ fn object(
         if cursor.take(b',') {
             cursor.space();
         } else if cursor.take(b'}') {
-            return Ok(());
+            return wrong.into_iter().next().map_or(Ok(()), |(_, bad)| Err(bad));
         } else {
             return Ok(cursor.fault("a comma or } is expected")?);
         }

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::cursor::{Cursor, Fault, unescape};
+use crate::codec::values::quoted;
 
 /// A member of an object: its name, its key as it is written, its value.
 struct Member {
@@ -46,6 +47,35 @@ pub(super) fn merge(ours: &[u8], theirs: &[u8], out: &mut Vec<u8>) -> Result<(),
             Ok(())
         }
     }
+}
+
+/// The text of an object with other names for the members of these names: `name_2`, or `name_3` and so on where that is
+/// taken. `None`: it has none of them, or is no object.
+pub(super) fn renamed(text: &[u8], names: &[String]) -> Option<Vec<u8>> {
+    let all = members(text).ok()?;
+    let is_named = |member: &Member| names.iter().any(|name| name.as_bytes() == member.name);
+    if !all.iter().any(is_named) {
+        return None;
+    }
+    let is_taken =
+        |name: &str| all.iter().any(|member| member.name == name.as_bytes()) || names.iter().any(|other| other == name);
+    let mut out = vec![b'{'];
+    for (place, member) in all.iter().enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        if is_named(member) {
+            let name = String::from_utf8_lossy(&member.name);
+            let free = (2..).map(|n| format!("{name}_{n}")).find(|name| !is_taken(name)).unwrap_or_default();
+            quoted(free.as_bytes(), &mut out);
+        } else {
+            out.extend_from_slice(&text[member.key.clone()]);
+        }
+        out.push(b':');
+        out.extend_from_slice(&text[member.value.clone()]);
+    }
+    out.push(b'}');
+    Some(out)
 }
 
 fn objects(ours: &[u8], theirs: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
@@ -127,6 +157,19 @@ fn separator(cursor: &mut Cursor<'_>, close: u8) -> Result<(), Fault> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reserved_names_get_others() {
+        let names = ["_key".to_owned(), "_file".to_owned()];
+        let renamed = |text: &str| renamed(text.as_bytes(), &names).map(|text| String::from_utf8(text).unwrap());
+        assert_eq!(renamed(r#"{"a":{"_key":1},"_extra":{"_file":2}}"#), None);
+        assert_eq!(renamed("[1]"), None);
+        assert_eq!(renamed(r#"{"_key":"x","b": [1]}"#).unwrap(), r#"{"_key_2":"x","b":[1]}"#);
+        assert_eq!(
+            renamed(r#"{"_key_2":1,"\u005fkey":{"y":1},"_file":null}"#).unwrap(),
+            r#"{"_key_2":1,"_key_3":{"y":1},"_file_2":null}"#
+        );
+    }
 
     #[test]
     fn ours_win_and_what_only_they_have_is_kept() {

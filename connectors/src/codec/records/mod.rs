@@ -67,7 +67,8 @@ impl Records {
             }
             model::Codec::Protobuf(options) => Kind::Protobuf(protobuf::Writing::new(options).map_err(CodecError)?),
             model::Codec::Bytes(column) => Kind::Bytes(column.clone()),
-            model::Codec::Json | model::Codec::Csv(_) | model::Codec::Text | model::Codec::Parquet => return Ok(None),
+            model::Codec::Json | model::Codec::JsonWith(_) | model::Codec::Csv(_) => return Ok(None),
+            model::Codec::Text | model::Codec::TextIn(_) | model::Codec::Parquet => return Ok(None),
         })))
     }
 

@@ -121,8 +121,8 @@ fn columns_go_by_name_where_there_is_a_header() {
 #[test]
 fn options_are_obeyed() {
     let config = csv(|options| {
-        options.delimiter = b';';
-        options.quote = b'\'';
+        options.delimiter = ";".into();
+        options.quote = Some(b'\'');
         options.escape = Some(b'\\');
         options.nulls = vec!["NA".into()];
     });

@@ -121,9 +121,9 @@ fn in_chunks(config: &model::Codec, file: &[u8], sizes: &[usize], records: usize
         assert!(out.len() <= records);
         assert!(out.is_empty() || framed.consumed > 0, "a record is consumed");
         found.records.extend(out.iter().map(|(start, end)| (at + *start as usize, at + *end as usize)));
-        if let Some(header) = framed.header {
-            assert_eq!(found.header, None, "a header is found once");
-            found.header = Some((at + header.start, at + header.end));
+        if !framed.header.is_empty() {
+            assert!(found.header.is_empty(), "a header is found once");
+            found.header = framed.header.iter().map(|range| (at + range.start, at + range.end)).collect();
         }
         if let Some(error) = framed.error {
             found.error = Some((at + error.start, error.detail));
@@ -144,7 +144,7 @@ fn in_chunks(config: &model::Codec, file: &[u8], sizes: &[usize], records: usize
 #[derive(Debug, Default, PartialEq)]
 struct Found {
     records: Vec<(usize, usize)>,
-    header: Option<(usize, usize)>,
+    header: Vec<(usize, usize)>,
     error: Option<(usize, String)>,
 }
 
@@ -160,12 +160,19 @@ fn any_codec() -> impl Strategy<Value = model::Codec> {
         Just(csv("utf-8", Some(b'\\'), true)),
         Just(csv("utf-16le", None, true)),
         Just(csv("utf-16be", None, false)),
+        Just(csv("shift_jis", Some(b'\\'), true)),
+        Just(model::Codec::Csv(model::Csv { delimiter: ",\\".into(), ..csv_options() })),
+        Just(model::Codec::Csv(model::Csv { multiline: false, comment: Some("a\"".into()), skip: 1, ..csv_options() })),
+        Just(model::Codec::Csv(model::Csv { quote: None, delimiter: "\\,,".into(), header: false, ..csv_options() })),
+        Just(model::Codec::TextIn("utf-16be".into())),
+        Just(model::Codec::JsonWith(model::Json { encoding: "utf-16le".into(), confluent: false })),
+        Just(model::Codec::JsonWith(model::Json { encoding: "gb18030".into(), confluent: false })),
     ]
 }
 
 /// Files made of the bytes that framing looks at.
 fn any_file() -> impl Strategy<Value = Vec<u8>> {
-    const PARTS: [&[u8]; 16] = [
+    const PARTS: [&[u8]; 20] = [
         b"\n",
         b"\r",
         b"\r\n",
@@ -182,8 +189,13 @@ fn any_file() -> impl Strategy<Value = Vec<u8>> {
         b"{\n",
         UTF8_BOM,
         b"\xff\xfe",
+        b"\x81",
+        b"\x81\\",
+        b"\"\n{\"",
+        b"},\n",
     ];
-    const BEGINNINGS: [&[u8]; 4] = [b"", b"[", b"{\n", b"\n ["];
+    const BEGINNINGS: [&[u8]; 9] =
+        [b"", b"[", b"{\n", b"\n [", b"{}{", b"sep=;\r\n", b"\xff\xfe", b"\xfe\xff\0[\0{\0\"", UTF8_BOM];
     let parts = prop::collection::vec(prop::sample::select(&PARTS[..]), 0..40);
     (prop::sample::select(&BEGINNINGS[..]), parts).prop_map(|(begin, parts)| [&[begin], &parts[..]].concat().concat())
 }
@@ -214,7 +226,8 @@ proptest! {
     ) {
         let mut once = in_chunks(&config, &file, &[file.len().max(1)], usize::MAX, false);
         let mut again = in_chunks(&config, &file, &sizes, records, true);
-        (once.header, again.header) = (None, None);
+        once.header.clear();
+        again.header.clear();
         prop_assert_eq!(again, once);
     }
 }

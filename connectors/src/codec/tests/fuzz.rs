@@ -146,7 +146,7 @@ fn tables_read_as_python_reads_them() {
     let theirs = python(PYTHON, &[file.path().to_str().unwrap()]);
     let mut compared = 0;
     for ((text, delimiter, quote), theirs) in cases.iter().zip(theirs.as_array().unwrap()) {
-        let (delimiter, quote) = (delimiter.as_bytes()[0], quote.as_bytes()[0]);
+        let (delimiter, quote) = ((*delimiter).to_owned(), Some(quote.as_bytes()[0]));
         let config = model::Codec::Csv(model::Csv { delimiter, quote, header: false, ..csv_options() });
         let (slice, _) = slice_of(&config, text.as_bytes());
         let decoded = decode(&config, &schema(&[("a", "string"), ("b", "string"), ("c", "string")]), &slice);

@@ -315,3 +315,119 @@ fn more_keys_than_are_remembered() {
     let expected: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(as_json(&decoded.rows), [expected]);
 }
+
+#[test]
+fn the_last_value_of_a_name_is_the_one_whatever_the_first_was() {
+    let wanted = schema(&[("a", "int64"), ("o", "struct<b: list<int64>>")]);
+    let read = |text: &str| decode(&JSON, &wanted, &one_record(text.as_bytes()));
+    for (text, a, o) in [
+        (r#"{"a":"x","a":1}"#, json!(1), json!(null)),
+        (r#"{"a":{"b":[1,"]"]},"a":"2","o":{"b":[1,"x"]},"o":{"b":[3]}}"#, json!(2), json!({"b": [3]})),
+        (r#"{"o":{"b":[1,"x",2],"b":[4]}}"#, json!(null), json!({"b": [4]})),
+        (r#"{"a":"x","a":null}"#, json!(null), json!(null)),
+    ] {
+        let decoded = read(text);
+        assert_eq!(decoded.rejects, [], "{text}");
+        assert_eq!(as_json(&decoded.rows), [json!({"a": a, "o": o})], "{text}");
+    }
+    for (text, reason) in [
+        (r#"{"a":1,"a":"x"}"#, "type"),
+        (r#"{"a":"x","o":{"b":"y"},"a":1}"#, "type"),
+        (r#"{"a":"x"} y"#, "json"),
+        (r#"{"a":"x",}"#, "json"),
+        (r#"{"a":[1,}"#, "json"),
+    ] {
+        assert_eq!(read(text).rejects[0].reason, reason, "{text}");
+    }
+}
+
+#[test]
+fn a_string_that_is_not_closed_costs_its_record_alone() {
+    let array = "[{\"a\":\"1\"},\n{\"a\":\"x},\r\n  {\"a\":\"3\"},\n{\"a\":{\"b\":\"y}}, \n{\"a\":\"4\"}]\n";
+    let lines = "{\n\"a\":\"1\"\n}\n{\n\"a\":\"x,\n\"b\":2\n}\n{\n\"a\":\"3\"\n}\n{\"a\":\"y}\n{\"a\":\"4\"}\n";
+    for file in [array, lines] {
+        let (slice, error) = slice_of(&JSON, file.as_bytes());
+        assert_eq!(error, None, "{file}");
+        let decoded = decode(&JSON, &schema(&[("a", "string")]), &slice);
+        assert_eq!(as_json(&decoded.rows), [json!({"a": "1"}), json!({"a": "3"}), json!({"a": "4"})], "{file}");
+        assert_eq!(decoded.rejects.len(), 2, "{file}");
+    }
+    // In a list an object may follow: where the record ends is not clear, and it goes on to its brackets.
+    let (slice, error) = slice_of(&JSON, b"[{\"a\":[\"x,\n{\"b\":1}]},\n{\"a\":2}]");
+    assert_eq!((slice.records.len(), error), (2, None));
+}
+
+#[test]
+fn objects_with_nothing_between_them() {
+    for file in [
+        "{\"a\":1}{\"a\":2}{\"a\":\"}{\"}",
+        "{\"a\":1} {\"a\":2}\n{\"a\":\"}{\"}\n",
+        "{\"a\":1}{\"a\":2}\r\n{\"a\":\n\"}{\"}",
+    ] {
+        let (slice, error) = slice_of(&JSON, file.as_bytes());
+        assert_eq!(error, None);
+        let rows = as_json(&decode(&JSON, &schema(&[("a", "string")]), &slice).rows);
+        assert_eq!(rows, [json!({"a": "1"}), json!({"a": "2"}), json!({"a": "}{"})], "{file}");
+    }
+    // Lines stay lines: one bad line is one reject.
+    let (slice, _) = slice_of(&JSON, b"{\"a\":1}\n{\"a\":2\n{\"a\":3}\n{\"a\":4}{\n");
+    assert_eq!(slice.records.len(), 4);
+}
+
+#[test]
+fn a_records_own_extra_is_kept_beside_ours() {
+    let pinned = schema(&[("id", "int64"), ("o", "struct<a: int64>")]);
+    let read = |text: &str| {
+        let decoded = codec(&JSON).decoder(&with_extra(&pinned), &pinned).decode(&one_record(text.as_bytes()));
+        assert_eq!(decoded.rejects, [], "{text}");
+        as_json(&decoded.rows)[0].clone()
+    };
+    for (text, expected) in [
+        (r#"{"_extra":"mine","id":1}"#, json!({"id": 1, "o": null, "_extra": "mine"})),
+        (r#"{"\u005fextra":{"x":1},"id":1}"#, json!({"id": 1, "o": null, "_extra_2": {"x": 1}})),
+        (r#"{"_extra":{"x":1},"_extra_2":3}"#, json!({"id": null, "o": null, "_extra_3": {"x": 1}, "_extra_2": 3})),
+        (r#"{"_extra":5,"o":{"a":1,"b":2}}"#, json!({"id": null, "o": {"a": 1, "b": 2}, "_extra_2": 5})),
+    ] {
+        assert_eq!(read(text), expected, "{text}");
+    }
+    // It is no column of its own: fields that are unknown have their place.
+    let inferred = codec(&JSON).infer(&[one_record(br#"{"_extra":"mine","id":1,"a\u0000b":2}"#)]).unwrap();
+    assert_eq!(types(&inferred), ["id: int64"]);
+}
+
+#[test]
+fn more_fields_than_columns_are_kept_as_extra() {
+    let fields: Vec<_> = (0..10_000).map(|n| format!("\"k{n}\":{n}")).collect();
+    let text = format!("{{{},\"k9000\":1,\"k9000\":2}}", fields.join(","));
+    let slice = one_record(text.as_bytes());
+    let pinned = codec(&JSON).infer(std::slice::from_ref(&slice)).unwrap();
+    assert_eq!(pinned.fields().len(), 4096);
+    let decoded = codec(&JSON).decoder(&with_extra(&pinned), &pinned).decode(&slice);
+    let mut out = Vec::new();
+    encoder(&JSON, &decoded.rows.schema()).unwrap().encode(&decoded.rows, &mut out).unwrap();
+    let written = String::from_utf8(out).unwrap();
+    assert_eq!(written.matches("\"k9000\"").count(), 1, "no name is written twice");
+    let expected: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(as_json(&decoded.rows), [expected]);
+    // One name a record costs no more, and what is inside of columns has a limit too.
+    let sparse: Vec<_> =
+        (0..40_000).map(|n| format!("{{\"c{n}\":{{\"d{n}\":1}},\"o\":{{\"e{n}\":1}}}}").into_bytes()).collect();
+    let pinned = codec(&JSON).infer(&[of_records(&sparse)]).unwrap();
+    assert_eq!(pinned.fields().len(), 4096);
+    assert_eq!(types(&pinned)[1], "o: string", "an object with more than 1,024 names is a map");
+}
+
+#[test]
+fn the_id_of_a_schema_is_passed_over() {
+    let framed = model::Codec::JsonWith(model::Json { encoding: "utf-8".into(), confluent: true });
+    let records = [b"\0\0\0\x01\xff{\"a\":1}".to_vec(), b"{\"a\":2}".to_vec(), b"\0\0\0\0\x07".to_vec()];
+    let slice = of_records(&records);
+    assert_eq!(types(&codec(&framed).infer(std::slice::from_ref(&slice)).unwrap()), ["a: int64"]);
+    let decoded = decode(&framed, &schema(&[("a", "int64")]), &slice);
+    assert_eq!(as_json(&decoded.rows), [json!({"a": 1})]);
+    assert!(decoded.rejects[0].detail.contains("remove `framing: confluent`"));
+    assert_eq!(decoded.rejects[1].reason, "json");
+    let decoded = decode(&JSON, &schema(&[("a", "int64")]), &slice);
+    assert_eq!((decoded.rejects[0].reason, decoded.rejects.len()), ("json", 2));
+    assert!(decoded.rejects[0].detail.contains("write `framing: confluent`"));
+}

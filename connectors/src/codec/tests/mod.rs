@@ -1,7 +1,9 @@
 //! Tests of the codecs as a whole: what is framed, decoded and written again, held against other programs' reading.
 #![allow(clippy::unwrap_used)]
 
+mod accounts;
 mod csv;
+mod dialects;
 mod framing;
 mod fuzz;
 mod json;
@@ -55,7 +57,7 @@ pub(super) fn tool(python: &PathBuf, program: &str, arguments: &[&str]) -> Value
 }
 
 fn csv_options() -> model::Csv {
-    model::Csv { delimiter: b',', header: true, quote: b'"', escape: None, nulls: Vec::new(), encoding: "utf-8".into() }
+    model::Csv::default()
 }
 
 fn csv_codec() -> model::Codec {
@@ -69,7 +71,7 @@ fn slice_of(codec: &model::Codec, bytes: &[u8]) -> (Slice, Option<FrameError>) {
     if framed.error.is_none() {
         assert_eq!(framed.consumed, bytes.len(), "a whole file is consumed");
     }
-    let header = framed.header.map(|range| Bytes::copy_from_slice(&bytes[range]));
+    let header = framed.head(bytes);
     (slice(bytes, records, header), framed.error)
 }
 

@@ -70,9 +70,9 @@ impl Format {
     /// The ending of file names.
     pub(super) fn extension(&self) -> String {
         let codec = match self.codec {
-            Codec::Json => "json",
+            Codec::Json | Codec::JsonWith(_) => "json",
             Codec::Csv(_) => "csv",
-            Codec::Text => "txt",
+            Codec::Text | Codec::TextIn(_) => "txt",
             Codec::Parquet => "parquet",
             // Sinks do not write them.
             Codec::Bytes(_) | Codec::Avro(_) | Codec::Protobuf(_) => "bin",

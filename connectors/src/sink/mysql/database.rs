@@ -27,10 +27,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// `wait_timeout`.
 const PING_AFTER: Duration = Duration::from_secs(5);
 /// What every session sets. The modes make a value that does not fit an error instead of another value, and a
-/// `0` in an AUTO_INCREMENT column a 0. READ COMMITTED locks no gaps. A client that is paused
+/// `0` in an AUTO_INCREMENT column a 0. Digits of a second that a column does not keep are cut, as MariaDB does it without a
+/// word, and not rounded into another second. READ COMMITTED locks no gaps. A client that is paused
 /// in a transaction holds its locks until `wait_timeout` has passed: then the server ends the session and rolls back.
 const SESSION: &str = "SET SESSION
-    sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,NO_AUTO_VALUE_ON_ZERO',
+    sql_mode = CONCAT('STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO,NO_AUTO_VALUE_ON_ZERO',
+        IF(VERSION() LIKE '%MariaDB%', '', ',TIME_TRUNCATE_FRACTIONAL')),
     time_zone = '+00:00', autocommit = 1, foreign_key_checks = 1, unique_checks = 1,
     wait_timeout = 20, net_read_timeout = 20, net_write_timeout = 60, innodb_lock_wait_timeout = 10, lock_wait_timeout = 20";
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
@@ -247,6 +249,24 @@ impl Session {
             Ok((columns, result.collect().await?))
         };
         within(what, asked).await
+    }
+
+    /// Gives the rows of a query, every value as text, one after the other, for as long as `take` wants more. Where it wants
+    /// none, the rest of the answer is still to come: the session is of no further use.
+    pub(crate) async fn each(
+        &mut self,
+        what: &'static str,
+        sql: &str,
+        mut take: impl FnMut(Row) -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        self.used = Instant::now();
+        let mut result = within(what, self.conn.query_iter(sql)).await?;
+        while let Some(row) = within(what, result.next()).await? {
+            if !take(row)? {
+                return Ok(());
+            }
+        }
+        within(what, result.drop_result()).await
     }
 
     /// Lets the server check a statement (names, rights) without running it.

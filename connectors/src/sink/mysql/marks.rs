@@ -7,7 +7,7 @@ use tidemill_checkpoint::{
 use uuid::Uuid;
 
 use super::database::{Failure, Session};
-use crate::sink::{SinkError, SinkReject, rejects_shard};
+use crate::sink::{SinkError, SinkReject, columns::TABLE_LOG, rejects_shard};
 
 /// Names are compared by their bytes, and a table's keys have at most 3,072 of them (four for each character).
 const KEY: &str = "job VARCHAR(64) NOT NULL, sink VARCHAR(64) NOT NULL, lane VARCHAR(400) NOT NULL";
@@ -221,6 +221,28 @@ impl Scope {
             session.exec(what, sql, self.with(lane, [log.as_str().into(), range.first.into()])).await?;
         }
         Ok(())
+    }
+
+    /// Notes that the user's table is there, where marks are kept: under no lane, so that a reset forgets it too.
+    pub(super) async fn remember(&self, session: &mut Session, table: &str) -> Result<(), Failure> {
+        if !Self::has(session, "tidemill_entries").await? {
+            return Ok(());
+        }
+        let sql =
+            "INSERT IGNORE INTO tidemill_entries (job, sink, lane, log, number, text) VALUES (?, ?, '', ?, 0, '')";
+        let values = (self.job.clone(), self.sink.as_str().to_owned(), format!("{TABLE_LOG}{table}"));
+        session.exec("noting the table in", sql, values).await.map(drop)
+    }
+
+    /// Whether it was there before.
+    pub(super) async fn remembers(&self, session: &mut Session, table: &str) -> Result<bool, Failure> {
+        if !Self::has(session, "tidemill_entries").await? {
+            return Ok(false);
+        }
+        let sql = "SELECT number FROM tidemill_entries WHERE job = ? AND sink = ? AND lane = '' AND log = ?";
+        let values = (self.job.clone(), self.sink.as_str().to_owned(), format!("{TABLE_LOG}{table}"));
+        let found: Option<u64> = session.first("looking for the table of", sql, values).await?;
+        Ok(found.is_some())
     }
 
     pub(super) async fn history(

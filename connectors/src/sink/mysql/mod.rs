@@ -67,7 +67,8 @@ impl Mysql {
             ),
         };
         let address = Address::new(&config.url, config.ca.as_deref()).map_err(SinkError::Fatal)?;
-        let table = Arc::new(Table { name: config.table.clone(), key, delete_when });
+        let table =
+            Arc::new(Table { name: config.table.clone(), key, delete_when, on_new_column: config.on_new_column });
         Ok(Self {
             database: Database::new(address),
             scope: Scope { job: job.to_owned(), sink: id },
@@ -270,7 +271,7 @@ impl Mysql {
                 "innodb_flush_log_at_trx_commit is not 1: a power cut at the server takes back batches that were committed"
             );
         }
-        let members = self.table.prepare(session, schema).await?;
+        let members = self.table.prepare(session, self.keeps_marks().then_some(&self.scope), schema).await?;
         *self.members.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(members);
         Ok(())
     }

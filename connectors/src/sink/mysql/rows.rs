@@ -1,6 +1,14 @@
 //! Rows of record batches as statements of bounded size; what the server refuses becomes a reject, found by halving.
+//!
+//! The server checks foreign keys row by row, so that a row may come before the one that it refers to. What was refused for
+//! want of another row is tried again once the rest is written.
 
-use std::{io::Write as _, ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    io::Write as _,
+    ops::Range,
+    sync::Arc,
+};
 
 use arrow::{
     array::{
@@ -212,8 +220,18 @@ impl Chunk {
 /// Why a row is no row of the table: a short word, and a sentence.
 type Refusal = (&'static str, String);
 
+/// A row that the server refused, and that may pass once other rows are there, or gone.
+struct Dependent<'a> {
+    chunk: &'a Chunk,
+    /// Its place in the chunk.
+    row: usize,
+    refusal: Refusal,
+}
+
 /// What is committed: statements in the order of the rows, and rows that no statement can hold.
 pub(super) struct Rows {
+    /// The key of an upsert.
+    key: Vec<String>,
     batches: Vec<RecordBatch>,
     chunks: Vec<Chunk>,
     refused: Vec<((usize, usize), Refusal)>,
@@ -235,22 +253,49 @@ impl Rows {
         for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| batch.num_rows() > 0) {
             Text::new(table, members, batch).write(index, &mut chunks, &mut refused);
         }
-        Self { batches, chunks, refused }
+        Self { key: table.key.clone(), batches, chunks, refused }
+    }
+
+    /// Parts rows from those that a later row of the same key stands for: the last row of a key has to win, so that none is
+    /// written after it. Texts are compared as the most forgiving collation would.
+    fn last_of_their_keys<'a>(&self, rows: Vec<Dependent<'a>>) -> (Vec<Dependent<'a>>, Vec<Dependent<'a>>) {
+        if rows.is_empty() || self.key.is_empty() {
+            return (rows, Vec::new());
+        }
+        let key_of = |(batch, row): (usize, usize)| {
+            let batch = &self.batches[batch];
+            let columns = self.key.iter().filter_map(|name| batch.column_by_name(name));
+            columns.map(|column| cell::text(column, row).trim_end().to_lowercase()).collect::<Vec<String>>()
+        };
+        let at = |row: &Dependent<'_>| row.chunk.rows[row.row];
+        let wanted: HashSet<Vec<String>> = rows.iter().map(|row| key_of(at(row))).collect();
+        let all =
+            self.batches.iter().enumerate().flat_map(|(at, batch)| (0..batch.num_rows()).map(move |row| (at, row)));
+        let keys = all.map(|at| (key_of(at), at)).filter(|(key, _)| wanted.contains(key));
+        let last: HashMap<Vec<String>, (usize, usize)> = keys.collect();
+        rows.into_iter().partition(|row| last.get(&key_of(at(row))) == Some(&at(row)))
     }
 
     /// Sends all rows in order; returns those that the table refuses, in order too. Fails only where the batch as a whole
     /// cannot go on. A statement that fails has changed nothing, and the transaction goes on.
     pub(super) async fn write(&self, session: &mut Session, permit: &Permit) -> Result<Vec<SinkReject>, Failure> {
         let mut refused: Vec<((usize, usize), Refusal)> = self.refused.clone();
+        let mut dependent: Vec<Dependent<'_>> = Vec::new();
         for chunk in &self.chunks {
             let mut halves = Halves::new(chunk.rows.len());
             while let Some(rows) = halves.next() {
                 let Some(refusal) = send(session, &chunk.statement(&rows)).await? else { continue };
-                if let Some(row) = halves.refused(rows) {
-                    refused.push((chunk.rows[row], refusal));
+                let Some(row) = halves.refused(rows) else { continue };
+                match refusal.depends {
+                    true => dependent.push(Dependent { chunk, row, refusal: refusal.said }),
+                    false => refused.push((chunk.rows[row], refusal.said)),
                 }
             }
         }
+        let (last, superseded) = self.last_of_their_keys(dependent);
+        let dependent = again(session, last).await?;
+        let of = |row: Dependent<'_>| (row.chunk.rows[row.row], row.refusal);
+        refused.extend(dependent.into_iter().chain(superseded).map(of));
         refused.sort_by_key(|(at, _)| *at);
         let room = session.max_statement.saturating_sub(REJECT_BYTES);
         let plan = &permit.mark().plan;
@@ -269,6 +314,26 @@ impl Rows {
             record: kept(Json::Object(cell::record(&self.batches[batch], row)).to_string(), room),
         };
         Ok(refused.into_iter().map(reject).collect())
+    }
+}
+
+/// Tries rows that may have been refused for want of others, from the first to the last, as often as one passes. Gives those
+/// that are refused for good. The server looks at each row of a statement by itself, so that none has to go with others.
+async fn again<'a>(session: &mut Session, mut left: Vec<Dependent<'a>>) -> Result<Vec<Dependent<'a>>, Failure> {
+    loop {
+        let before = left.len();
+        let mut refused = Vec::new();
+        for row in left {
+            if let Some(refusal) = send(session, &row.chunk.statement(&(row.row..row.row + 1))).await? {
+                refused.push(Dependent { refusal: refusal.said, ..row });
+            }
+        }
+        // The other way round next: a chain of rows whose last one is first is done in one go.
+        refused.reverse();
+        left = refused;
+        if left.is_empty() || left.len() == before {
+            return Ok(left);
+        }
     }
 }
 
@@ -411,21 +476,33 @@ impl Halves {
 }
 
 /// Sends a statement; what the server has against its rows.
-async fn send(session: &mut Session, statement: &[u8]) -> Result<Option<Refusal>, Failure> {
+async fn send(session: &mut Session, statement: &[u8]) -> Result<Option<Refused>, Failure> {
     if statement.len() > session.max_statement {
         let limit = session.max_statement;
-        return Ok(Some((
-            "too_big",
-            format!("the row is longer than the server's max_allowed_packet ({limit} bytes)"),
-        )));
+        let said = format!("the row is longer than the server's max_allowed_packet ({limit} bytes)");
+        return Ok(Some(Refused { said: ("too_big", said), depends: false }));
     }
     match session.run("writing rows to", statement).await {
         Ok(_) => Ok(None),
-        Err(failure) => match failure.state().and_then(|(state, code)| reason(state, code)) {
-            Some(reason) => Ok(Some((reason, failure.said()))),
-            None => Err(failure),
-        },
+        Err(failure) => {
+            match failure.state().and_then(|(state, code)| Some((reason(state, code)?, depends(state, code)))) {
+                Some((reason, depends)) => Ok(Some(Refused { said: (reason, failure.said()), depends })),
+                None => Err(failure),
+            }
+        }
     }
+}
+
+/// What the server has against the rows of a statement.
+struct Refused {
+    said: Refusal,
+    /// Whether they may pass once other rows are there, or gone.
+    depends: bool,
+}
+
+/// Foreign keys, from both sides, and what a trigger signals.
+fn depends(state: &str, code: u16) -> bool {
+    matches!(code, 1216 | 1217 | 1451 | 1452 | 1644) || state.starts_with("45")
 }
 
 /// Whether an error is about the values of a row: another row may do. Gives the reason of the reject.
@@ -456,6 +533,8 @@ fn reason(state: &str, code: u16) -> Option<&'static str> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use tidemill_config::OnNewColumn;
+
     use super::*;
 
     #[test]
@@ -487,7 +566,7 @@ mod tests {
     fn a_part_of_a_chunk_is_a_statement_of_its_rows() {
         let array: ArrayRef = Arc::new(StringArray::from(vec![Some("it's"), None, Some("a\\b"), Some("")]));
         let batch = RecordBatch::try_from_iter_with_nullable([("k", array, true)]).unwrap();
-        let table = Table { name: "t".into(), key: Vec::new(), delete_when: None };
+        let table = Table { name: "t".into(), key: Vec::new(), delete_when: None, on_new_column: OnNewColumn::Fail };
         let rows = Rows::new(&table, &Members::new(), vec![batch]);
         let part = |rows_of: Range<usize>| String::from_utf8(rows.chunks[0].statement(&rows_of)).unwrap();
         let before = "INSERT INTO `t` (`k`) VALUES ";
@@ -502,7 +581,12 @@ mod tests {
         let keys: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), Some(2), Some(1), None, Some(3)]));
         let gone: ArrayRef = Arc::new(BooleanArray::from(vec![Some(false), None, Some(true), Some(true), Some(true)]));
         let batch = RecordBatch::try_from_iter_with_nullable([("k", keys, true), ("gone", gone, true)]).unwrap();
-        let table = Table { name: "d.t".into(), key: vec!["k".into()], delete_when: Some("gone".into()) };
+        let table = Table {
+            name: "d.t".into(),
+            key: vec!["k".into()],
+            delete_when: Some("gone".into()),
+            on_new_column: OnNewColumn::Fail,
+        };
         let rows = Rows::new(&table, &Members::new(), vec![batch]);
         let all = |chunk: &Chunk| String::from_utf8(chunk.statement(&(0..chunk.rows.len()))).unwrap();
         assert_eq!(

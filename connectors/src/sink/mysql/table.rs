@@ -3,12 +3,26 @@
 use std::collections::BTreeMap;
 
 use arrow::datatypes::{DataType, Field, Schema};
+use tidemill_config::OnNewColumn;
 
-use super::database::{Failure, Session};
+use super::{
+    database::{Failure, Session},
+    marks::Scope,
+};
 use crate::{
     codec::type_name,
-    sink::{SinkError, cell::fraction_digits},
+    sink::{
+        SinkError,
+        cell::fraction_digits,
+        columns::{is_no_name, is_one_column, lacks, same_name},
+    },
 };
+
+/// What the server says of a column that is there already.
+const DUPLICATE_COLUMN: u16 = 1060;
+
+/// Characters that a name of the server has at most.
+const LONGEST_NAME: usize = 64;
 
 /// Bytes of a key in an index, in all its text columns together.
 const KEY_BYTES: usize = 3072;
@@ -34,6 +48,7 @@ pub(super) struct Table {
     pub(super) key: Vec<String>,
     /// The column that says which rows delete their key.
     pub(super) delete_when: Option<String>,
+    pub(super) on_new_column: OnNewColumn,
 }
 
 /// Columns that are an ENUM or SET, by their names in lower case, and their values.
@@ -186,26 +201,88 @@ impl Table {
         schema.fields().iter().map(AsRef::as_ref).filter(move |field| Some(field.name()) != without.as_ref())
     }
 
-    /// Makes the table or checks it. Not part of any batch.
-    pub(super) async fn prepare(&self, session: &mut Session, schema: &Schema) -> Result<Members, Failure> {
-        if let Some(columns) = self.check(session, Some(schema)).await? {
+    /// Makes the table or checks it. Not part of any batch. One that was there by these marks and is gone is not made anew: the
+    /// rows that it had would be missing without a word.
+    pub(super) async fn prepare(
+        &self,
+        session: &mut Session,
+        marks: Option<&Scope>,
+        schema: &Schema,
+    ) -> Result<Members, Failure> {
+        if self.on_new_column == OnNewColumn::Add {
+            self.check_names(Some(schema))?;
+            self.add(session, schema).await?;
+        }
+        if let Some(columns) = self.check(session, Some(schema), false).await? {
+            if let Some(scope) = marks {
+                scope.remember(session, &self.name).await?;
+            }
             let members = |column: &Column| Some((column.name.to_lowercase(), column.members()?));
             return Ok(columns.iter().filter_map(members).collect());
         }
-        let collation = collation(session).await?;
-        session.run("making the table in", self.create(schema, collation)).await?;
+        let statement = self.create(schema, collation(session).await?);
+        let was_there = match marks {
+            Some(scope) => scope.remembers(session, &self.name).await?,
+            None => false,
+        };
+        if was_there {
+            return Err(self
+                .fatal(&format!(
+                    "it is gone, with the rows that were written to it: restore it, or make it again to go on with later rows only: \
+                     {statement}. `tidemill checkpoint reset --sinks` begins anew"
+                ))
+                .into());
+        }
+        session.run("making the table in", statement).await?;
+        if let Some(scope) = marks {
+            scope.remember(session, &self.name).await?;
+        }
         Ok(Members::new())
     }
 
-    /// Looks whether rows of the schema could be written. The table's columns, if it is there.
-    async fn check(&self, session: &mut Session, schema: Option<&Schema>) -> Result<Option<Vec<Column>>, Failure> {
+    /// Adds the columns that the table lacks, where it is there.
+    async fn add(&self, session: &mut Session, schema: &Schema) -> Result<(), Failure> {
+        let columns = self.columns(session).await?;
+        let absent = self.absent(&columns, schema);
+        if columns.is_empty() || absent.is_empty() {
+            return Ok(());
+        }
+        let added: Vec<String> =
+            absent.iter().map(|(name, kind)| format!("ADD COLUMN {} {}", quoted(name), declared(kind))).collect();
+        let (table, added) = (self.path(), added.join(", "));
+        match session.run("adding columns to the table in", format!("ALTER TABLE {table} {added}")).await {
+            // Another lane was quicker.
+            Err(failure) if failure.code() == Some(DUPLICATE_COLUMN) => Ok(()),
+            Err(failure) => Err(failure),
+            Ok(_) => {
+                tracing::info!(table, added, "columns added to the table");
+                Ok(())
+            }
+        }
+    }
+
+    /// The columns that a table lacks.
+    fn absent<'s>(&self, columns: &[Column], schema: &'s Schema) -> Vec<(&'s str, &'s DataType)> {
+        let is_there = |name: &str| columns.iter().any(|column| column.name.to_lowercase() == name.to_lowercase());
+        let fields = self.stored(schema).filter(|field| !is_there(field.name()));
+        fields.map(|field| (field.name().as_str(), field.data_type())).collect()
+    }
+
+    /// Looks whether rows of the schema could be written. The table's columns, if it is there. `before`: what the sink is to add
+    /// may be absent.
+    async fn check(
+        &self,
+        session: &mut Session,
+        schema: Option<&Schema>,
+        before: bool,
+    ) -> Result<Option<Vec<Column>>, Failure> {
         self.check_names(schema)?;
         let columns = self.columns(session).await?;
         if columns.is_empty() {
             return Ok(None);
         }
         if let Some(schema) = schema {
-            self.check_columns(&columns, schema)?;
+            self.check_columns(&columns, schema, before && self.on_new_column == OnNewColumn::Add)?;
             self.check_keys(session, &columns, schema).await?;
         }
         Ok(Some(columns))
@@ -214,9 +291,13 @@ impl Table {
     /// Whether this user may do what the sink does with the table.
     pub(super) async fn look(&self, session: &mut Session, schema: Option<&Schema>) -> Result<(), Failure> {
         let what = "looking at the rights of the user in";
-        let there = self.check(session, schema).await?.is_some();
+        let there = self.check(session, schema, true).await?;
+        let lacks = |schema| there.as_ref().is_some_and(|columns| !self.absent(columns, schema).is_empty());
+        let is_there = there.is_some();
         match schema {
-            Some(schema) if !there => {
+            // What is written is known once the columns are added.
+            Some(schema) if lacks(schema) => Ok(()),
+            Some(schema) if !is_there => {
                 let collation = collation(session).await?;
                 session.look(what, &self.create(schema, collation)).await
             }
@@ -239,6 +320,17 @@ impl Table {
             return Err(self.fatal("names that begin with tidemill_ are this program's own: choose another table"));
         }
         let Some(schema) = schema else { return Ok(()) };
+        let names = || self.stored(schema).map(|field| field.name().as_str());
+        if let Some(name) = names().find(|name| name.contains('\0')) {
+            return Err(self.fatal(&is_no_name("MySQL", name, "with a zero byte")));
+        }
+        if let Some(name) = names().find(|name| name.chars().count() > LONGEST_NAME || name.ends_with(' ')) {
+            let why = format!("of more than {LONGEST_NAME} characters, or with a space at its end");
+            return Err(self.fatal(&is_no_name("MySQL", name, &why)));
+        }
+        if let Some(pair) = same_name(names(), str::to_lowercase) {
+            return Err(self.fatal(&is_one_column("MySQL", pair)));
+        }
         let columns = || schema.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ");
         if let Some(key) = self.key.iter().find(|key| schema.index_of(key).is_err()) {
             return Err(self.fatal(&format!("the key column `{key}` is not among the rows' columns: {}", columns())));
@@ -275,16 +367,15 @@ impl Table {
         format!("CREATE TABLE IF NOT EXISTS {path} ({parts}) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={collation}")
     }
 
-    fn check_columns(&self, columns: &[Column], schema: &Schema) -> Result<(), SinkError> {
+    fn check_columns(&self, columns: &[Column], schema: &Schema, adds: bool) -> Result<(), SinkError> {
+        let of = |name: &str| columns.iter().find(|column| column.name.to_lowercase() == name.to_lowercase());
+        let absent = self.absent(columns, schema);
+        if !absent.is_empty() && !adds {
+            return Err(self.fatal(&lacks(&self.path(), "ADD COLUMN", &absent, quoted, declared)));
+        }
         for field in self.stored(schema) {
             let (name, mine, wanted) = (field.name(), type_name(field.data_type()), declared(field.data_type()));
-            let Some(column) = columns.iter().find(|column| column.name.eq_ignore_ascii_case(name)) else {
-                return Err(self.fatal(&format!(
-                    "it has no column `{name}` ({mine}): ALTER TABLE {} ADD COLUMN {} {wanted}, or drop the column in the job",
-                    self.path(),
-                    quoted(name)
-                )));
-            };
+            let Some(column) = of(name) else { continue };
             if column.generated {
                 return Err(self.fatal(&format!("column `{name}` is made by the server: drop the column in the job")));
             }

@@ -78,7 +78,7 @@ impl Postgres {
             ));
         }
         if let Some(schema) = schema {
-            self.table.look(&session.connection, &place, schema).await?;
+            self.table.look(&session.connection, &place, schema, true).await?;
         }
         Ok(())
     }

@@ -118,7 +118,7 @@ impl Postgres {
         for batch in group.iter().flat_map(|(_, batches)| batches).filter(|batch| batch.num_rows() > 0) {
             let schema = batch.schema();
             if !targets.iter().any(|(known, _)| same_columns(known, &schema)) {
-                let ready = session.ready(&self.table, &schema, false).await?;
+                let ready = session.ready(&self.table, &schema, false, None).await?;
                 targets.push((schema, ready));
             }
         }
@@ -165,7 +165,7 @@ impl Postgres {
         rejected: Vec<Rejected>,
     ) -> Result<Receipts, Failure> {
         let mut of_lanes: Vec<Vec<SinkReject>> = vec![Vec::new(); group.len()];
-        for Rejected { lane, reject } in rejected {
+        for Rejected { lane, reject, .. } in rejected {
             of_lanes[lane].push(reject);
         }
         let mut receipts = Vec::with_capacity(group.len());

@@ -12,7 +12,12 @@ use native_tls::{Certificate, Identity, Protocol, TlsConnector};
 use postgres_native_tls::MakeTlsConnector;
 use tidemill_config::redacted;
 use tokio::{task::AbortHandle, time::timeout};
-use tokio_postgres::{Client, Config, Error, Statement, config::SslMode, error::SqlState};
+use tokio_postgres::{
+    Client, Config, Error, Statement,
+    config::SslMode,
+    error::SqlState,
+    types::{FromSql, Type},
+};
 
 use super::failure::{Doing, Failure, said};
 use crate::sink::SinkError;
@@ -25,6 +30,11 @@ const SILENCE: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 /// The same for the server's side: a machine that vanished must not hold locks for two hours.
 const SESSION: &str = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3";
+/// What every transaction that only reads sets, so that how values are written does not depend on what a server or a role was
+/// given. All of it ends with the transaction: behind a pooler the session is somebody else's next.
+const READING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL DateStyle = 'ISO, YMD';
+    SET LOCAL IntervalStyle = 'postgres'; SET LOCAL TimeZone = 'UTC'; SET LOCAL standard_conforming_strings = on;
+    SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex'; SET LOCAL idle_in_transaction_session_timeout = 60000";
 /// What an application may be called; the server cuts longer names.
 const LONGEST_NAME: usize = 63;
 
@@ -145,8 +155,16 @@ impl Server {
         Ok(MakeTlsConnector::new(connector))
     }
 
-    /// A new connection.
+    /// A new connection of a session that is nobody else's: the sink's.
     pub(crate) async fn connect(&self) -> Result<Connection, SinkError> {
+        let connection = self.connect_to_read().await?;
+        let session = connection.client.batch_execute(SESSION).await.doing("setting up a session in");
+        session.map_err(|failure| failure.explain(self))?;
+        Ok(connection)
+    }
+
+    /// A new connection, in which nothing is set: see [`Connection::begin_to_read`].
+    pub(crate) async fn connect_to_read(&self) -> Result<Connection, SinkError> {
         let tls = self.tls()?;
         let (client, driver) = match timeout(self.connect_limit, self.config.connect(tls)).await {
             Ok(connected) => connected.map_err(|error| self.unreachable(error))?,
@@ -156,6 +174,7 @@ impl Server {
                 );
             }
         };
+        let encoding = Encoding::of(driver.parameter("server_encoding").unwrap_or("UTF8"));
         let ended = Arc::new(OnceLock::new());
         let last = ended.clone();
         let driver = tokio::spawn(async move {
@@ -165,10 +184,7 @@ impl Server {
             };
             drop(last.set(said));
         });
-        let connection = Connection { client, ended, driver: driver.abort_handle(), statements: HashMap::new() };
-        let session = connection.client.batch_execute(SESSION).await.doing("setting up a session in");
-        session.map_err(|failure| failure.explain(self))?;
-        Ok(connection)
+        Ok(Connection { client, encoding, ended, driver: driver.abort_handle(), statements: HashMap::new() })
     }
 
     /// What keeps a connection from being made.
@@ -225,10 +241,33 @@ impl Server {
     }
 }
 
+/// How the database keeps texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    /// It has every character.
+    Utf8,
+    /// `SQL_ASCII`: bytes that the server does not look at. They may be no UTF-8, and then it does not hand them out as a text.
+    Bytes,
+    /// It lacks characters (`LATIN1`).
+    Other,
+}
+
+impl Encoding {
+    fn of(name: &str) -> Self {
+        match name {
+            "UTF8" => Self::Utf8,
+            "SQL_ASCII" => Self::Bytes,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// A session. One that is dropped is closed.
 pub(crate) struct Connection {
     /// The client.
     pub(crate) client: Client,
+    /// How its database keeps texts.
+    pub(crate) encoding: Encoding,
     ended: Arc<OnceLock<String>>,
     driver: AbortHandle,
     statements: HashMap<String, Statement>,
@@ -238,6 +277,19 @@ impl Connection {
     /// Whether the server or the network has ended it.
     pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Begins a transaction that only reads. No question in it takes longer than `limit`. It leaves nothing behind in the
+    /// session, unless a statement that was prepared in it outlives it.
+    pub(crate) async fn begin_to_read(&self, limit: Duration) -> Result<(), Error> {
+        let limit = limit.as_millis();
+        let limits = format!("SET LOCAL statement_timeout = {limit}; SET LOCAL lock_timeout = {limit}");
+        self.client.batch_execute(&format!("{READING}; {limits}")).await
+    }
+
+    /// Ends it. After an error it is rolled back, which is the same.
+    pub(crate) async fn end_reading(&self) -> Result<(), Error> {
+        self.client.batch_execute("COMMIT").await
     }
 
     /// What the server said when it ended the session: an answer that was waited for is told no more than that there is none.
@@ -259,6 +311,19 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
+    }
+}
+
+/// A value as it came, whether it is a text or bytes.
+pub(crate) struct Raw<'a>(pub(crate) &'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        matches!(*kind, Type::TEXT | Type::BYTEA)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Arrow arrays as fields of PostgreSQL's binary COPY format.
 //!
 //! A value goes into a column of another type only where it stays what it is: integers into wider ones, exact numbers into
-//! `numeric`, structs, lists and JSON text into `jsonb`, texts and 16 bytes into `uuid`. [`Rule::of`] decides that once for
+//! `numeric`, structs, lists and JSON text into `jsonb`, texts and 16 bytes into `uuid`, texts into `time`, `interval` and `inet`
+//! ([`spelled`]). Times alone are cut to the digits of their column, as they are to microseconds. [`Rule::of`] decides that once for
 //! a column, [`Column`] writes its cells. The format of each type is that of its `_recv` function in the server's sources.
 
 use arrow::{
@@ -17,7 +18,7 @@ use arrow::{
     },
 };
 
-use super::numeric;
+use super::{numeric, spelled};
 use crate::sink::cell;
 
 /// What a column of the server takes.
@@ -33,8 +34,16 @@ pub(super) enum Kind {
     Numeric(Option<i32>),
     Text,
     Bytea,
-    Timestamp,
+    /// With the digits behind the second that it keeps.
+    Timestamp(u8),
     Date,
+    /// The same of a time of day.
+    Time(u8),
+    Interval,
+    /// `cidr` has no bits behind its mask.
+    Inet {
+        cidr: bool,
+    },
     Json,
     Jsonb,
     Uuid,
@@ -57,8 +66,13 @@ pub(super) enum Rule {
     Json(bool),
     Bytes,
     Uuid,
-    Timestamp,
+    Timestamp(u8),
     Date,
+    Time(u8),
+    Interval,
+    Inet {
+        cidr: bool,
+    },
     List(u32, Box<Rule>),
 }
 
@@ -95,7 +109,7 @@ impl Rule {
             (Kind::Int4, _) if holds(31) => number(),
             (Kind::Int8, _) if holds(63) => number(),
             // A double holds every integer of 53 bits, a float one of 24.
-            (Kind::Float4, _) if holds(16) || *from == DataType::Float32 => number(),
+            (Kind::Float4, _) if holds(16) || matches!(from, DataType::Float32 | DataType::Float64) => number(),
             (Kind::Float8, _) if holds(32) || matches!(from, DataType::Float32 | DataType::Float64) => number(),
             (Kind::Numeric(_), _) if bits(from).is_some() => number(),
             (Kind::Numeric(limit), DataType::Decimal128(_, scale)) => {
@@ -112,7 +126,10 @@ impl Rule {
                 Kind::Bytea,
                 DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_),
             ) => Some(Self::Bytes),
-            (Kind::Timestamp, DataType::Timestamp(..)) => Some(Self::Timestamp),
+            (Kind::Timestamp(digits), DataType::Timestamp(..)) => Some(Self::Timestamp(*digits)),
+            (Kind::Time(digits), _) if is_text(from) => Some(Self::Time(*digits)),
+            (Kind::Interval, _) if is_text(from) => Some(Self::Interval),
+            (Kind::Inet { cidr }, _) if is_text(from) => Some(Self::Inet { cidr: *cidr }),
             (Kind::Date, DataType::Date32) => Some(Self::Date),
             (Kind::Array(oid, kind), DataType::List(item)) => {
                 let rule = Self::of(item.data_type(), kind)?;
@@ -188,15 +205,18 @@ enum Values<'a> {
     Int(Integers<'a>, Kind),
     Unsigned(&'a [u64]),
     Float32(&'a [f32], Kind),
-    Float64(&'a [f64]),
+    Float64(&'a [f64], Kind),
     Decimal(&'a [i128], i8),
     Text(Texts<'a>),
     JsonText(Texts<'a>, bool),
     Json(&'a ArrayRef, bool),
     Uuid(Texts<'a>),
     Bytes(Blobs<'a>),
-    Timestamp(&'a [i64], TimeUnit),
+    Timestamp(&'a [i64], TimeUnit, u8),
     Date(&'a [i32]),
+    Time(Texts<'a>, u8),
+    Interval(Texts<'a>),
+    Inet(Texts<'a>, bool),
     List(&'a OffsetBuffer<i32>, u32, Box<Column<'a>>),
 }
 
@@ -223,7 +243,7 @@ fn number<'a>(array: &'a ArrayRef, to: &Kind) -> Option<Values<'a>> {
     Some(match array.data_type() {
         DataType::UInt64 => Values::Unsigned(array.as_primitive::<UInt64Type>().values()),
         DataType::Float32 => Values::Float32(array.as_primitive::<Float32Type>().values(), to.clone()),
-        DataType::Float64 => Values::Float64(array.as_primitive::<Float64Type>().values()),
+        DataType::Float64 => Values::Float64(array.as_primitive::<Float64Type>().values(), to.clone()),
         DataType::Decimal128(_, scale) => Values::Decimal(array.as_primitive::<Decimal128Type>().values(), *scale),
         _ => Values::Int(integers(array)?, to.clone()),
     })
@@ -239,7 +259,7 @@ fn blobs(array: &ArrayRef) -> Option<Blobs<'_>> {
     })
 }
 
-fn timestamps(array: &ArrayRef) -> Option<Values<'_>> {
+fn timestamps(array: &ArrayRef, digits: u8) -> Option<Values<'_>> {
     let DataType::Timestamp(unit, _) = array.data_type() else { return None };
     let values: &[i64] = match unit {
         TimeUnit::Second => array.as_primitive::<TimestampSecondType>().values(),
@@ -247,7 +267,7 @@ fn timestamps(array: &ArrayRef) -> Option<Values<'_>> {
         TimeUnit::Microsecond => array.as_primitive::<TimestampMicrosecondType>().values(),
         TimeUnit::Nanosecond => array.as_primitive::<TimestampNanosecondType>().values(),
     };
-    Some(Values::Timestamp(values, *unit))
+    Some(Values::Timestamp(values, *unit, digits))
 }
 
 impl<'a> Column<'a> {
@@ -262,7 +282,10 @@ impl<'a> Column<'a> {
             Rule::Json(binary) => Values::Json(array, *binary),
             Rule::Uuid => Values::Uuid(Texts::of(array)?),
             Rule::Bytes => Values::Bytes(blobs(array)?),
-            Rule::Timestamp => timestamps(array)?,
+            Rule::Timestamp(digits) => timestamps(array, *digits)?,
+            Rule::Time(digits) => Values::Time(Texts::of(array)?, *digits),
+            Rule::Interval => Values::Interval(Texts::of(array)?),
+            Rule::Inet { cidr } => Values::Inet(Texts::of(array)?, *cidr),
             Rule::Date => Values::Date(array.as_primitive_opt::<Date32Type>()?.values()),
             Rule::List(oid, rule) => {
                 let lists = array.as_list_opt::<i32>()?;
@@ -295,7 +318,8 @@ impl<'a> Column<'a> {
             Values::Unsigned(values) => return sized(out, |out| numeric::write(values[row].into(), 0, out)),
             Values::Float32(values, Kind::Float8) => fixed(out, f64::from(values[row]).to_be_bytes()),
             Values::Float32(values, _) => fixed(out, values[row].to_be_bytes()),
-            Values::Float64(values) => fixed(out, values[row].to_be_bytes()),
+            Values::Float64(values, Kind::Float4) => fixed(out, real(values[row])?.to_be_bytes()),
+            Values::Float64(values, _) => fixed(out, values[row].to_be_bytes()),
             Values::Decimal(values, scale) => return sized(out, |out| numeric::write(values[row], *scale, out)),
             Values::Text(values) => return sized(out, |out| text(values.get(row), out)),
             Values::JsonText(values, binary) => {
@@ -307,7 +331,8 @@ impl<'a> Column<'a> {
             Values::Json(values, binary) => {
                 return sized(out, |out| {
                     out.extend(binary.then_some(JSONB));
-                    serde_json::to_writer(out, &cell::json(values, row)).map_err(|error| error.to_string())
+                    out.extend_from_slice(cell::nested(*values, row).as_bytes());
+                    Ok(())
                 });
             }
             Values::Uuid(values) => fixed(out, uuid(values.get(row))?),
@@ -323,7 +348,26 @@ impl<'a> Column<'a> {
                     Ok(())
                 });
             }
-            Values::Timestamp(values, unit) => fixed(out, timestamp(values[row], *unit)?.to_be_bytes()),
+            Values::Timestamp(values, unit, digits) => {
+                fixed(out, timestamp(values[row], *unit, *digits)?.to_be_bytes());
+            }
+            Values::Time(values, digits) => {
+                fixed(out, cut(spelled::time(values.get(row))?, *digits).to_be_bytes());
+            }
+            Values::Interval(values) => {
+                let (micros, days, months) = spelled::interval(values.get(row))?;
+                out.extend_from_slice(&16_i32.to_be_bytes());
+                out.extend_from_slice(&micros.to_be_bytes());
+                out.extend_from_slice(&days.to_be_bytes());
+                out.extend_from_slice(&months.to_be_bytes());
+            }
+            Values::Inet(values, cidr) => {
+                let bytes = spelled::inet(values.get(row), *cidr)?;
+                return sized(out, |out| {
+                    out.extend_from_slice(&bytes);
+                    Ok(())
+                });
+            }
             Values::Date(values) => fixed(out, date(values[row])?.to_be_bytes()),
             Values::List(offsets, oid, items) => {
                 let (from, to) = (offsets[row] as usize, offsets[row + 1] as usize);
@@ -393,14 +437,32 @@ fn uuid(text: &str) -> Result<[u8; 16], Refused> {
     parsed.map(uuid::Uuid::into_bytes).map_err(|error| format!("not a uuid: {error}"))
 }
 
-fn timestamp(value: i64, unit: TimeUnit) -> Result<i64, Refused> {
+/// A double as a `real`, where that is the same number to whoever reads its digits.
+#[allow(clippy::cast_possible_truncation)] // what is cut off is compared
+fn real(value: f64) -> Result<f32, Refused> {
+    let narrow = value as f32;
+    let same = value.is_nan() || f64::from(narrow) == value || narrow.to_string().parse() == Ok(value);
+    if same { Ok(narrow) } else { Err(format!("{value} has more digits than a real keeps")) }
+}
+
+/// All digits of a time.
+pub(super) const MICROSECOND: u8 = 6;
+
+/// A time without the digits that its column does not keep. The server would round: into another second, or year.
+fn cut(micros: i64, digits: u8) -> i64 {
+    let unit = 10_i64.pow(u32::from(MICROSECOND.saturating_sub(digits)));
+    micros.div_euclid(unit) * unit
+}
+
+fn timestamp(value: i64, unit: TimeUnit, digits: u8) -> Result<i64, Refused> {
     let micros = match unit {
         TimeUnit::Second => value.checked_mul(1_000_000),
         TimeUnit::Millisecond => value.checked_mul(1_000),
         TimeUnit::Microsecond => Some(value),
         TimeUnit::Nanosecond => Some(value.div_euclid(1_000)),
     };
-    let since = micros.and_then(|micros| micros.checked_sub(EPOCH_MICROS)).filter(|since| TIMESTAMPS.contains(since));
+    let since = micros.and_then(|micros| micros.checked_sub(EPOCH_MICROS)).map(|since| cut(since, digits));
+    let since = since.filter(|since| TIMESTAMPS.contains(since));
     since.ok_or_else(|| "out of the range of PostgreSQL's timestamps, 4713 BC to 294276".into())
 }
 
@@ -445,7 +507,10 @@ mod tests {
             (DataType::Int64, Kind::Float8, false),
             (DataType::Int32, Kind::Float4, false),
             (DataType::Float32, Kind::Float8, true),
-            (DataType::Float64, Kind::Float4, false),
+            (DataType::Float64, Kind::Float4, true),
+            (text.clone(), Kind::Time(6), true),
+            (text.clone(), Kind::Inet { cidr: true }, true),
+            (DataType::Int64, Kind::Interval, false),
             (DataType::Float64, numeric(2), false),
             (DataType::Decimal128(9, 2), numeric(2), true),
             (DataType::Decimal128(9, 2), numeric(1), false),
@@ -455,7 +520,7 @@ mod tests {
             (text.clone(), Kind::Int4, false),
             (text, Kind::Other, false),
             (DataType::Int32, Kind::Text, false),
-            (DataType::Date32, Kind::Timestamp, false),
+            (DataType::Date32, Kind::Timestamp(6), false),
         ] {
             assert_eq!(Rule::of(&from, &to).is_some(), fits, "{from} into {to:?}");
         }
@@ -485,7 +550,29 @@ mod tests {
     }
 
     #[test]
+    fn digits_that_a_column_does_not_keep_are_cut_and_never_rounded() {
+        for (micros, digits, kept) in [
+            (999_999, 0, 0),
+            (999_999, 3, 999_000),
+            (999_999, 6, 999_999),
+            (-1, 0, -1_000_000),
+            (-1, 3, -1_000),
+            (59_999_999, 0, 59_000_000),
+        ] {
+            assert_eq!(cut(micros, digits), kept, "{micros} to {digits}");
+        }
+        for same in [0.1, 23.456, -0.5, 16_777_216.0, f64::INFINITY, 1e-10] {
+            assert!(real(same).is_ok(), "{same}");
+        }
+        assert!(real(f64::NAN).is_ok_and(f32::is_nan));
+        for other in [0.123_456_789_012_345_6, 16_777_217.0, 1e300] {
+            assert!(real(other).is_err(), "{other}");
+        }
+    }
+
+    #[test]
     fn times_outside_of_the_servers_calendar_are_refused_and_none_becomes_infinite() {
+        let timestamp = |value, unit| super::timestamp(value, unit, MICROSECOND);
         assert_eq!(timestamp(EPOCH_MICROS, TimeUnit::Microsecond), Ok(0));
         assert_eq!(timestamp(946_684_799_999_999_999, TimeUnit::Nanosecond), Ok(-1));
         for (value, unit) in [

@@ -40,6 +40,13 @@ impl Doing<()> for std::io::Result<()> {
     }
 }
 
+/// What a statement that was prepared in another session, or by another client, has for its cause.
+const POOLER: &str = ": is there a pooler in between, as PgBouncer in transaction mode? Each session has to be one client's alone: \
+                      pool_mode = session, or connect to the server itself";
+/// What a text that the database cannot keep, or hand out, has for its cause.
+const ENCODING: &str = ": the database is not of ENCODING 'UTF8' and lacks this character, or holds bytes that are no text: name things in \
+                        ASCII, or make the database with ENCODING 'UTF8'";
+
 /// The whole of an error in one line.
 pub(crate) fn said(error: &Error) -> String {
     if let Some(error) = error.as_db_error() {
@@ -76,12 +83,28 @@ fn refusal(code: &SqlState) -> Option<&'static str> {
     }
 }
 
+/// What the server has against a row.
+pub(crate) struct Refusal {
+    pub(crate) reason: &'static str,
+    /// Its own sentence.
+    pub(crate) why: String,
+    /// Whether the row may pass once other rows are there, or gone: a foreign key, a unique one, what a trigger raises.
+    pub(crate) depends: bool,
+    /// Whether a unique index has its value already.
+    pub(crate) is_duplicate: bool,
+}
+
 impl Failure {
-    /// The reason and the server's own sentence where the error is about the values of a row; else the failure itself.
-    pub(crate) fn refuses_row(self) -> Result<(&'static str, String), Self> {
+    /// What the server has against a row where the error is about its values; else the failure itself.
+    pub(crate) fn refuses_row(self) -> Result<Refusal, Self> {
         match &self {
             Self::Postgres(_, error) => match error.code().and_then(refusal) {
-                Some(reason) => Ok((reason, said(error))),
+                Some(reason) => {
+                    // That a value is null or breaks a check is nobody else's doing.
+                    let alone = error.code().is_some_and(|code| matches!(code.code(), "23502" | "23514"));
+                    let is_duplicate = error.code() == Some(&SqlState::UNIQUE_VIOLATION);
+                    Ok(Refusal { reason, why: said(error), depends: reason == "constraint" && !alone, is_duplicate })
+                }
                 None => Err(self),
             },
             _ => Err(self),
@@ -156,6 +179,10 @@ impl Failure {
                     fatal(&format!("{within}: GRANT the user what it lacks, or take another user"))
                 }
             },
+            (_, "42P05" | "26000") => fatal(POOLER),
+            (_, "22021" | "22P05") => fatal(ENCODING),
+            (_, "42702") => fatal(": two columns of the query have this name: give each a name of its own by `AS`"),
+            (_, "42601") => fatal(": a query is one statement, with nothing behind its `;`"),
             (_, "42P01" | "3F000") => fatal(": make it, or name another in the job"),
             (_, "42703") => {
                 fatal(": the table has lost a column: ALTER TABLE ... ADD COLUMN it, or drop it in the job")
@@ -164,7 +191,9 @@ impl Failure {
             (_, "53300") => transient(": the server has no connection left: raise max_connections, or close others"),
             (_, "55P03") => transient(": another session holds a lock: see pg_stat_activity"),
             (_, "57014") => transient(": it took too long, or somebody cancelled it"),
-            (_, "25006") => transient(": this server is read-only, a standby perhaps: is there another one now?"),
+            (_, "25006") => transient(
+                ": this server is read-only, a standby perhaps: is there another one now? Behind a pooler another program may have left its session so",
+            ),
             ("08" | "40" | "53" | "57" | "58", _) => transient(""),
             _ => fatal(&format!(" (SQLSTATE {code})")),
         }

@@ -1,6 +1,6 @@
 //! Tidemill's own tables in a user's database: claims and marks, logs, rejects, beats.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use tidemill_checkpoint::{
     Claim, Digest, Entry, Generation, Held, Lane, LaneKey, LogName, Mark, Owner, Permit, Position, SinkId,
@@ -9,11 +9,11 @@ use tokio_postgres::{Row, error::SqlState};
 use uuid::Uuid;
 
 use super::{
-    database::Connection,
+    database::{Connection, Encoding},
     failure::{Doing, Failure},
     table::quoted,
 };
-use crate::sink::{Marks, SinkError, SinkReject, rejects_shard};
+use crate::sink::{Marks, SinkError, SinkReject, columns::TABLE_LOG, rejects_shard};
 
 /// Made in the target's schema. `mark` is `json`, which keeps the text as it is: a digest is over it.
 const TABLES: &str = "
@@ -47,6 +47,42 @@ pub(super) const LOCK: &str = "SELECT pg_advisory_xact_lock(8388346167744359532)
 pub(super) struct Scope {
     pub(super) job: String,
     pub(super) sink: SinkId,
+}
+
+/// What an entry that is not kept as it is begins with; a JSON string follows. No entry of a log begins so.
+const ESCAPED: char = '\u{1}';
+
+/// JSON in ASCII: every encoding has it. It says the same.
+fn ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for one in json.chars() {
+        if one.is_ascii() {
+            out.push(one);
+        } else {
+            out.extend(one.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    out
+}
+
+/// A text of our own as a database can keep it, whatever characters it has. [`restored`] gives it back.
+fn kept(text: &str, encoding: Encoding) -> Cow<'_, str> {
+    if encoding == Encoding::Utf8 || text.is_ascii() {
+        return text.into();
+    }
+    format!("{ESCAPED}{}", ascii(&serde_json::Value::from(text).to_string())).into()
+}
+
+fn restored(kept: String) -> Result<String, Failure> {
+    match kept.strip_prefix(ESCAPED) {
+        None => Ok(kept),
+        Some(json) => serde_json::from_str(json).map_err(|_| unreadable("an entry in tidemill_entries")),
+    }
+}
+
+/// The same for JSON, which is kept as such, and for the server's sentences, which only people read.
+fn kept_json(json: &str, encoding: Encoding) -> Cow<'_, str> {
+    if encoding == Encoding::Utf8 || json.is_ascii() { json.into() } else { ascii(json).into() }
 }
 
 /// Nothing is held where there are no tables.
@@ -187,9 +223,9 @@ impl Scope {
             generations.push(number(key.generation));
             instances.push(key.owner.instance);
             digests.push(mark.digest.to_string());
-            marks.push(
-                serde_json::to_string(mark).map_err(|error| SinkError::Fatal(format!("a mark as JSON: {error}")))?,
-            );
+            let json =
+                serde_json::to_string(mark).map_err(|error| SinkError::Fatal(format!("a mark as JSON: {error}")))?;
+            marks.push(kept_json(&json, connection.encoding).into_owned());
         }
         let sink = self.sink();
         let values: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
@@ -247,7 +283,7 @@ impl Scope {
             let entries = permit.entries();
             let logs: Vec<&str> = entries.iter().map(|entry| entry.log.as_str()).collect();
             let numbers: Vec<i64> = entries.iter().map(|entry| whole(entry.number)).collect();
-            let texts: Vec<&str> = entries.iter().map(|entry| entry.text.as_str()).collect();
+            let texts: Vec<Cow<'_, str>> = entries.iter().map(|entry| kept(&entry.text, connection.encoding)).collect();
             let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
                 [&self.job, &sink, &lane, &logs, &numbers, &texts];
             connection.client.execute(&statement, &values).await.doing(doing)?;
@@ -281,8 +317,9 @@ impl Scope {
         let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
             [&self.job, &self.sink(), &lane.as_str(), &log.as_str(), &whole(from)];
         let rows = unless_absent(connection.client.query(&sql, &values).await.doing("reading a log of"))?;
-        let entry = |row: &Row| Entry { log: log.clone(), number: unsigned(row.get(0)), text: row.get(1) };
-        Ok(rows.iter().map(entry).collect())
+        let entry =
+            |row: &Row| Ok(Entry { log: log.clone(), number: unsigned(row.get(0)), text: restored(row.get(1))? });
+        rows.iter().map(entry).collect()
     }
 
     /// Keeps rejected rows, numbered on from the last one of the lane, and from where the mark says that they were read to:
@@ -308,7 +345,10 @@ impl Scope {
         );
         let statement = connection.statement(&sql).await.doing(doing)?;
         let rows: Vec<i64> = rejects.iter().map(|reject| whole(reject.row)).collect();
-        let of = |text: fn(&SinkReject) -> &str| rejects.iter().map(text).collect::<Vec<&str>>();
+        let encoding = connection.encoding;
+        let of = |text: fn(&SinkReject) -> &str| {
+            rejects.iter().map(|reject| kept_json(text(reject), encoding)).collect::<Vec<Cow<'_, str>>>()
+        };
         let (reasons, details, records) = (of(|r| &r.reason), of(|r| &r.detail), of(|r| &r.record));
         let plan = &permit.mark().plan;
         let (lane, input) = (permit.key().lane.as_str(), permit.input().to_string());
@@ -402,6 +442,29 @@ impl Scope {
         Ok(())
     }
 
+    /// Notes that the user's table is there, where marks are kept: under no lane, so that a reset forgets it too.
+    pub(super) async fn remember(&self, connection: &Connection, schema: &str, table: &str) -> Result<(), Failure> {
+        let sql = format!(
+            "INSERT INTO {}.tidemill_entries (job, sink, lane, log, number, text) VALUES ($1, $2, '', $3, 0, '')
+            ON CONFLICT DO NOTHING",
+            quoted(schema)
+        );
+        let log = kept(&format!("{TABLE_LOG}{table}"), connection.encoding).into_owned();
+        let noted = connection.client.execute(&sql, &[&self.job, &self.sink(), &log]).await;
+        unless_absent(noted.doing("noting the table in")).map(drop)
+    }
+
+    /// Whether it was there before.
+    pub(super) async fn remembers(&self, connection: &Connection, schema: &str, table: &str) -> Result<bool, Failure> {
+        let sql = format!(
+            "SELECT 1 FROM {}.tidemill_entries WHERE job = $1 AND sink = $2 AND lane = '' AND log = $3",
+            quoted(schema)
+        );
+        let log = kept(&format!("{TABLE_LOG}{table}"), connection.encoding).into_owned();
+        let found = connection.client.query_opt(&sql, &[&self.job, &self.sink(), &log]).await;
+        Ok(unless_absent(found.doing("looking for the table of"))?.is_some())
+    }
+
     pub(super) fn fenced(&self, lane: &Lane, held: Generation, mine: Generation) -> SinkError {
         SinkError::Fenced { sink: self.sink.clone(), lane: lane.clone(), held, mine }
     }
@@ -440,4 +503,26 @@ fn held(row: &Row) -> Result<(Lane, Held), Failure> {
 
 fn mark(text: Option<String>) -> Result<Option<Mark>, Failure> {
     text.map(|text| serde_json::from_str(&text)).transpose().map_err(|_| unreadable("a mark in tidemill_marks"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_our_own_are_ascii_in_a_database_that_lacks_characters_and_come_back() {
+        for text in ["Отчёт \"1\".json", "😀", "plain", "{\"path\":\"é\"}", "\u{1}é"] {
+            for encoding in [Encoding::Utf8, Encoding::Bytes, Encoding::Other] {
+                let kept = kept(text, encoding);
+                assert!(encoding == Encoding::Utf8 || kept.is_ascii(), "{kept}");
+                if encoding != Encoding::Utf8 {
+                    assert_eq!(restored(kept.into_owned()).ok().as_deref(), Some(text));
+                }
+            }
+        }
+        assert_eq!(kept_json("{\"a\":\"é😀\"}", Encoding::Other), "{\"a\":\"\\u00e9\\ud83d\\ude00\"}");
+        // What an older version kept.
+        assert_eq!(restored("{\"path\":\"é\"}".into()).ok().as_deref(), Some("{\"path\":\"é\"}"));
+    }
 }

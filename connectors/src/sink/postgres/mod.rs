@@ -25,6 +25,7 @@ mod numeric;
 mod one_by_one;
 mod rows;
 mod session;
+mod spelled;
 mod table;
 
 use std::{pin::pin, time::Duration};
@@ -71,11 +72,16 @@ impl Postgres {
         Ok(Self {
             server: Server::new(&config.url, config.ca.as_deref(), &format!("tidemill {job}/{}", id.name()))?,
             scope: Scope { job: job.to_owned(), sink: id },
-            table: Table::new(&config.table, key, delete_when),
+            table: Table::new(&config.table, key, delete_when, config.on_new_column),
             guarantee: config.guarantee,
             writer: Mutex::default(),
             reader: Mutex::default(),
         })
+    }
+
+    /// What keeps marks, and remembers the table with them.
+    fn marks(&self) -> Option<&Scope> {
+        (self.guarantee == Guarantee::ExactlyOnce).then_some(&self.scope)
     }
 
     async fn try_claim(
@@ -175,7 +181,7 @@ impl Sink for Postgres {
     }
 
     async fn prepare(&self, schema: &SchemaRef) -> Result<(), SinkError> {
-        with!(self.writer, session, session.ready(&self.table, schema, true)).map(drop)
+        with!(self.writer, session, session.ready(&self.table, schema, true, self.marks())).map(drop)
     }
 
     async fn stage(&self, context: &StageContext, rows: &[RecordBatch]) -> Result<Staged, SinkError> {
@@ -190,10 +196,13 @@ impl Sink for Postgres {
 
     async fn beat(&self, key: &LaneKey) -> Result<(), SinkError> {
         let beaten = with!(self.reader, session, async {
-            let Session { connection, place, .. } = &mut session;
+            let (doing, Session { connection, place, .. }) = ("writing a beat to", &mut session);
             // A beat is no part of any mark: it may be lost with the server.
-            connection.client.batch_execute("SET synchronous_commit = off").await.doing("writing a beat to")?;
-            if self.scope.beat(connection, place, key).await? {
+            let begin = "BEGIN; SET LOCAL synchronous_commit = off";
+            connection.client.batch_execute(begin).await.doing(doing)?;
+            let beaten = self.scope.beat(connection, place, key).await?;
+            connection.client.batch_execute("COMMIT").await.doing(doing)?;
+            if beaten {
                 return Ok(None);
             }
             let held = self.scope.held(connection, place, std::slice::from_ref(&key.lane)).await?;

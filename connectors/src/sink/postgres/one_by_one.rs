@@ -11,7 +11,6 @@
 
 use std::{
     error::Error,
-    ops::Range,
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -88,14 +87,14 @@ async fn answered(mut answer: Answer<'_>, moved: &AtomicU64) -> Result<(), Failu
     answer.as_mut().take_output().unwrap_or(Ok(())).doing(WRITING)
 }
 
-/// Writes a range of rows, behind `savepoint`; gives those that were refused, and counts the answers in `moved`: each row
+/// Writes some rows, in this order, behind `savepoint`; gives those that were refused, and counts the answers in `moved`: each row
 /// may take long, where triggers or locks make it.
 pub(super) async fn write(
     connection: &mut Connection,
     target: &Target,
     writer: &Writer,
     rows: &Rows<'_>,
-    range: Range<usize>,
+    these: &[usize],
     savepoint: &str,
     moved: &AtomicU64,
 ) -> Result<Vec<(usize, Rejected)>, Failure> {
@@ -106,7 +105,7 @@ pub(super) async fn write(
     let merge = writer.merging(connection).await?;
     let client = &connection.client;
     let (mut answers, mut refused) = (Vec::new(), Vec::new());
-    for row in range {
+    for &row in these {
         let mut bytes = Vec::new();
         if let Err((reason, why)) = rows.write(target, row, &mut bytes) {
             refused.extend(rows.rejected(row, reason, why).map(|rejected| (row, rejected)));
@@ -135,8 +134,8 @@ pub(super) async fn write(
         match written {
             Ok(()) => kept?,
             Err(failure) => {
-                let (reason, why) = failure.refuses_row()?;
-                refused.extend(rows.rejected(row, reason, why).map(|rejected| (row, rejected)));
+                let refusal = failure.refuses_row()?;
+                refused.extend(rows.refused(row, refusal).map(|rejected| (row, rejected)));
             }
         }
     }

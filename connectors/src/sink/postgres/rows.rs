@@ -4,8 +4,12 @@
 //! statement, so the sequence is halved until the row stands alone: one bad row of 100,000 costs about two statements for
 //! each of its 17 halvings. Halves are written from left to right, so that of two rows with one key the same one is refused
 //! as if they came one by one.
+//!
+//! Rows that need one another (foreign keys to the same table) are torn apart by that. So what a constraint had against a row
+//! is looked at again once the rest is written: such rows are tried together, then alone, until none passes any more.
 
 use std::{
+    collections::{HashMap, HashSet},
     ops::Range,
     pin::pin,
     sync::atomic::{AtomicU64, Ordering},
@@ -21,7 +25,7 @@ use tokio_postgres::{CopyInSink, Statement};
 use super::{
     database::Connection,
     encode::Column,
-    failure::{Doing, Failure},
+    failure::{Doing, Failure, Refusal},
     one_by_one::{self, AT_ONCE},
     table::{Target, list, quoted, same_columns},
 };
@@ -39,6 +43,8 @@ pub(super) struct Rows<'a> {
     pieces: Vec<Piece<'a>>,
     /// Rows of all pieces.
     pub(super) count: usize,
+    /// Whether rows replace and delete others.
+    upserts: bool,
 }
 
 /// A batch of one lane.
@@ -60,6 +66,10 @@ struct Piece<'a> {
 pub(super) struct Rejected {
     pub(super) lane: usize,
     pub(super) reject: SinkReject,
+    /// Its number among the rows of all lanes.
+    row: usize,
+    /// Whether it may pass once other rows are there.
+    depends: bool,
 }
 
 impl<'a> Rows<'a> {
@@ -68,7 +78,7 @@ impl<'a> Rows<'a> {
         target: &Target,
         lanes: impl Iterator<Item = (usize, &'a Permit, &'a [RecordBatch])>,
     ) -> Result<Self, Failure> {
-        let mut rows = Self { pieces: Vec::new(), count: 0 };
+        let mut rows = Self { pieces: Vec::new(), count: 0, upserts: !target.key.is_empty() };
         for (lane, permit, batches) in lanes {
             let mut of_lane = 0;
             for batch in batches.iter().filter(|batch| batch.num_rows() > 0) {
@@ -92,8 +102,8 @@ impl<'a> Rows<'a> {
         self.at(row).map_or(Ok(()), |(piece, of_piece)| piece.write(target, of_piece, row, out))
     }
 
-    pub(super) fn rejected(&self, row: usize, reason: &str, detail: String) -> Option<Rejected> {
-        let (piece, row) = self.at(row)?;
+    pub(super) fn rejected(&self, number: usize, reason: &str, detail: String) -> Option<Rejected> {
+        let (piece, row) = self.at(number)?;
         let plan = &piece.permit.mark().plan;
         let reject = SinkReject {
             number: 0,
@@ -104,7 +114,31 @@ impl<'a> Rows<'a> {
             detail: detail.replace('\0', "\\0"),
             record: Json::Object(cell::record(piece.batch, row)).to_string(),
         };
-        Some(Rejected { lane: piece.lane, reject })
+        Some(Rejected { lane: piece.lane, reject, row: number, depends: false })
+    }
+
+    /// The same for what the server has against a row.
+    pub(super) fn refused(&self, number: usize, refusal: Refusal) -> Option<Rejected> {
+        let rejected = self.rejected(number, refusal.reason, refusal.why)?;
+        // What is only appended frees no value of a unique index.
+        Some(Rejected { depends: refusal.depends && (self.upserts || !refusal.is_duplicate), ..rejected })
+    }
+
+    /// Which of these rows no later row of the same key stands for. The others are not written a second time: the last row of
+    /// a key has to win. Texts are compared as the most forgiving collation would.
+    fn last_of_their_keys(&self, rows: &[usize], target: &Target) -> Vec<usize> {
+        let key_of = |number: usize| {
+            let (piece, row) = self.at(number)?;
+            let text = |&index: &usize| cell::text(piece.batch.column(index), row).trim_end().to_lowercase();
+            Some(target.key.iter().map(text).collect::<Vec<String>>())
+        };
+        let Some(first) = rows.first().filter(|_| !target.key.is_empty()) else { return rows.to_vec() };
+        let wanted: HashSet<Vec<String>> = rows.iter().filter_map(|row| key_of(*row)).collect();
+        let last: HashMap<Vec<String>, usize> = (*first..self.count)
+            .filter_map(|row| Some((key_of(row)?, row)))
+            .filter(|(key, _)| wanted.contains(key))
+            .collect();
+        rows.iter().copied().filter(|row| key_of(*row).is_some_and(|key| last.get(&key) == Some(row))).collect()
     }
 }
 
@@ -260,8 +294,8 @@ pub(super) async fn write(
     while let Some(Part { range, right }) = open.pop() {
         if is_dense(&refused, range.start) {
             let until = range.end.min(range.start + AT_ONCE);
-            let these = range.start..until;
-            let these = one_by_one::write(connection, target, writer, rows, these, savepoint, moved).await?;
+            let these: Vec<usize> = (range.start..until).collect();
+            let these = one_by_one::write(connection, target, writer, rows, &these, savepoint, moved).await?;
             savepoint = GO_ON;
             for (row, this) in these {
                 refused.push(row);
@@ -273,7 +307,7 @@ pub(super) async fn write(
         let alone = range.len() <= 1;
         let known_bad = right == Some(refused.len());
         if alone || !known_bad {
-            let attempted = attempt(connection, target, writer, rows, range.clone(), savepoint).await;
+            let attempted = attempt(connection, target, writer, rows, std::slice::from_ref(&range), savepoint).await;
             moved.fetch_add(1, Ordering::Relaxed);
             match attempted {
                 Ok(mut unsent) => {
@@ -282,11 +316,11 @@ pub(super) async fn write(
                     continue;
                 }
                 Err(failure) => {
-                    let (reason, why) = failure.refuses_row()?;
+                    let refusal = failure.refuses_row()?;
                     savepoint = "ROLLBACK TO SAVEPOINT rows";
                     if alone {
                         refused.push(range.start);
-                        rejected.extend(rows.rejected(range.start, reason, why));
+                        rejected.extend(rows.refused(range.start, refusal));
                         continue;
                     }
                 }
@@ -296,19 +330,78 @@ pub(super) async fn write(
         open.push(Part { range: middle..range.end, right: Some(refused.len()) });
         open.push(Part { range: range.start..middle, right: None });
     }
+    again(connection, target, writer, rows, rejected, savepoint, moved).await
+}
+
+/// Tries rows that may have been refused for want of others: together, then alone, now from the first to the last and now the
+/// other way round, until none passes. Gives those that are refused for good.
+async fn again(
+    connection: &mut Connection,
+    target: &Target,
+    writer: &Writer,
+    rows: &Rows<'_>,
+    mut rejected: Vec<Rejected>,
+    mut savepoint: &str,
+    moved: &AtomicU64,
+) -> Result<Vec<Rejected>, Failure> {
+    let depend: Vec<usize> = rejected.iter().filter(|one| one.depends).map(|one| one.row).collect();
+    let mut left = rows.last_of_their_keys(&depend, target);
+    while !left.is_empty() {
+        let ranges: Vec<Range<usize>> = left.iter().map(|row| *row..row + 1).collect();
+        // The merge of an upsert looks through all that is in the temporary table.
+        let cleared = format!("{savepoint}; {}", writer.clear.as_deref().unwrap_or_default());
+        let together = attempt(connection, target, writer, rows, &ranges, cleared.trim_end_matches([';', ' '])).await;
+        moved.fetch_add(1, Ordering::Relaxed);
+        match together {
+            Ok(_) => {
+                let written: HashSet<usize> = left.into_iter().collect();
+                rejected.retain(|one| !written.contains(&one.row));
+                return Ok(rejected);
+            }
+            Err(failure) => drop(failure.refuses_row()?),
+        }
+        savepoint = "ROLLBACK TO SAVEPOINT rows";
+        let mut before = left.len();
+        for backward in [false, true] {
+            if backward {
+                if left.len() == before {
+                    return Ok(rejected);
+                }
+                before = left.len();
+                left.reverse();
+            }
+            let mut refused = Vec::new();
+            for some in left.chunks(AT_ONCE) {
+                refused.extend(one_by_one::write(connection, target, writer, rows, some, savepoint, moved).await?);
+                savepoint = GO_ON;
+            }
+            // What the server has against them now that others are there.
+            let mut now: HashMap<usize, Rejected> = refused.into_iter().collect();
+            let tried: HashSet<usize> = left.iter().copied().collect();
+            left.retain(|row| now.get(row).is_some_and(|one| one.depends));
+            rejected = rejected
+                .into_iter()
+                .filter_map(|one| if tried.contains(&one.row) { now.remove(&one.row) } else { Some(one) })
+                .collect();
+        }
+        left.sort_unstable();
+        if left.len() == before {
+            break;
+        }
+    }
     if savepoint.starts_with("ROLLBACK") {
         connection.client.batch_execute(savepoint).await.doing(WRITING)?;
     }
     Ok(rejected)
 }
 
-/// Writes a range of rows; gives those that could not be sent.
+/// Writes ranges of rows, which are in order; gives those that could not be sent.
 async fn attempt(
     connection: &mut Connection,
     target: &Target,
     writer: &Writer,
     rows: &Rows<'_>,
-    range: Range<usize>,
+    ranges: &[Range<usize>],
     savepoint: &str,
 ) -> Result<Vec<Rejected>, Failure> {
     let copy = connection.statement(&writer.copy).await.doing(WRITING)?;
@@ -317,9 +410,9 @@ async fn attempt(
     let (set, sink) =
         futures::join!(connection.client.batch_execute(savepoint), connection.client.copy_in::<_, Bytes>(&copy));
     set.doing(WRITING)?;
-    let unsent = send(sink.doing(WRITING)?, target, rows, range.clone()).await?;
-    if let Some(merge) = merge {
-        let range = [range.start as i64, range.end as i64];
+    let unsent = send(sink.doing(WRITING)?, target, rows, ranges).await?;
+    if let (Some(merge), [first, ..], [.., last]) = (merge, ranges, ranges) {
+        let range = [first.start as i64, last.end as i64];
         connection.client.execute(&merge, &[&range[0], &range[1]]).await.doing(WRITING)?;
     }
     Ok(unsent)
@@ -329,27 +422,29 @@ async fn send(
     sink: CopyInSink<Bytes>,
     target: &Target,
     rows: &Rows<'_>,
-    range: Range<usize>,
+    ranges: &[Range<usize>],
 ) -> Result<Vec<Rejected>, Failure> {
     let mut sink = pin!(sink);
     let mut unsent = Vec::new();
     let buffer = || Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 8);
     let mut out = buffer();
     out.extend_from_slice(HEADER);
-    let mut next = range.start;
-    while let Some((piece, from)) = rows.at(next).filter(|_| next < range.end) {
-        let until = piece.batch.num_rows().min(range.end - piece.first);
-        for row in from..until {
-            let begun = out.len();
-            if let Err((reason, why)) = piece.write(target, row, piece.first + row, &mut out) {
-                out.truncate(begun);
-                unsent.extend(rows.rejected(piece.first + row, reason, why));
+    for range in ranges {
+        let mut next = range.start;
+        while let Some((piece, from)) = rows.at(next).filter(|_| next < range.end) {
+            let until = piece.batch.num_rows().min(range.end - piece.first);
+            for row in from..until {
+                let begun = out.len();
+                if let Err((reason, why)) = piece.write(target, row, piece.first + row, &mut out) {
+                    out.truncate(begun);
+                    unsent.extend(rows.rejected(piece.first + row, reason, why));
+                }
+                if out.len() >= CHUNK_BYTES {
+                    sink.feed(Bytes::from(std::mem::replace(&mut out, buffer()))).await.doing(WRITING)?;
+                }
             }
-            if out.len() >= CHUNK_BYTES {
-                sink.feed(Bytes::from(std::mem::replace(&mut out, buffer()))).await.doing(WRITING)?;
-            }
+            next = piece.first + until;
         }
-        next = piece.first + until;
     }
     pass("postgres.in-copy").doing(WRITING)?;
     out.extend_from_slice(&END.to_be_bytes());

@@ -8,6 +8,7 @@ use super::{
     Postgres,
     database::Connection,
     failure::{Doing, Failure},
+    marks::Scope,
     rows::Writer,
     table::{Table, Target, same_columns},
 };
@@ -59,25 +60,36 @@ impl Session {
         Ok(Self { connection, place, pid: pid.get(0), ready: Vec::new(), temporaries: 0 })
     }
 
-    /// What rows of a schema become. Looked at once, outside of any batch; `create`: the table is made where it is absent.
+    /// What rows of a schema become. Looked at once, outside of any batch. `create`: the table is made where it is absent,
+    /// unless it was there before by the marks: the rows that it had would be missing without a word.
     pub(super) async fn ready(
         &mut self,
         table: &Table,
         schema: &SchemaRef,
         create: bool,
+        marks: Option<&Scope>,
     ) -> Result<Arc<Ready>, Failure> {
         if let Some(ready) = self.ready.iter().find(|ready| same_columns(&ready.target.schema, schema)) {
             return Ok(ready.clone());
         }
         if create {
-            table.create(&mut self.connection, &self.place, schema).await?;
+            table.add(&self.connection, &self.place, schema).await?;
         }
-        let target = table.look(&self.connection, &self.place, schema).await?;
-        let target = target.ok_or_else(|| {
-            table.fatal(
-                "it is gone: make it again, or restart the job, which makes a new one that holds later rows only",
-            )
-        })?;
+        let mut target = table.look(&self.connection, &self.place, schema, false).await?;
+        if create {
+            let was_there = match marks {
+                Some(scope) if target.is_none() => scope.remembers(&self.connection, &self.place, &table.name).await?,
+                _ => false,
+            };
+            if target.is_none() && !was_there {
+                table.create(&mut self.connection, &self.place, schema).await?;
+                target = table.look(&self.connection, &self.place, schema, false).await?;
+            }
+            if let (Some(scope), Some(_)) = (marks, &target) {
+                scope.remember(&self.connection, &self.place, &table.name).await?;
+            }
+        }
+        let target = target.ok_or_else(|| table.gone(&self.place, schema))?;
         self.temporaries += 1;
         let writer = Writer::new(&target, &format!("tidemill_rows_{}", self.temporaries));
         if let Some(setup) = &writer.setup {

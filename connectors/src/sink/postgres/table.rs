@@ -1,17 +1,18 @@
 //! The user's table: made where it is absent, checked column by column where it is there.
 
 use arrow::datatypes::{DataType, Schema, SchemaRef};
+use tidemill_config::OnNewColumn;
 use tokio_postgres::Row;
 
 use super::{
     database::Connection,
-    encode::{Kind, Rule},
+    encode::{Kind, MICROSECOND, Rule},
     failure::{Doing, Failure},
     marks::LOCK,
 };
 use crate::{
     codec::type_name,
-    sink::{SinkError, cell::fraction_digits},
+    sink::{SinkError, cell::fraction_digits, columns::lacks},
 };
 
 /// Names of PostgreSQL have at most so many bytes: it cuts longer ones, and they are not found again.
@@ -27,6 +28,7 @@ pub(super) struct Table {
     pub(super) key: Vec<String>,
     /// The column that says which rows delete theirs.
     pub(super) delete_when: Option<String>,
+    pub(super) on_new_column: OnNewColumn,
 }
 
 /// A table as the server has it.
@@ -123,8 +125,13 @@ fn kind(oid: u32, class: &str, name: &str, modifier: i32) -> Kind {
         114 => Kind::Json,
         700 => Kind::Float4,
         701 => Kind::Float8,
+        650 => Kind::Inet { cidr: true },
+        869 => Kind::Inet { cidr: false },
         1082 => Kind::Date,
-        1114 | 1184 => Kind::Timestamp,
+        1083 => Kind::Time(u8::try_from(modifier).map_or(MICROSECOND, |digits| digits.min(MICROSECOND))),
+        1186 if modifier < 0 => Kind::Interval,
+        // Where the column says nothing, all digits of a microsecond.
+        1114 | 1184 => Kind::Timestamp(u8::try_from(modifier).map_or(MICROSECOND, |digits| digits.min(MICROSECOND))),
         1700 if modifier < 4 => Kind::Numeric(None),
         // The lower 11 bits are the scale, as a signed number.
         1700 => Kind::Numeric(Some((((modifier - 4) & 0x7ff) ^ 0x400) - 0x400)),
@@ -138,16 +145,30 @@ fn kind(oid: u32, class: &str, name: &str, modifier: i32) -> Kind {
 const TABLE: &str = "SELECT c.oid, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'f', 'm')";
 
-/// The columns with what their types are made of: domains by their base, arrays by their elements.
-const COLUMNS: &str = "SELECT a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, a.atttypmod),
-        a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', a.attgenerated <> '',
-        b.oid, b.typtype::text, b.typname::text,
-        CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END,
-        e.oid, e.typtype::text, e.typname::text
-    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-        JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
-        LEFT JOIN pg_type e ON b.typcategory = 'A' AND b.typlen = -1 AND e.oid = b.typelem
-    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+/// A type as it is stored: domains by what they are made of, down to what is none, with that one's modifier.
+const STORED: &str = "CROSS JOIN LATERAL (
+        WITH RECURSIVE chain (oid, modifier) AS (
+            SELECT {of}, {modifier}
+            UNION ALL SELECT t.typbasetype, t.typtypmod FROM chain JOIN pg_type t ON t.oid = chain.oid AND t.typtype = 'd')
+        SELECT t.*, t.oid AS number, chain.modifier FROM chain JOIN pg_type t ON t.oid = chain.oid AND t.typtype <> 'd') {as}";
+
+/// The columns with what their types are made of: domains by their base, arrays by their elements, and those by theirs.
+fn columns() -> String {
+    let stored = |of: &str, modifier: &str, name: &str| {
+        STORED.replace("{of}", of).replace("{modifier}", modifier).replace("{as}", name)
+    };
+    let element = stored("CASE WHEN b.typcategory = 'A' AND b.typlen = -1 THEN b.typelem END", "b.modifier", "e");
+    format!(
+        "SELECT a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, a.atttypmod),
+            a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', a.attgenerated <> '',
+            b.number, b.typtype::text, b.typname::text, b.modifier,
+            CASE WHEN e.number IS NOT NULL THEN b.typelem END, e.number, e.typtype::text, e.typname::text, e.modifier
+        FROM pg_attribute a {} {}
+        WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+        stored("a.atttypid", "a.atttypmod", "b"),
+        element.replacen("CROSS JOIN LATERAL", "LEFT JOIN LATERAL", 1) + " ON true"
+    )
+}
 
 /// Unique indexes that `ON CONFLICT` can name: whole, over plain columns, checked at once.
 const KEYS: &str = "SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_index i
@@ -170,10 +191,9 @@ const INSTEAD: &str = "SELECT row_security_active($1::oid),
 
 impl Column {
     fn read(row: &Row) -> Self {
-        let modifier: i32 = row.get(9);
         let kind = match row.get::<_, Option<u32>>(10) {
-            Some(oid) => Kind::Array(oid, Box::new(kind(oid, row.get(11), row.get(12), modifier))),
-            None => kind(row.get(6), row.get(7), row.get(8), modifier),
+            Some(element) => Kind::Array(element, Box::new(kind(row.get(11), row.get(12), row.get(13), row.get(14)))),
+            None => kind(row.get(6), row.get(7), row.get(8), row.get(9)),
         };
         Self {
             name: row.get(0),
@@ -182,7 +202,10 @@ impl Column {
             shown: row.get(3),
             required: row.get(4),
             generated: row.get(5),
-            digits: u64::try_from(modifier).ok().filter(|_| kind == Kind::Timestamp),
+            digits: match &kind {
+                Kind::Timestamp(digits) => Some(u64::from(*digits)),
+                _ => None,
+            },
             kind,
         }
     }
@@ -190,12 +213,12 @@ impl Column {
 
 impl Table {
     /// The table of a job's option, which may have its schema before a point.
-    pub(super) fn new(table: &str, key: Vec<String>, delete_when: Option<String>) -> Self {
+    pub(super) fn new(table: &str, key: Vec<String>, delete_when: Option<String>, on_new_column: OnNewColumn) -> Self {
         let (schema, name) = match table.split_once('.') {
             Some((schema, name)) => (Some(schema.to_owned()), name.to_owned()),
             None => (None, table.to_owned()),
         };
-        Self { schema, name, key, delete_when }
+        Self { schema, name, key, delete_when, on_new_column }
     }
 
     /// The schema of the table, and of Tidemill's own ones: where the user's `search_path` begins, unless the job names one.
@@ -223,26 +246,72 @@ impl Table {
         if connection.client.query_opt(TABLE, &[&place, &self.name]).await.doing(doing)?.is_some() {
             return Ok(());
         }
+        let sql = self.statement(place, schema);
+        connection.client.batch_execute(&format!("BEGIN; {LOCK}; {sql}; COMMIT")).await.doing(doing)
+    }
+
+    /// Adds the columns that the table lacks, where it is there and the job says so. Not part of any batch.
+    pub(super) async fn add(&self, connection: &Connection, place: &str, schema: &Schema) -> Result<(), Failure> {
+        let doing = "adding columns to the table in";
+        if self.on_new_column != OnNewColumn::Add {
+            return Ok(());
+        }
+        self.names(schema)?;
+        let Some(row) = connection.client.query_opt(TABLE, &[&place, &self.name]).await.doing(doing)? else {
+            return Ok(());
+        };
+        let oid: u32 = row.get(0);
+        let rows = connection.client.query(&columns(), &[&oid]).await.doing(doing)?;
+        let there: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        // One that differs in its case alone is a mistake in the job, and named as such.
+        let is_there = |name: &str| there.iter().any(|there| there.eq_ignore_ascii_case(name));
+        let fields = schema.fields().iter().filter(|field| Some(field.name()) != self.delete_when.as_ref());
+        let added: Vec<String> = fields
+            .filter(|field| !is_there(field.name()))
+            .map(|field| format!("ADD COLUMN IF NOT EXISTS {} {}", quoted(field.name()), declared(field.data_type())))
+            .collect();
+        if added.is_empty() {
+            return Ok(());
+        }
+        let (table, added) = (self.quoted(place), added.join(", "));
+        let sql = format!("BEGIN; {LOCK}; ALTER TABLE {table} {added}; COMMIT");
+        connection.client.batch_execute(&sql).await.doing(doing)?;
+        tracing::info!(table, added, "columns added to the table");
+        Ok(())
+    }
+
+    /// What makes the table.
+    fn statement(&self, place: &str, schema: &Schema) -> String {
         let stored = schema.fields().iter().filter(|field| Some(field.name()) != self.delete_when.as_ref());
         let mut parts: Vec<String> =
             stored.map(|field| format!("{} {}", quoted(field.name()), declared(field.data_type()))).collect();
         if !self.key.is_empty() {
             parts.push(format!("PRIMARY KEY ({})", list(&self.key)));
         }
-        let sql = format!("CREATE TABLE IF NOT EXISTS {} ({})", self.quoted(place), parts.join(", "));
-        connection.client.batch_execute(&format!("BEGIN; {LOCK}; {sql}; COMMIT")).await.doing(doing)
+        format!("CREATE TABLE IF NOT EXISTS {} ({})", self.quoted(place), parts.join(", "))
+    }
+
+    /// What is said of a table that was there.
+    pub(super) fn gone(&self, place: &str, schema: &Schema) -> SinkError {
+        self.fatal(&format!(
+            "it is gone, with the rows that were written to it: restore it, or make it again to go on with later rows only: {}. \
+             `tidemill checkpoint reset --sinks` begins anew",
+            self.statement(place, schema)
+        ))
     }
 
     fn quoted(&self, place: &str) -> String {
         format!("{}.{}", quoted(place), quoted(&self.name))
     }
 
-    /// What rows of a schema become in the table; `None` where there is no table.
+    /// What rows of a schema become in the table; `None` where there is no table. `before`: what the sink is to add may be
+    /// absent.
     pub(super) async fn look(
         &self,
         connection: &Connection,
         place: &str,
         schema: &SchemaRef,
+        before: bool,
     ) -> Result<Option<Target>, Failure> {
         let doing = "looking at the table in";
         self.names(schema)?;
@@ -253,9 +322,9 @@ impl Table {
         if let Some(row) = connection.client.query_opt(APART, &[&oid]).await.doing(doing)? {
             return Err(self.apart(row.get(0), row.get(1)).into());
         }
-        let rows = connection.client.query(COLUMNS, &[&oid]).await.doing(doing)?;
+        let rows = connection.client.query(&columns(), &[&oid]).await.doing(doing)?;
         let found = Found { oid, columns: rows.iter().map(Column::read).collect() };
-        let fields = self.fields(&found, schema)?;
+        let fields = self.fields(&found, schema, before && self.on_new_column == OnNewColumn::Add)?;
         self.check(&found, schema)?;
         let row = connection.client.query_one(INSTEAD, &[&oid]).await.doing(doing)?;
         self.go_in(row.get(0), row.get(1))?;
@@ -341,15 +410,18 @@ impl Table {
         }
     }
 
-    fn fields(&self, found: &Found, schema: &Schema) -> Result<Vec<Field>, SinkError> {
+    fn fields(&self, found: &Found, schema: &Schema, adds: bool) -> Result<Vec<Field>, SinkError> {
         let mut fields = Vec::with_capacity(schema.fields().len());
+        let mut absent: Vec<(&str, &DataType)> = Vec::new();
         for (index, field) in schema.fields().iter().enumerate() {
             let (name, kind) = (field.name(), field.data_type());
             if Some(name) == self.delete_when.as_ref() {
                 continue;
             }
             let Some(column) = found.columns.iter().find(|column| column.name == *name) else {
-                return Err(self.missing(found, name, kind));
+                let has_another_case = found.columns.iter().any(|column| column.name.eq_ignore_ascii_case(name));
+                absent.extend((!adds || has_another_case).then_some((name.as_str(), kind)));
+                continue;
             };
             if column.generated {
                 return Err(self
@@ -381,22 +453,23 @@ impl Table {
             }
             fields.push(Field { index, name: name.clone(), rule });
         }
-        Ok(fields)
+        if absent.is_empty() { Ok(fields) } else { Err(self.missing(found, &absent)) }
     }
 
-    fn missing(&self, found: &Found, name: &str, kind: &DataType) -> SinkError {
-        if let Some(near) = found.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name)) {
+    /// All columns that the table lacks, at once.
+    fn missing(&self, found: &Found, absent: &[(&str, &DataType)]) -> SinkError {
+        let near = |(name, _): &(&str, &DataType)| {
+            let near = found.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name));
+            near.map(|near| ((*name).to_owned(), near))
+        };
+        if let Some((name, near)) = absent.iter().find_map(near) {
             return self.fatal(&format!(
                 "it has no column `{name}` but `{0}`: names are taken with their case, so `rename: {{ {name}: {0} }}` in the \
                  job",
                 near.name
             ));
         }
-        let (table, column, wanted) = (self.as_named(), quoted(name), declared(kind));
-        self.fatal(&format!(
-            "it has no column `{name}` ({}): ALTER TABLE {table} ADD COLUMN {column} {wanted}, or drop the column in the job",
-            type_name(kind)
-        ))
+        self.fatal(&lacks(&self.as_named(), "ADD COLUMN", absent, quoted, declared))
     }
 
     fn check(&self, found: &Found, schema: &Schema) -> Result<(), SinkError> {

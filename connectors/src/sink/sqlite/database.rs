@@ -51,6 +51,11 @@ impl Database {
         &self.path
     }
 
+    /// What an error means.
+    pub(super) fn explain(&self, failure: Failure) -> SinkError {
+        failure.explain(&self.path)
+    }
+
     /// Runs `work` on the connection, which is opened (and the file made) where it is not. After an I/O error the
     /// connection is closed, so that the next call begins with what the disk really holds.
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, Failure>) -> Result<T, SinkError> {
@@ -263,6 +268,10 @@ impl Failure {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
                 transient(format!("locked by another process for more than {} s", BUSY_TIMEOUT.as_secs()))
             }
+            Some(ErrorCode::ConstraintViolation) if what == "committing to" => SinkError::Fatal(format!(
+                "{what} {file}: {error}: a foreign key that is DEFERRABLE INITIALLY DEFERRED is checked with the whole batch, and the \
+                 row that breaks it cannot be found: make the key immediate"
+            )),
             Some(ErrorCode::DiskFull) => transient("the disk is full: free some space".into()),
             Some(
                 ErrorCode::SystemIoFailure

@@ -7,7 +7,7 @@ use tidemill_checkpoint::{
 use uuid::Uuid;
 
 use super::database::{Doing, Failure};
-use crate::sink::{SinkError, SinkReject, rejects_shard};
+use crate::sink::{SinkError, SinkReject, columns::TABLE_LOG, rejects_shard};
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS tidemill_marks (
@@ -252,6 +252,27 @@ impl Scope {
             }
         }
         Ok(())
+    }
+
+    /// Notes that the user's table is there, where marks are kept: under no lane, so that a reset forgets it too.
+    pub(super) fn remember(&self, connection: &Connection, table: &str) -> rusqlite::Result<()> {
+        if !Self::has(connection, "tidemill_entries")? {
+            return Ok(());
+        }
+        let sql = "INSERT OR IGNORE INTO tidemill_entries (job, sink, lane, log, number, text) VALUES (?1, ?2, '', ?3, 0, '')";
+        let log = format!("{TABLE_LOG}{table}");
+        connection.execute(sql, [&*self.job, self.sink.as_str(), &log]).map(drop)
+    }
+
+    /// Whether it was there before.
+    pub(super) fn remembers(&self, connection: &Connection, table: &str) -> rusqlite::Result<bool> {
+        if !Self::has(connection, "tidemill_entries")? {
+            return Ok(false);
+        }
+        let sql = "SELECT 1 FROM tidemill_entries WHERE job = ?1 AND sink = ?2 AND lane = '' AND log = ?3";
+        let log = format!("{TABLE_LOG}{table}");
+        let found = connection.query_row(sql, [&*self.job, self.sink.as_str(), &log], |_| Ok(())).optional()?;
+        Ok(found.is_some())
     }
 
     pub(super) fn fenced(&self, lane: &Lane, held: Generation, mine: Generation) -> SinkError {

@@ -26,7 +26,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tidemill_checkpoint::{
     Entry, Generation, Lane, LaneKey, LogName, Mark, Owner, Permit, Receipt, SinkId, failpoint::pass,
 };
-use tidemill_config::Mode;
+use tidemill_config::{Mode, OnNewColumn};
 
 use self::{
     database::{Database, Doing, Failure},
@@ -48,12 +48,19 @@ struct Inner {
 
 impl Sqlite {
     /// The sink `id` of `job`: rows go to `table` of the database file `path`. Opens and creates nothing.
-    pub fn open(id: SinkId, job: &str, path: &Path, table: &str, mode: &Mode) -> Result<Self, SinkError> {
+    pub fn open(
+        id: SinkId,
+        job: &str,
+        path: &Path,
+        table: &str,
+        mode: &Mode,
+        on_new_column: OnNewColumn,
+    ) -> Result<Self, SinkError> {
         let key = match mode {
             Mode::Append => Vec::new(),
             Mode::Upsert { key, .. } => key.iter().map(|column| column.value.clone()).collect(),
         };
-        let table = Table { name: table.to_owned(), key };
+        let table = Table { name: table.to_owned(), key, on_new_column };
         let scope = Scope { job: job.to_owned(), sink: id };
         Ok(Self { inner: Arc::new(Inner { database: Database::shared(path)?, scope, table }) })
     }
@@ -76,6 +83,14 @@ fn writing<T>(connection: &mut Connection, work: impl FnOnce(&Connection) -> Res
 }
 
 impl Inner {
+    /// What is wrong with a table, with its file.
+    fn named(&self, error: SinkError) -> SinkError {
+        match error {
+            SinkError::Fatal(why) => SinkError::Fatal(format!("{}: {why}", self.database.path().display())),
+            other => other,
+        }
+    }
+
     fn commit(&self, group: &[(Permit, Vec<RecordBatch>)]) -> Result<Vec<Result<Receipt, SinkError>>, SinkError> {
         self.database.with(|connection| {
             pass("sqlite.before-begin").doing("locking the database")?;
@@ -208,11 +223,30 @@ impl Sink for Sqlite {
         self.run(move |inner| {
             inner
                 .database
-                .with(|connection| writing(connection, |connection| inner.table.prepare(connection, &schema)))
-                .map_err(|error| match error {
-                    SinkError::Fatal(why) => SinkError::Fatal(format!("{}: {why}", inner.database.path().display())),
-                    other => other,
+                .with(|connection| {
+                    writing(connection, |connection| inner.table.prepare(connection, &inner.scope, &schema))
                 })
+                .map_err(|error| inner.named(error))
+        })
+        .await
+    }
+
+    async fn check(&self, schema: Option<&SchemaRef>) -> Result<(), SinkError> {
+        let schema = schema.cloned();
+        self.run(move |inner| {
+            if let Some(schema) = &schema {
+                inner.table.names(schema).map_err(|error| inner.named(error))?;
+            }
+            let look = |connection: &Connection| {
+                // A file that is no database is told with the first page that is read.
+                connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+                Ok(schema.as_ref().map(|schema| inner.table.look(connection, schema, true)))
+            };
+            match inner.database.read(look)?.flatten() {
+                Some(Err(Failure::Sink(error))) => Err(inner.named(error)),
+                Some(Err(failure)) => Err(inner.database.explain(failure)),
+                _ => Ok(()),
+            }
         })
         .await
     }

@@ -1,5 +1,7 @@
 //! Rows of record batches into a prepared statement; what SQLite refuses becomes a reject.
 
+use std::collections::{HashMap, HashSet};
+
 use arrow::{
     array::{
         Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
@@ -87,46 +89,108 @@ fn other(array: &ArrayRef, row: usize) -> ToSqlOutput<'_> {
     })
 }
 
-/// Writes all rows in order; returns those that the table refuses. Fails only where the batch as a whole cannot go on.
+/// A row that was refused: its batch, its index there, and why.
+struct Refused {
+    at: (usize, usize),
+    reason: &'static str,
+    detail: String,
+    /// Whether it may pass once other rows are there, or gone.
+    depends: bool,
+}
+
+/// Writes all rows in order; returns those that the table refuses. Foreign keys are checked row by row: what was refused for
+/// want of another row is tried again once the rest is written, as often as one passes. Fails only where the batch as a whole
+/// cannot go on.
 pub(super) fn write(
     connection: &Connection,
     table: &Table,
     permit: &Permit,
     batches: &[RecordBatch],
 ) -> Result<Vec<SinkReject>, Failure> {
-    let mut rejects = Vec::new();
-    let mut before = 0;
-    for batch in batches.iter().filter(|batch| batch.num_rows() > 0) {
+    let rows = |batch: usize| (0..batches[batch].num_rows()).map(move |row| (batch, row));
+    let all: Vec<(usize, usize)> = (0..batches.len()).flat_map(rows).collect();
+    let mut refused = write_these(connection, table, batches, &all)?;
+    let mut left: Vec<(usize, usize)> = refused.iter().filter(|row| row.depends).map(|row| row.at).collect();
+    left = last_of_their_keys(table, batches, left);
+    while !left.is_empty() {
+        let mut now = write_these(connection, table, batches, &left)?;
+        let (before, tried) = (left.len(), left);
+        left = now.iter().filter(|row| row.depends).map(|row| row.at).collect();
+        let done = left.len() == before;
+        // The other way round next: a chain of rows whose last one is first is done in one go.
+        left.reverse();
+        let tried: HashSet<(usize, usize)> = tried.into_iter().collect();
+        refused.retain(|row| !tried.contains(&row.at));
+        refused.append(&mut now);
+        if done {
+            break;
+        }
+    }
+    refused.sort_by_key(|row| row.at);
+    let plan = &permit.mark().plan;
+    let firsts: Vec<usize> =
+        batches.iter().scan(0, |before, batch| Some(std::mem::replace(before, *before + batch.num_rows()))).collect();
+    let reject = |row: Refused| SinkReject {
+        number: 0,
+        seq: plan.seq,
+        input: permit.input(),
+        row: (firsts[row.at.0] + row.at.1) as u64,
+        reason: row.reason.into(),
+        detail: row.detail,
+        record: Json::Object(cell::record(&batches[row.at.0], row.at.1)).to_string(),
+    };
+    Ok(refused.into_iter().map(reject).collect())
+}
+
+/// Those rows that no later row of the same key stands for: the last row of a key has to win. Texts are compared as the most
+/// forgiving collation would.
+fn last_of_their_keys(table: &Table, batches: &[RecordBatch], rows: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+    if rows.is_empty() || table.key.is_empty() {
+        return rows;
+    }
+    let key_of = |(batch, row): (usize, usize)| {
+        let columns = table.key.iter().filter_map(|name| batches[batch].column_by_name(name));
+        columns.map(|column| cell::text(column, row).trim_end().to_lowercase()).collect::<Vec<String>>()
+    };
+    let wanted: HashSet<Vec<String>> = rows.iter().map(|at| key_of(*at)).collect();
+    let all = (0..batches.len()).flat_map(|batch| (0..batches[batch].num_rows()).map(move |row| (batch, row)));
+    let keys = all.map(|at| (key_of(at), at)).filter(|(key, _)| wanted.contains(key));
+    let last: HashMap<Vec<String>, (usize, usize)> = keys.collect();
+    rows.into_iter().filter(|at| last.get(&key_of(*at)) == Some(at)).collect()
+}
+
+/// Writes these rows, in this order; gives those that the table refuses.
+fn write_these(
+    connection: &Connection,
+    table: &Table,
+    batches: &[RecordBatch],
+    rows: &[(usize, usize)],
+) -> Result<Vec<Refused>, Failure> {
+    let mut refused = Vec::new();
+    for of_batch in rows.chunk_by(|one, other| one.0 == other.0) {
+        let Some(batch) = of_batch.first().map(|(batch, _)| &batches[*batch]) else { continue };
         let columns: Vec<Column<'_>> = batch.columns().iter().map(Column::new).collect();
         let keys: Vec<&ArrayRef> = table.key.iter().filter_map(|key| batch.column_by_name(key)).collect();
         let mut insert = connection.prepare_cached(&table.insert(batch.schema_ref())).doing("writing rows to")?;
-        for row in 0..batch.num_rows() {
-            let refusal = if keys.iter().any(|key| key.is_null(row)) {
-                Some(("null_key", "a key column of the upsert is null".to_owned()))
-            } else {
-                match write_row(&mut insert, &columns, row) {
-                    Ok(()) => None,
-                    Err(error) => Some(refusal(connection, error)?),
-                }
-            };
-            if let Some((reason, detail)) = refusal {
-                let plan = &permit.mark().plan;
-                let record = Json::Object(cell::record(batch, row)).to_string();
-                let row = before + row as u64;
-                rejects.push(SinkReject {
-                    number: 0,
-                    seq: plan.seq,
-                    input: permit.input(),
-                    row,
-                    reason: reason.into(),
-                    detail,
-                    record,
-                });
+        for &at in of_batch {
+            if keys.iter().any(|key| key.is_null(at.1)) {
+                let detail = "a key column of the upsert is null".to_owned();
+                refused.push(Refused { at, reason: "null_key", detail, depends: false });
+            } else if let Err(error) = write_row(&mut insert, &columns, at.1) {
+                let depends = depends(&error);
+                let (reason, detail) = refusal(connection, error)?;
+                refused.push(Refused { at, reason, detail, depends });
             }
         }
-        before += batch.num_rows() as u64;
     }
-    Ok(rejects)
+    Ok(refused)
+}
+
+/// Foreign keys, and what a trigger raises.
+fn depends(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{SQLITE_CONSTRAINT_FOREIGNKEY, SQLITE_CONSTRAINT_TRIGGER};
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(SQLITE_CONSTRAINT_FOREIGNKEY | SQLITE_CONSTRAINT_TRIGGER))
 }
 
 fn write_row(insert: &mut Statement<'_>, columns: &[Column<'_>], row: usize) -> rusqlite::Result<()> {

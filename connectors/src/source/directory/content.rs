@@ -178,7 +178,7 @@ impl Content {
         self.fill(head_bytes, head_bytes)?;
         let head = self.rest.slice(..head_bytes.min(self.rest.len()));
         let framed = self.framer.frame(0, &head, false, 0, &mut Vec::new());
-        self.header = framed.header.map(|range| head.slice(range));
+        self.header = framed.head(&head);
         match &mut self.input {
             Input::Plain { at, .. } => {
                 *at = offset;
@@ -270,9 +270,9 @@ impl Content {
         let intact_end = at_end && self.corrupt.is_none();
         let mut records = Vec::new();
         let mut framed = self.framer.frame(self.offset, chunk, intact_end, room.records, &mut records);
-        if let Some(range) = framed.header.take() {
-            // Copied: a header must not hold on to its whole chunk for as long as the file is read.
-            self.header = Some(Bytes::copy_from_slice(&chunk[range]));
+        // Copied: a header must not hold on to its whole chunk for as long as the file is read.
+        if let Some(head) = framed.head(chunk) {
+            self.header = Some(head);
         }
         let mut stopped = false;
         if let Some(stop) = room.stop
@@ -280,7 +280,7 @@ impl Content {
             && (stop < framed.consumed || framed.error.as_ref().is_some_and(|error| stop <= error.start))
         {
             records.truncate(records.partition_point(|(start, _)| (*start as usize) < stop));
-            framed = Framed { consumed: stop, header: None, error: None };
+            framed = Framed { consumed: stop, ..Framed::default() };
             stopped = true;
         }
         let taken = records.len();
@@ -408,9 +408,9 @@ impl Content {
                         Ok(0) => self.at_end = true,
                         Ok(n) => buffer.extend_from_slice(&step[..n]),
                         Err(Stop::Device(error)) => return Err(error.into()),
-                        Err(Stop::Damage(error)) => {
+                        Err(Stop::Damage(why)) => {
                             self.at_end = true;
-                            self.corrupt = Some(format!("the archive is damaged or cut off ({error})"));
+                            self.corrupt = Some(why);
                         }
                     }
                 }

@@ -48,7 +48,7 @@ use std::{
 
 use async_trait::async_trait;
 use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Span, Spans};
-use tidemill_config::{OnLost, Socket, SocketAddress};
+use tidemill_config::{Codec, Framing, OnLost, Socket, SocketAddress};
 use tokio::{net::TcpListener, task::AbortHandle};
 
 use self::{
@@ -78,6 +78,49 @@ pub struct SocketSource {
     /// Faults of the spool that `event` has told.
     told_faults: AtomicU64,
     finishing: AtomicBool,
+    blank: Blank,
+}
+
+/// Which records are blank lines: they are in the spool and acknowledged like others, and are no records for the codec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blank {
+    /// None: each is a value of the format.
+    Never,
+    /// Those of white space alone.
+    Space,
+    /// Those without a byte.
+    Empty,
+}
+
+impl Blank {
+    fn of(codec: &Codec, framing: &Framing) -> Self {
+        match codec {
+            // What has a length before it is no line.
+            _ if matches!(framing, Framing::LengthPrefix(_)) => Self::Never,
+            Codec::Json | Codec::JsonWith(_) => Self::Space,
+            // With one column an empty line is an empty field.
+            Codec::Csv(csv) if csv.expected.len() != 1 => Self::Empty,
+            _ => Self::Never,
+        }
+    }
+
+    fn leave_out(self, batch: &mut RawBatch) {
+        for slice in &mut batch.slices {
+            let bytes = &slice.bytes;
+            let is_record = |(start, end): &(u32, u32)| {
+                let record = bytes.get(*start as usize..*end as usize).unwrap_or_default();
+                match self {
+                    Self::Never => true,
+                    Self::Space => {
+                        !record.first().is_none_or(u8::is_ascii_whitespace) || !record.trim_ascii().is_empty()
+                    }
+                    Self::Empty => !record.is_empty(),
+                }
+            };
+            slice.records.retain(is_record);
+        }
+        batch.slices.retain(|slice| !slice.records.is_empty());
+    }
 }
 
 struct State {
@@ -133,6 +176,7 @@ impl SocketSource {
             planned,
             told_faults: AtomicU64::new(0),
             finishing: AtomicBool::new(false),
+            blank: Blank::of(&config.codec, &socket.framing),
         })
     }
 
@@ -245,7 +289,11 @@ impl SocketSource {
                 .await
                 .map_err(|error| SourceError::Fatal(format!("source {}: reading the spool: {error}", self.name)))?
         };
-        result.map_err(|error| to_source(error, &shard))
+        let mut stretch = result.map_err(|error| to_source(error, &shard))?;
+        if self.blank != Blank::Never {
+            self.blank.leave_out(&mut stretch.batch);
+        }
+        Ok(stretch)
     }
 }
 

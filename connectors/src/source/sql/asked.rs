@@ -45,7 +45,7 @@ impl Open {
         let task = tokio::spawn(async move {
             match range {
                 None => database.last().await,
-                Some(range) => Ok(database.rows(&range).await?.into_iter().next().map(|row| row.key)),
+                Some(range) => Ok(database.rows(&range).await?.rows.into_iter().next().map(|row| row.key)),
             }
         });
         Self { question, task }
@@ -78,7 +78,7 @@ mod tests {
     use tidemill_checkpoint::position::KeyPart;
     use tokio::sync::Semaphore;
 
-    use super::{super::page::Row, *};
+    use super::{super::Page, *};
 
     /// Answers when it is let, and counts what it is asked.
     struct Slow {
@@ -95,9 +95,9 @@ mod tests {
 
     #[async_trait]
     impl Database for Slow {
-        async fn rows(&self, _range: &Range) -> Result<Vec<Row>, SourceError> {
+        async fn rows(&self, _range: &Range) -> Result<Page, SourceError> {
             self.wait().await;
-            Ok(Vec::new())
+            Ok(Page::default())
         }
 
         async fn last(&self) -> Result<Option<Key>, SourceError> {

@@ -12,6 +12,7 @@
 mod asked;
 mod mysql;
 mod page;
+mod patient;
 mod postgres;
 mod select;
 mod sqlite;
@@ -34,11 +35,11 @@ use self::{
     select::{Dialect, Edge, Key, Kind, Range, Select, beginning},
 };
 use super::{Adopted, Base, Budget, History, Origin, Proposal, RawBatch, Slice, Source, SourceError, SourceEvent};
-use crate::sink::SinkError;
+use crate::{codec::to_arrow, sink::SinkError};
 
-/// Rows of the first page of a plan: how big rows are is not known before.
+/// Rows of the first page of a plan, where nothing is known yet of how big rows are.
 const FIRST_PAGE: usize = 100;
-/// Rows that are asked for at once.
+/// Rows that are asked for at once. A page ends before where its rows have the bytes that are left of the budget.
 const PAGE: usize = 5_000;
 
 /// The source `type: sql`.
@@ -65,15 +66,36 @@ struct State {
     look: Instant,
     /// `--once`: the last key then.
     end: Option<Option<Key>>,
+    /// Bytes of the largest row of the last plan: by them the next one guesses how many fit.
+    largest: usize,
 }
 
 /// The questions that the source asks.
 #[async_trait]
 trait Database: Send + Sync {
-    /// Rows of a range, in order.
-    async fn rows(&self, range: &Range) -> Result<Vec<Row>, SourceError>;
+    /// Rows of a range, in order, up to the limits of the range.
+    async fn rows(&self, range: &Range) -> Result<Page, SourceError>;
     /// The key of the last row that has settled.
     async fn last(&self) -> Result<Option<Key>, SourceError>;
+}
+
+/// Rows that are gathered up to the limit of a range.
+#[derive(Default)]
+struct Page {
+    rows: Vec<Row>,
+    bytes: usize,
+    /// It was ended by the limit of bytes: more may follow.
+    cut: bool,
+}
+
+impl Page {
+    /// Adds a row. Whether the next one is wanted: two at least, since only the next key shows that one is complete.
+    fn push(&mut self, row: Row, range: &Range) -> bool {
+        self.bytes += row.json.len();
+        self.rows.push(row);
+        self.cut = self.rows.len() > 1 && range.bytes.is_some_and(|bytes| self.bytes > bytes);
+        !self.cut
+    }
 }
 
 /// What a plan has read ahead.
@@ -87,13 +109,19 @@ fn stopped(error: SinkError) -> SourceError {
 }
 
 /// Why a column cannot be in the order.
-fn no_order(name: &str, is_there: bool) -> String {
+fn no_order<'n>(name: &str, is_there: bool, names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<&str> = names.collect();
     if is_there {
         format!(
             "column `{name}` of `order_by` is of a type without a usable order: numbers, timestamps, dates and texts have one"
         )
     } else {
-        format!("there is no column `{name}`, which `order_by` names")
+        let near = names.iter().find(|near| near.eq_ignore_ascii_case(name));
+        let help = match near {
+            Some(near) => format!("there is `{near}`: names are taken with their case"),
+            None => format!("there are {}", names.join(", ")),
+        };
+        format!("there is no column `{name}`, which `order_by` names: {help}")
     }
 }
 
@@ -118,12 +146,13 @@ impl SqlSource {
             more: false,
             look: Instant::now(),
             end: None,
+            largest: 0,
         };
         Ok(Self {
             formerly: config.formerly.clone(),
             config: sql.clone(),
             order,
-            database: open_database(&name, sql)?,
+            database: open_database(&name, sql, config.schema.as_deref())?,
             state: Mutex::new(state),
             asked: Asked::default(),
             finishing: AtomicBool::new(false),
@@ -182,13 +211,17 @@ impl SqlSource {
     /// Rows from `from` on within the budget, and whether more may follow.
     async fn take(&self, from: Option<Edge>, budget: Budget) -> Result<(Vec<Row>, bool), SourceError> {
         let (mut taken, mut bytes, mut from): (Vec<Row>, usize, _) = (Vec::new(), 0, from);
-        let mut limit = FIRST_PAGE.min(budget.records).max(1);
+        let (mut largest, mut limit) = match self.state().largest {
+            0 => (1, FIRST_PAGE),
+            largest => (largest, (budget.bytes / largest).clamp(1, FIRST_PAGE)),
+        };
+        limit = limit.min(budget.records).max(1);
         loop {
             // One more than wanted shows whether the last key goes on.
-            let range = Range { from: from.clone(), to: None, limit: Some(limit + 1) };
-            let mut page = self.database.rows(&range).await?;
-            let complete = page.len() <= limit;
             let left = (budget.records - taken.len(), budget.bytes.saturating_sub(bytes));
+            let range = Range { from: from.clone(), to: None, limit: Some(limit + 1), bytes: Some(left.1) };
+            let Page { rows: mut page, cut: was_cut, .. } = self.database.rows(&range).await?;
+            let complete = page.len() <= limit && !was_cut;
             let count = match cut(&page, left.0, left.1, taken.is_empty(), complete) {
                 Cut::Behind(count) => count,
                 Cut::Ties => {
@@ -198,6 +231,8 @@ impl SqlSource {
             };
             let all = complete && count == page.len();
             page.truncate(count);
+            largest = page.iter().map(|row| row.json.len()).fold(largest, usize::max);
+            self.state().largest = largest;
             let Some(last) = page.last() else { return Ok((taken, !all)) };
             from = Some(Edge::behind(last.key.clone()));
             bytes += page.iter().map(|row| row.json.len()).sum::<usize>();
@@ -214,7 +249,7 @@ impl SqlSource {
     async fn ties(&self, page: &[Row]) -> Result<Vec<Row>, SourceError> {
         let Some(row) = page.first() else { return Ok(Vec::new()) };
         let (from, to) = (Edge { key: row.key.clone(), behind: false }, Edge::behind(row.key.clone()));
-        self.database.rows(&Range { from: Some(from), to: Some(to), limit: None }).await
+        Ok(self.database.rows(&Range { from: Some(from), to: Some(to), ..Range::default() }).await?.rows)
     }
 
     /// Whether there are rows beyond what was planned, up to the end where there is one.
@@ -229,7 +264,7 @@ impl SqlSource {
             Some(Some(key)) => Some(Edge::behind(key)),
             None => None,
         };
-        let next = Question::First(Range { from: seen, to, limit: Some(1) });
+        let next = Question::First(Range { from: seen, to, limit: Some(1), bytes: None });
         Ok(self.asked.answer(&self.database, next).await?.is_some())
     }
 
@@ -242,7 +277,11 @@ fn edge_position(edge: &Edge) -> Position {
     if edge.behind { Position::behind_key(&edge.key) } else { Position::key(&edge.key) }
 }
 
-fn open_database(name: &str, sql: &Config) -> Result<Arc<dyn Database>, SourceError> {
+fn open_database(
+    name: &str,
+    sql: &Config,
+    schema: Option<&[tidemill_config::Field]>,
+) -> Result<Arc<dyn Database>, SourceError> {
     use crate::sink::{mysql::database as my, postgres::database as pg};
     let fatal = |why: &dyn std::fmt::Display| SourceError::Fatal(format!("source {name}: {why}"));
     let dialect = match &sql.database {
@@ -257,20 +296,28 @@ fn open_database(name: &str, sql: &Config) -> Result<Arc<dyn Database>, SourceEr
     };
     let order = sql.order_by.iter().map(|column| (column.value.clone(), Kind::Any)).collect();
     let select = Select { dialect, from, order, settle: sql.settle };
-    Ok(match &sql.database {
+    let database: Arc<dyn Database> = match &sql.database {
         SqlDatabase::Sqlite(_) if !sql.settle.is_zero() => {
             return Err(fatal(&"`settle` is for servers: SQLite has one writer at a time"));
         }
-        SqlDatabase::Sqlite(path) => Arc::new(sqlite::Sqlite { path: path.clone(), select }),
+        // A file: it waits for locks, and for nobody else.
+        SqlDatabase::Sqlite(path) => return Ok(Arc::new(sqlite::Sqlite { path: path.clone(), select })),
         SqlDatabase::Postgres(url) => {
             let server = pg::Server::new(url, sql.ca.as_deref(), "tidemill").map_err(|error| fatal(&error))?;
-            Arc::new(postgres::Postgres { server, connection: tokio::sync::Mutex::default(), select })
+            Arc::new(postgres::Postgres {
+                server,
+                connection: tokio::sync::Mutex::default(),
+                select,
+                limit: sql.timeout,
+            })
         }
         SqlDatabase::Mysql(url) => {
             let address = my::Address::new(url, sql.ca.as_deref()).map_err(|why| fatal(&why))?;
-            Arc::new(mysql::Mysql { server: my::Database::new(address), select })
+            let wanted = schema.map(to_arrow);
+            Arc::new(mysql::Mysql { server: my::Database::new(address), select, wanted })
         }
-    })
+    };
+    Ok(Arc::new(patient::Patient { database, limit: sql.timeout, shown: sql.database.shown() }))
 }
 
 #[async_trait]
@@ -356,7 +403,15 @@ impl Source for SqlSource {
             (state.shard, state.seen) = (shard, position.clone());
             (state.more, state.look) = (false, Instant::now());
         }
-        if let (Some(_), Ok(Some(last))) = (edge, self.database.last().await)
+        // A database that does not answer is found out here, where the lane waits for it with a reason. What else is wrong
+        // with the table shows when it is read.
+        let last = match edge {
+            None => self.database.rows(&Range { limit: Some(1), ..Range::default() }).await.map(|_| None),
+            Some(_) => self.database.last().await,
+        };
+        if matches!(&last, Err(SourceError::Transient { .. })) {
+            last?;
+        } else if let Ok(Some(last)) = last
             && self.config.settle.is_zero()
             && Position::behind_key(&last) < position
         {
@@ -394,8 +449,8 @@ impl Source for SqlSource {
         let mut all = RawBatch::default();
         for (shard, span) in proposal.spans.iter().filter(|(shard, _)| self.is_mine(shard)) {
             let Some(to) = self.edge(&span.to)? else { continue };
-            let range = Range { from: self.edge(&span.from)?, to: Some(to), limit: None };
-            all.slices.extend(self.batch(shard, self.database.rows(&range).await?).slices);
+            let range = Range { from: self.edge(&span.from)?, to: Some(to), ..Range::default() };
+            all.slices.extend(self.batch(shard, self.database.rows(&range).await?.rows).slices);
         }
         Ok(all)
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use mysql_async::{
     Column, Value,
@@ -9,7 +10,7 @@ use mysql_async::{
 };
 
 use super::{
-    Database,
+    Database, Page,
     page::{Cell, Names, Row},
     select::{Dialect, Key, Kind, Range, Select},
     stopped,
@@ -31,6 +32,8 @@ pub(super) struct Mysql {
     pub(super) server: Server,
     /// The kinds of the columns of the order are found by asking.
     pub(super) select: Select,
+    /// The types that the job gives to columns.
+    pub(super) wanted: Option<SchemaRef>,
 }
 
 /// What a column of the order is; `None`: nothing that has an order as positions have it.
@@ -61,12 +64,37 @@ fn expressions(columns: &[Column]) -> String {
     columns.iter().map(expression).collect::<Vec<_>>().join(", ")
 }
 
+/// What stands for an integer of a column that may be a flag, where the job says what it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flag {
+    /// Not 0 is true.
+    Boolean,
+    Number,
+    /// The job does not say: 0 and 1 of a TINYINT(1), which is what MySQL makes of BOOLEAN, are false and true.
+    Unknown,
+}
+
+fn flag(kind: Option<&DataType>) -> Flag {
+    match kind {
+        None => Flag::Unknown,
+        Some(DataType::Boolean) => Flag::Boolean,
+        Some(_) => Flag::Number,
+    }
+}
+
+fn bits(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
 /// A value that came as text, as it stands in JSON: as it is, or between quotes.
-fn shown(column: &Column, bytes: &[u8]) -> (bool, String) {
+fn shown(column: &Column, flag: Flag, bytes: &[u8]) -> (bool, String) {
     use ColumnType as T;
     let text = String::from_utf8_lossy(bytes);
+    let is_flag = column.column_length() == 1;
     match column.column_type() {
-        T::MYSQL_TYPE_TINY if column.column_length() == 1 && matches!(&*text, "0" | "1") => {
+        T::MYSQL_TYPE_TINY if flag == Flag::Boolean => (true, text.contains(|digit| digit != '0').to_string()),
+        T::MYSQL_TYPE_BIT if flag == Flag::Boolean => (true, (bits(bytes) != 0).to_string()),
+        T::MYSQL_TYPE_TINY if flag == Flag::Unknown && is_flag && matches!(&*text, "0" | "1") => {
             (true, (text == "1").to_string())
         }
         T::MYSQL_TYPE_TINY
@@ -82,10 +110,7 @@ fn shown(column: &Column, bytes: &[u8]) -> (bool, String) {
         }
         T::MYSQL_TYPE_DATETIME | T::MYSQL_TYPE_TIMESTAMP => (false, format!("{}Z", text.replacen(' ', "T", 1))),
         T::MYSQL_TYPE_JSON => (true, text.into_owned()),
-        T::MYSQL_TYPE_BIT => {
-            let number = bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
-            (true, number.to_string())
-        }
+        T::MYSQL_TYPE_BIT => (true, bits(bytes).to_string()),
         T::MYSQL_TYPE_VAR_STRING
         | T::MYSQL_TYPE_STRING
         | T::MYSQL_TYPE_BLOB
@@ -120,32 +145,40 @@ impl Mysql {
         let (columns, _) = session.text(WHAT, &format!("SELECT * FROM {} AS r LIMIT 0", select.from)).await?;
         for (name, is) in &mut select.order {
             let column = columns.iter().find(|column| column.name_str().eq_ignore_ascii_case(name));
-            *is = column.and_then(kind).ok_or_else(|| SinkError::Fatal(super::no_order(name, column.is_some())))?;
+            let names: Vec<_> = columns.iter().map(|column| column.name_str()).collect();
+            let names = || names.iter().map(AsRef::as_ref);
+            *is = column
+                .and_then(kind)
+                .ok_or_else(|| SinkError::Fatal(super::no_order(name, column.is_some(), names())))?;
         }
         super::can_settle(&select).map_err(SinkError::Fatal)?;
         Ok((select, columns))
     }
 
-    async fn read(&self, session: &mut Session, range: &Range) -> Result<Vec<Row>, Failure> {
+    async fn read(&self, session: &mut Session, range: &Range) -> Result<Page, Failure> {
         let (select, columns) = self.described(session).await?;
         let texts = format!("{}, {}", expressions(&columns), select.keys());
         let sql = select.rows(&texts, range).map_err(SinkError::Fatal)?;
-        let (_, rows) = session.text(WHAT, &sql).await?;
         let count = columns.len();
         let names: Vec<_> = columns.iter().map(|column| column.name_str().into_owned()).collect();
+        let kind = |name: &String| self.wanted.as_ref().and_then(|schema| schema.field_with_name(name).ok());
+        let flags: Vec<Flag> = names.iter().map(|name| flag(kind(name).map(|field| field.data_type()))).collect();
         let names = Names::new(names.iter().map(String::as_str));
         let row = |row: mysql_async::Row| {
             let values = row.unwrap();
-            let texts: Vec<_> =
-                columns.iter().zip(&values).map(|(column, v)| bytes(v).map(|v| shown(column, v))).collect();
+            let texts = columns.iter().zip(&flags).zip(&values);
+            let texts: Vec<_> = texts.map(|((column, flag), v)| bytes(v).map(|v| shown(column, *flag, v))).collect();
             let cells = texts.iter().map(|text| match text {
                 None => Cell::Null,
                 Some((true, raw)) => Cell::Raw(raw.as_bytes()),
                 Some((false, text)) => Cell::Text(text),
             });
-            Ok(Row { key: key(&select, values.iter().skip(count))?, json: names.object(cells) })
+            let key = key(&select, values.iter().skip(count))?;
+            Ok::<_, Failure>(Row { key, json: names.object(cells) })
         };
-        rows.into_iter().map(row).collect()
+        let mut page = Page::default();
+        session.each(WHAT, &sql, |found| Ok(page.push(row(found)?, range))).await?;
+        Ok(page)
     }
 
     async fn read_last(&self, session: &mut Session) -> Result<Option<Key>, Failure> {
@@ -157,10 +190,13 @@ impl Mysql {
 
 #[async_trait]
 impl Database for Mysql {
-    async fn rows(&self, range: &Range) -> Result<Vec<Row>, SourceError> {
+    async fn rows(&self, range: &Range) -> Result<Page, SourceError> {
         let mut used = self.server.reader().await.map_err(stopped)?;
-        let rows = self.read(used.session(), range).await;
-        used.done(rows).map_err(stopped)
+        match self.read(used.session(), range).await {
+            // What is left of the answer is not waited for: the connection ends.
+            Ok(page) if page.cut => Ok(page),
+            read => used.done(read).map_err(stopped),
+        }
     }
 
     async fn last(&self) -> Result<Option<Key>, SourceError> {

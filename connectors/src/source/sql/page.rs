@@ -15,6 +15,8 @@ pub(super) enum Cell<'a> {
     /// JSON already.
     Raw(&'a [u8]),
     Text(&'a str),
+    /// A text whose bytes may be no UTF-8. They stay what they are, so that the row is a reject where the column is read.
+    Bytes(&'a [u8]),
 }
 
 /// Writes rows with these columns.
@@ -39,12 +41,34 @@ impl Names {
             match cell {
                 Cell::Null => out.extend_from_slice(b"null"),
                 Cell::Raw(json) => out.extend_from_slice(json),
-                Cell::Text(text) => out.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes()),
+                Cell::Text(text) => quoted(text, &mut out),
+                Cell::Bytes(bytes) => match std::str::from_utf8(bytes) {
+                    Ok(text) => quoted(text, &mut out),
+                    Err(_) => raw(bytes, &mut out),
+                },
             }
         }
         out.push(b'}');
         out
     }
+}
+
+fn quoted(text: &str, out: &mut Vec<u8>) {
+    // Writing to memory does not fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// A JSON string but for bytes that no JSON has.
+fn raw(bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    for &byte in bytes {
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            0..0x20 => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'"');
 }
 
 /// Where a page ends.
@@ -121,5 +145,7 @@ mod tests {
         let names = Names::new(["a\"", "b", "c"].into_iter());
         let row = names.object([Cell::Null, Cell::Raw(b"1.50"), Cell::Text("x\n")].into_iter());
         assert_eq!(String::from_utf8_lossy(&row), r#"{"a\"":null,"b":1.50,"c":"x\n"}"#);
+        let row = names.object([Cell::Bytes("é".as_bytes()), Cell::Bytes(b"\xe9\"\n"), Cell::Null].into_iter());
+        assert_eq!(row, b"{\"a\\\"\":\"\xc3\xa9\",\"b\":\"\xe9\\\"\\u000a\",\"c\":null}");
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Range {
     /// `None`: up to the last that has settled.
     pub(super) to: Option<Edge>,
     pub(super) limit: Option<usize>,
+    /// Reading ends with the row that goes beyond so many bytes; two rows are read at least. `None`: all of the range.
+    pub(super) bytes: Option<usize>,
 }
 
 /// Where a lane stands that has read nothing.
@@ -130,6 +132,11 @@ impl Select {
 
     /// The columns of the order as texts that [`part`] reads; SQLite's as they are.
     pub(super) fn keys(&self) -> String {
+        self.each_key().join(", ")
+    }
+
+    /// The same, one by one.
+    pub(super) fn each_key(&self) -> Vec<String> {
         let text = |(name, kind): &(String, Kind)| {
             let name = format!("r.{}", self.dialect.name(name));
             match (self.dialect, kind) {
@@ -147,7 +154,7 @@ impl Select {
                 (Dialect::Mysql, _) => format!("CAST({name} AS CHAR)"),
             }
         };
-        self.order.iter().map(text).collect::<Vec<_>>().join(", ")
+        self.order.iter().map(text).collect()
     }
 
     /// The condition for keys on one side of an edge. A pair is written so that an index over it is used: MySQL uses none
@@ -264,7 +271,7 @@ mod tests {
         let at = Kind::Instant { zone: true };
         let pair = select(Dialect::Postgres, &[("at", at), ("id", Kind::Number)]);
         let key = pair.key(["20150517100503000001", "42"]).unwrap();
-        let range = Range { from: Some(Edge::behind(key.clone())), to: None, limit: Some(3) };
+        let range = Range { from: Some(Edge::behind(key.clone())), to: None, limit: Some(3), bytes: None };
         let x = "TIMESTAMPTZ '2015-05-17 10:05:03.000001+00'";
         assert_eq!(
             pair.rows("r.id", &range).unwrap(),

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, types::ValueRef};
 use tidemill_checkpoint::position::KeyPart;
 
 use super::{
-    Database,
+    Database, Page,
     page::{Cell, Names, Row},
     select::{Key, Kind, Range, Select},
 };
@@ -22,13 +22,13 @@ pub(super) struct Sqlite {
 }
 
 impl Sqlite {
-    async fn ask<T: Send + 'static>(
+    async fn ask<T: Default + Send + 'static>(
         &self,
         sql: String,
-        work: impl Fn(&Select, &rusqlite::Row<'_>, &Names) -> Result<T, Stop> + Send + 'static,
-    ) -> Result<Vec<T>, SourceError> {
+        mut take: impl FnMut(&Select, &rusqlite::Row<'_>, &Names, &mut T) -> Result<bool, Stop> + Send + 'static,
+    ) -> Result<T, SourceError> {
         let (path, select) = (self.path.clone(), self.select.clone());
-        let asked = tokio::task::spawn_blocking(move || -> Result<Vec<T>, SourceError> {
+        let asked = tokio::task::spawn_blocking(move || -> Result<T, SourceError> {
             let what = || format!("reading {}", path.display());
             let explain = |stop: Stop| match stop {
                 Stop::Sqlite(error) => sqlite_error(what(), &error),
@@ -37,7 +37,7 @@ impl Sqlite {
             if !path.exists() {
                 return Err(SourceError::Transient { what: what(), cause: "there is no such file".into() });
             }
-            let read = || -> Result<Vec<T>, Stop> {
+            let mut read = || -> Result<T, Stop> {
                 let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let connection = Connection::open_with_flags(&path, flags)?;
                 connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -48,9 +48,11 @@ impl Sqlite {
                     statement.column_names().into_iter().take(columns).map(str::to_owned).collect();
                 let names = Names::new(names.iter().map(String::as_str));
                 let mut rows = statement.query([])?;
-                let mut found = Vec::new();
+                let mut found = T::default();
                 while let Some(row) = rows.next()? {
-                    found.push(work(&select, row, &names)?);
+                    if !take(&select, row, &names, &mut found)? {
+                        break;
+                    }
                 }
                 Ok(found)
             };
@@ -136,13 +138,19 @@ fn row(select: &Select, row: &rusqlite::Row<'_>, names: &Names) -> Result<Row, S
 
 #[async_trait]
 impl Database for Sqlite {
-    async fn rows(&self, range: &Range) -> Result<Vec<Row>, SourceError> {
+    async fn rows(&self, range: &Range) -> Result<Page, SourceError> {
         let sql = self.sql(self.select.rows(&format!("r.*, {}", self.select.keys()), range))?;
-        self.ask(sql, row).await
+        let range = range.clone();
+        self.ask(sql, move |select, found, names, page: &mut Page| Ok(page.push(row(select, found, names)?, &range)))
+            .await
     }
 
     async fn last(&self) -> Result<Option<Key>, SourceError> {
         let sql = self.sql(self.select.last())?;
-        Ok(self.ask(sql, |select, row, _| key(select, row, 0)).await?.pop())
+        self.ask(sql, |select, row, _, last| {
+            *last = Some(key(select, row, 0)?);
+            Ok(true)
+        })
+        .await
     }
 }

@@ -22,7 +22,7 @@ use tidemill_checkpoint::{
     Digest, Entry, Generation, Lane, LaneKey, LaneScheme, LogName, Mark, Owner, Permit, Plan, PlanKind, Position,
     Positions, Receipt, ShardId, SinkId, Span, Timestamp, Touch, plan::LogRange,
 };
-use tidemill_config::{Codec, Compression, Files, Mode, Roll, SinkKind};
+use tidemill_config::{Codec, Compression, Files, Mode, OnNewColumn, Roll, SinkKind};
 use tidemill_connectors::sink::{self, Guarantee, Sink, SinkError, StageContext};
 use uuid::Uuid;
 
@@ -82,7 +82,12 @@ pub fn make(kind: Kind, dir: &Path) -> Arc<dyn Sink> {
     let config = match kind {
         Kind::Files => SinkKind::Files(files(dir, None)),
         Kind::Rolling => SinkKind::Files(files(dir, Some(roll))),
-        Kind::Sqlite => SinkKind::Sqlite { path: dir.join("deep/rows.db"), table: "rows".into(), mode: Mode::Append },
+        Kind::Sqlite => SinkKind::Sqlite {
+            path: dir.join("deep/rows.db"),
+            table: "rows".into(),
+            mode: Mode::Append,
+            on_new_column: OnNewColumn::Fail,
+        },
         Kind::Mariadb | Kind::Mysql => mysql::config(&mysql::url(kind, dir), "rows", &[], None),
         Kind::Postgres => SinkKind::Postgres(postgres::config(&postgres::url(dir), "rows", &[], None)),
         Kind::Kafka => SinkKind::Kafka(kafka::config(dir)),

@@ -9,7 +9,7 @@ use std::{
 
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
 use tidemill_checkpoint::{Lane, Permit, Receipt, SinkId};
-use tidemill_config::{At, DatabaseSink, Guarantee, Located, Mode, SinkKind};
+use tidemill_config::{At, DatabaseSink, Guarantee, Located, Mode, OnNewColumn, SinkKind};
 use tidemill_connectors::sink::{self, Sink, SinkError};
 
 use super::{
@@ -61,6 +61,7 @@ pub fn config(url: &str, table: &str, key: &[&str], delete_when: Option<&str>) -
         mode,
         guarantee: Guarantee::ExactlyOnce,
         ca: None,
+        on_new_column: OnNewColumn::Fail,
     })
 }
 

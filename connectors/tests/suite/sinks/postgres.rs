@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::OnceLock};
 
 use tidemill_checkpoint::Digest;
-use tidemill_config::{At, DatabaseSink, Guarantee, Located, Mode};
+use tidemill_config::{At, DatabaseSink, Guarantee, Located, Mode, OnNewColumn};
 
 use super::services::{self, Postgres};
 
@@ -63,5 +63,5 @@ pub fn config(url: &str, table: &str, key: &[&str], delete_when: Option<&str>) -
         key => Mode::Upsert { key: key.iter().map(|name| at(name)).collect(), delete_when: delete_when.map(at) },
     };
     let guarantee = Guarantee::ExactlyOnce;
-    DatabaseSink { url: url.into(), table: table.into(), mode, guarantee, ca: None }
+    DatabaseSink { url: url.into(), table: table.into(), mode, guarantee, ca: None, on_new_column: OnNewColumn::Fail }
 }

@@ -93,6 +93,7 @@ impl Table {
             poll: Duration::from_millis(50),
             start: Start::Earliest,
             settle: Duration::ZERO,
+            timeout: Duration::from_secs(30),
             ca: None,
         }
     }

@@ -185,14 +185,13 @@ impl Slot {
         let (ready, counted) = ready.counted(self.current(), &self.memory);
         if let Some((bytes, counted)) = counted.filter(|(bytes, counted)| counted < bytes) {
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-            tracing::warn!(
-                job = self.job,
-                step = self.step,
-                "the table of the lookup takes {} MiB with its index, and {} MiB of it are counted: all tables may have a \
-                 quarter of `memory`; make that larger, or look up with `mode: query`",
+            return Err(LookupError(format!(
+                "{}: the table takes {} MiB with its index, and {} MiB are left for it: all tables may have a quarter of `memory`. \
+                 Make that larger, take fewer rows or columns, or ask a database by `mode: query`",
+                self.config.shown(),
                 mib(bytes),
                 mib(counted)
-            );
+            )));
         }
         if let Ready::Snapshot { snapshot, digest, .. } = &ready {
             self.shelf.put(*digest, snapshot);

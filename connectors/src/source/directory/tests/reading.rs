@@ -138,14 +138,7 @@ async fn a_damaged_archive_gives_what_it_has_and_one_reject_however_it_is_cut() 
 
 #[tokio::test]
 async fn a_csv_header_goes_with_every_part_also_after_a_restart() {
-    let csv = Csv {
-        delimiter: b',',
-        header: true,
-        quote: b'"',
-        escape: None,
-        nulls: Vec::new(),
-        encoding: "utf-8".to_owned(),
-    };
+    let csv = Csv::default();
     for name in ["a.csv", "a.csv.gz"] {
         let mut rig = Rig::with(Codec::Csv(csv.clone()), |_| {}).await;
         let text = "id,name\n1,\"a\nb\"\n2,c\n3,d\n";

@@ -9,11 +9,13 @@ mod tcp;
 use std::{fs, path::Path};
 
 use super::{
+    Blank,
     entry::{self, Kind},
     spool::{Error, Spool},
 };
 use crate::source::Budget;
 use tidemill_checkpoint::ShardId;
+use tidemill_config::{Codec, Csv, Framing};
 
 /// No cap.
 const ALL: Budget = Budget { records: usize::MAX, bytes: usize::MAX };
@@ -51,6 +53,37 @@ fn copy_dir(from: &Path, to: &Path) {
             fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
         }
     }
+}
+
+/// What a codec gets of the records that a connection brought. Their positions are those of their entries, whatever is left out.
+#[test]
+fn blank_lines_are_in_the_spool_and_no_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(&dir.path().join("spool"), 1 << 20).unwrap();
+    spool.append(&mut group(&[b"", b"{}", b" \t", b"", b"x"])).unwrap();
+    let csv = |expected: &[&str]| {
+        Codec::Csv(Csv { expected: expected.iter().map(|name| (*name).to_owned()).collect(), ..Csv::default() })
+    };
+    let all = spool.read_ahead(&shard(), spool.first(), ALL).unwrap().batch;
+    let positions: Vec<_> = (0..5).map(|n| all.slices[0].position(n)).collect();
+    for (codec, framing, expected) in [
+        (Codec::Json, Framing::Lines, &[1, 4][..]),
+        (Codec::Json, Framing::Delimiter(b"|".to_vec()), &[1, 4]),
+        (Codec::Json, Framing::LengthPrefix(4), &[0, 1, 2, 3, 4]),
+        (csv(&["a", "b"]), Framing::Lines, &[1, 2, 4]),
+        (csv(&[]), Framing::Lines, &[1, 2, 4]),
+        (csv(&["a"]), Framing::Lines, &[0, 1, 2, 3, 4]),
+        (Codec::Text, Framing::Lines, &[0, 1, 2, 3, 4]),
+    ] {
+        let mut batch = all.clone();
+        Blank::of(&codec, &framing).leave_out(&mut batch);
+        let found: Vec<_> = (0..batch.slices[0].records.len()).map(|n| batch.slices[0].position(n)).collect();
+        assert_eq!(found, expected.iter().map(|n| positions[*n].clone()).collect::<Vec<_>>());
+    }
+    let mut batch = all;
+    batch.slices[0].records.retain(|(start, end)| start == end);
+    Blank::of(&Codec::Json, &Framing::Lines).leave_out(&mut batch);
+    assert!(batch.slices.is_empty());
 }
 
 /// The segments, in order.
