@@ -183,7 +183,7 @@ fn no_expression_ends_the_process() {
     const COLUMNS: &str =
         "a: int64, s: string, t: timestamp, f: float64, b: boolean, m: decimal(10,2), l: list<string>";
     let (mut dice, mut planned) = (Dice(7), 0);
-    let rounds = if std::env::var_os("STATES").is_some() { 20_000 } else { 400 };
+    let rounds = if std::env::var_os("STATES").is_some() { 20_000 } else { 200 };
     for round in 0..rounds {
         let text = expression(&mut dice, 1 + round % 3).replace('\'', "''");
         let verb = dice.pick(&[
