@@ -102,15 +102,19 @@ fn account(config: &model::Codec, label: &str, file: &[u8], is_nothing: impl Fn(
     }
     let encoding =
         Encoding::for_bom(file).map_or_else(|| Encoding::for_label(label.as_bytes()).unwrap(), |(found, _)| found);
+    let mark = Encoding::for_bom(file).map_or(0, |(_, mark)| mark);
     let mut at = 0;
     for (start, end) in parts.into_iter().chain([(file.len(), file.len())]) {
         assert!(start >= at && end >= start && end <= file.len(), "no byte is there twice: {start}..{end} after {at}");
-        let mut between = &file[at..start];
-        if at == 0 {
-            between = Encoding::for_bom(between).map_or(between, |(_, mark)| &between[mark..]);
-        }
+        // The mark may be a part of the head, or be left out.
+        let is_beginning = at <= mark;
+        let between = &file[if is_beginning { at.max(mark.min(start)) } else { at }..start];
         let text = encoding.decode_without_bom_handling(between).0;
-        assert!(is_nothing(at == 0, &text), "{text:?} at {at} is nowhere in {file:?}: {records:?} {:?}", framed.error);
+        assert!(
+            is_nothing(is_beginning, &text),
+            "{text:?} at {at} is nowhere in {file:?}: {records:?} {:?}",
+            framed.error
+        );
         at = end;
     }
     // And each record is a row or a reject.
