@@ -148,10 +148,14 @@ impl Postgres {
         cells: &mut Cells,
     ) -> Result<(), Refused> {
         let connection = self.begin().await.map_err(Refused::Other)?;
-        let mut mine = cells.take();
-        let asked = self.rows(&connection, statement, keys, columns, &mut mine).await;
+        let mut before = cells.take();
+        let asked = self.rows(&connection, statement, keys, columns, cells).await;
         self.keep(connection).await;
-        asked.and_then(|()| Ok(cells.append(mine)?))
+        // Of a question that failed in its middle nothing is kept, and of those before it all.
+        let mine = cells.take();
+        let added = asked.and_then(|()| Ok(before.append(mine)?));
+        *cells = before;
+        added
     }
 }
 

