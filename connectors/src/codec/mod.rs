@@ -6,11 +6,14 @@
 //! Invariants: the same bytes and schema always give the same rows and rejects; each record gives one row or one reject;
 //! no input panics.
 
+use std::borrow::Cow;
+
 use arrow::{
     array::{ArrayRef, AsArray, RecordBatch},
     datatypes::SchemaRef,
 };
 use async_trait::async_trait;
+use encoding_rs::{Encoding, UTF_8};
 use tidemill_config::model;
 
 use crate::source::Slice;
@@ -205,6 +208,20 @@ pub fn columns(config: &model::Codec) -> Result<Option<SchemaRef>, model::Locate
         model::Codec::Protobuf(options) => Some(protobuf::columns(options)?),
         model::Codec::Json | model::Codec::JsonWith(_) | model::Codec::Csv(_) | model::Codec::Parquet => None,
     })
+}
+
+/// The label of the encoding that a codec's files have, where the job names one.
+pub fn encoding_of(config: &model::Codec) -> Option<&str> {
+    match config {
+        model::Codec::Csv(options) => Some(&options.encoding),
+        _ => None,
+    }
+}
+
+/// Bytes in an encoding as a text; `None` where the label is UTF-8's, or nobody's. What cannot be decoded is U+FFFD.
+pub fn decoded<'b>(label: &str, bytes: &'b [u8]) -> Option<Cow<'b, str>> {
+    let encoding = Encoding::for_label(label.as_bytes()).filter(|encoding| *encoding != UTF_8)?;
+    Some(encoding.decode_without_bom_handling(bytes).0)
 }
 
 /// The encoder of a codec for rows of `schema`; an error names the column that the codec cannot write.

@@ -56,6 +56,11 @@ pub struct Proposal {
     pub ahead: Option<Arc<dyn Any + Send + Sync>>,
 }
 
+/// Metadata of a slice that no job can ask for as a column: the number of the line in which its byte 0 lies, from 1 on.
+pub const LINE: &str = "line";
+/// The same: the label of the encoding of its bytes, where that is not UTF-8.
+pub const ENCODING: &str = "encoding";
+
 /// A stretch of one shard: contiguous bytes and where the records in it lie.
 #[derive(Clone, Debug)]
 pub struct Slice {
@@ -121,6 +126,8 @@ pub struct RawReject {
     pub detail: String,
     /// The original bytes.
     pub record: Bytes,
+    /// Where a person finds it, as in [`Slice::metadata`].
+    pub metadata: Vec<(&'static str, String)>,
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ async fn partitions_are_folders_and_their_columns_are_not_in_the_rows() {
         .map(|(name, bytes)| (name.rsplit_once('/').unwrap().0.to_owned(), String::from_utf8(bytes).unwrap()))
         .collect();
     let expected = [
-        ("day=%", "{\"n\":0}\n"),
+        ("day=", "{\"n\":0}\n"),
         ("day=2015-05-17", "{\"n\":0}\n{\"n\":3}\n{\"n\":1}\n"),
         ("day=__HIVE_DEFAULT_PARTITION__", "{\"n\":2}\n"),
         ("day=a%2F..%2Fb%20c", "{\"n\":1}\n"),
@@ -88,12 +88,16 @@ async fn partitions_are_folders_and_their_columns_are_not_in_the_rows() {
     // A text that takes 3 bytes a character in a name, the same with another end, and the text that stands for null.
     let long = "é".repeat(100);
     let (one, other) = (format!("{long}1"), format!("{long}2"));
-    write(&mut runner, &[days(&[Some(&one), Some(&other), Some(&one), Some("__HIVE_DEFAULT_PARTITION__")])])
-        .await
-        .unwrap();
+    write(
+        &mut runner,
+        &[days(&[Some(&one), Some(&other), Some(&one), Some("__HIVE_DEFAULT_PARTITION__"), Some("a=b+c")])],
+    )
+    .await
+    .unwrap();
     let folders = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name());
     let folders: Vec<String> = folders.map(|name| name.into_string().unwrap()).collect();
     assert!(folders.contains(&"day=%5F_HIVE_DEFAULT_PARTITION__".to_owned()), "{folders:?}");
+    assert!(folders.contains(&"day=a%3Db+c".to_owned()), "a second = is no part of a folder's name: {folders:?}");
     let cut: Vec<_> =
         folders.iter().filter(|name| name.starts_with("day=%C3%A9%C3%A9") && name.contains('~')).collect();
     assert_eq!(cut.len(), 2, "{folders:?}");

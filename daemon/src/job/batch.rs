@@ -375,10 +375,8 @@ impl Job {
                 continue;
             }
             let key = owned.keys.get(slot.id()).cloned().unwrap_or_else(|| unmarked_key(slot, plan, owned));
-            if !rows.is_empty() {
-                schemas.prepared(self, slot, &row_schema(slot, compiled)).await?;
-            }
-            staged.push((slot.clone(), self.stage(slot, &key, plan, rows).await?));
+            let rows = schemas.prepared(self, slot, &row_schema(slot, compiled), rows).await?;
+            staged.push((slot.clone(), self.stage(slot, &key, plan, &rows).await?));
             written.insert(slot.name.clone(), rows.iter().map(|batch| batch.num_rows() as u64).sum());
         }
         Ok((staged, written))

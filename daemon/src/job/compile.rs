@@ -2,6 +2,7 @@
 //! (plan, records); the only place where a record becomes a row or a reject.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
@@ -9,8 +10,8 @@ use std::{
 
 use arrow::{
     array::{
-        ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray, UInt32Array,
-        new_null_array,
+        ArrayRef, Int64Builder, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray,
+        UInt32Array, new_null_array,
     },
     compute::take,
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
@@ -21,7 +22,7 @@ use tidemill_config as config;
 use tidemill_connectors::{
     Codec,
     codec::{self, Decoded, EXTRA, PrepareError},
-    source::{RawBatch, Slice, kafka},
+    source::{ENCODING, LINE, RawBatch, Slice, directory::count_lines, kafka},
 };
 use tidemill_steps::{BatchContext, Pipeline, Rows, Schemas, StepError, StepStats, lookup::Tables};
 
@@ -398,32 +399,34 @@ impl Compiled {
                     continue;
                 }
                 // What a sink refused comes after the sources, and is of no source.
-                let name = self.job.sources.get(source).map_or("", |source| source.name.value.as_str());
+                let source = self.job.sources.get(source);
+                let at = Some((&bad.shard, bad.position.clone()));
+                let place = Place::new(source, &bad.metadata, &at);
                 letters.push(
-                    name,
-                    Some((&bad.shard, bad.position.clone())),
+                    source.map_or("", |source| source.name.value.as_str()),
+                    at,
                     super::rejects::sink_of(&bad.shard).unwrap_or("read"),
                     &bad.reason,
                     &bad.detail,
                     Some(&bad.record),
+                    &place,
                 );
             }
         }
+        let mut lines = Lines::default();
         for reject in &rejects {
-            let decoded;
-            let place = numbers.find(reject.origin).map(|(index, record)| (slices[index], record));
-            let (name, at, record) = match place {
-                Some(((source, slice), record)) => {
-                    decoded = self.sources[source].codec.text(slice, record as usize);
-                    (
-                        self.job.sources[source].name.value.as_str(),
-                        Some((&slice.shard, slice.position(record as usize))),
-                        Some(decoded.as_deref().map_or_else(|| slice.record(record as usize), str::as_bytes)),
-                    )
-                }
-                None => ("", None, None),
+            let Some((index, record)) = numbers.find(reject.origin) else {
+                letters.push("", None, &reject.step, &reject.reason, &reject.detail, None, &Place::default());
+                continue;
             };
-            letters.push(name, at, &reject.step, &reject.reason, &reject.detail, record);
+            let (source, slice) = slices[index];
+            let text = self.sources[source].codec.text(slice, record as usize);
+            let source = &self.job.sources[source];
+            let at = Some((&slice.shard, slice.position(record as usize)));
+            let mut place = Place { text, ..Place::new(Some(source), &slice.metadata, &at) };
+            place.line = place.line.map(|first| first + lines.before(index, slice, record, place.encoding));
+            let bytes = slice.record(record as usize);
+            letters.push(&source.name.value, at, &reject.step, &reject.reason, &reject.detail, Some(bytes), &place);
         }
         for (step, reason) in letters.counted() {
             *computed.rejected.entry((step, reason)).or_default() += 1;
@@ -513,6 +516,66 @@ struct RejectRow {
     detail: String,
 }
 
+/// Where a person finds a record.
+#[derive(Default)]
+struct Place<'a> {
+    file: Option<&'a str>,
+    line: Option<i64>,
+    /// Topic, partition, offset.
+    kafka: Option<[String; 3]>,
+    /// The label of the encoding of its bytes, where that is not UTF-8.
+    encoding: Option<&'a str>,
+    /// The record, decoded by its codec; `None` where its bytes are a text, or not what they should be.
+    text: Option<String>,
+    is_binary: bool,
+}
+
+impl<'a> Place<'a> {
+    /// `source`: `None` for what a sink refused.
+    fn new(
+        source: Option<&'a config::Source>,
+        metadata: &'a [(&'static str, String)],
+        at: &Option<(&ShardId, Position)>,
+    ) -> Self {
+        let Some(source) = source else { return Self::default() };
+        let value = |key: &str| metadata.iter().find(|(name, _)| *name == key).map(|(_, value)| value.as_str());
+        let kafka = at.as_ref().filter(|_| matches!(source.kind, config::SourceKind::Kafka(_)));
+        Self {
+            file: value("file"),
+            line: value(LINE).and_then(|line| line.parse().ok()),
+            kafka: kafka.and_then(|(shard, position)| kafka::origin(shard.as_str(), position.as_str())),
+            encoding: value(ENCODING).or_else(|| codec::encoding_of(&source.codec)),
+            text: None,
+            is_binary: matches!(
+                source.codec,
+                config::Codec::Bytes(_) | config::Codec::Avro(_) | config::Codec::Protobuf(_)
+            ),
+        }
+    }
+}
+
+/// Counts the lines before records of slices, each of which is asked for in order: every byte is looked at once.
+#[derive(Default)]
+struct Lines {
+    slice: Option<usize>,
+    counted: usize,
+    lines: i64,
+}
+
+impl Lines {
+    /// Line ends in the slice before the record.
+    fn before(&mut self, index: usize, slice: &Slice, record: u32, encoding: Option<&str>) -> i64 {
+        let start = slice.records.get(record as usize).map_or(0, |(start, _)| *start as usize);
+        if self.slice != Some(index) || start < self.counted {
+            *self = Self { slice: Some(index), ..Self::default() };
+        }
+        let between = slice.bytes.get(self.counted..start).unwrap_or_default();
+        self.lines += i64::try_from(count_lines(encoding, between)).unwrap_or(0);
+        self.counted = start;
+        self.lines
+    }
+}
+
 /// The columns of a dead letter that say where the record was and what is wrong with it.
 const LETTER: [&str; 8] = ["source", "shard", "position", "step", "reason", "detail", "record", "record_base64"];
 
@@ -523,6 +586,21 @@ pub fn dead_letters_schema() -> SchemaRef {
     fields.extend(LETTER.map(text));
     fields.push(Field::new("rejected_at", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), true));
     fields.push(text("batch"));
+    // Behind the others: what earlier versions wrote has none of these.
+    fields.extend(PLACE_TEXTS.map(text));
+    fields.extend(PLACE_NUMBERS.map(|name| Field::new(name, DataType::Int64, true)));
+    Arc::new(Schema::new(fields))
+}
+
+/// Columns that say where a person finds the record: a file and a line of it, or a topic and an offset of a partition.
+const PLACE_TEXTS: [&str; 2] = ["file", "topic"];
+const PLACE_NUMBERS: [&str; 3] = ["line", "partition", "offset"];
+
+/// The dead letters as earlier versions wrote them: a table that was made for them has no more columns.
+pub fn older_dead_letters_schema() -> SchemaRef {
+    let schema = dead_letters_schema();
+    let is_older = |name: &str| !PLACE_TEXTS.contains(&name) && !PLACE_NUMBERS.contains(&name);
+    let fields: Vec<_> = schema.fields().iter().filter(|field| is_older(field.name())).cloned().collect();
     Arc::new(Schema::new(fields))
 }
 
@@ -530,10 +608,13 @@ pub fn dead_letters_schema() -> SchemaRef {
 #[derive(Default)]
 struct Letters {
     columns: [StringBuilder; LETTER.len()],
+    texts: [StringBuilder; PLACE_TEXTS.len()],
+    numbers: [Int64Builder; PLACE_NUMBERS.len()],
     reasons: Vec<(String, String)>,
 }
 
 impl Letters {
+    #[allow(clippy::too_many_arguments)] // the parts of one letter
     fn push(
         &mut self,
         source: &str,
@@ -542,12 +623,12 @@ impl Letters {
         reason: &str,
         detail: &str,
         record: Option<&[u8]>,
+        place: &Place<'_>,
     ) {
-        let text = record.map(std::str::from_utf8);
-        let base64 = match text {
-            Some(Err(_)) => record.map(codec::base64),
-            _ => None,
-        };
+        let text = record.and_then(|record| readable(record, place));
+        // The text is for eyes, and enough where it is the very bytes.
+        let is_exact = record.is_none_or(|record| text.as_ref().is_some_and(|text| text.as_bytes() == record));
+        let base64 = record.filter(|_| !is_exact).map(codec::base64);
         self.append([
             Some(source),
             at.as_ref().map(|(shard, _)| shard.as_str()),
@@ -555,9 +636,11 @@ impl Letters {
             Some(step),
             Some(reason),
             Some(detail),
-            text.and_then(Result::ok),
+            text.as_deref(),
             base64.as_deref(),
         ]);
+        let kafka = |part: usize| place.kafka.as_ref().map(|kafka| kafka[part].as_str());
+        self.append_place([place.file, kafka(0)], [place.line, number(kafka(1)), number(kafka(2))]);
         self.reasons.push((step.to_owned(), reason.to_owned()));
     }
     /// A row of the dead letters that was kept as JSON. False: it is none.
@@ -566,11 +649,21 @@ impl Letters {
         let value = |name: &str| row.get(name).and_then(serde_json::Value::as_str);
         let (Some(step), Some(reason)) = (value("step"), value("reason")) else { return false };
         self.append(LETTER.map(value));
+        let number = |name: &str| row.get(name).and_then(serde_json::Value::as_i64);
+        self.append_place(PLACE_TEXTS.map(value), PLACE_NUMBERS.map(number));
         self.reasons.push((step.to_owned(), reason.to_owned()));
         true
     }
     fn append(&mut self, values: [Option<&str>; LETTER.len()]) {
         for (column, value) in self.columns.iter_mut().zip(values) {
+            column.append_option(value);
+        }
+    }
+    fn append_place(&mut self, texts: [Option<&str>; PLACE_TEXTS.len()], numbers: [Option<i64>; PLACE_NUMBERS.len()]) {
+        for (column, value) in self.texts.iter_mut().zip(texts) {
+            column.append_option(value);
+        }
+        for (column, value) in self.numbers.iter_mut().zip(numbers) {
             column.append_option(value);
         }
     }
@@ -587,6 +680,25 @@ impl Letters {
         columns.extend(self.columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
         columns.push(Arc::new(TimestampMillisecondArray::from(vec![planned_at; rows]).with_timezone("UTC")));
         columns.push(repeated(&input.short()));
+        columns.extend(self.texts.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.extend(self.numbers.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
         RecordBatch::try_new(dead_letters_schema(), columns)
+    }
+}
+
+fn number(text: Option<&str>) -> Option<i64> {
+    text.and_then(|text| text.parse().ok())
+}
+
+/// A record as a person can read it: decoded from the encoding of its source. What cannot be decoded becomes U+FFFD; a
+/// binary record that is not UTF-8 has no text.
+fn readable<'r>(record: &'r [u8], place: &Place<'_>) -> Option<Cow<'r, str>> {
+    if let Some(text) = &place.text {
+        return Some(Cow::Owned(text.clone()));
+    }
+    match place.encoding.and_then(|label| codec::decoded(label, record)) {
+        Some(text) => Some(text),
+        None if place.is_binary => std::str::from_utf8(record).ok().map(Cow::Borrowed),
+        None => Some(String::from_utf8_lossy(record)),
     }
 }

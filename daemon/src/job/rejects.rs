@@ -114,6 +114,7 @@ impl SinkRejects {
                 reason: Cow::Owned(reject.reason),
                 detail,
                 record: Bytes::from(reject.record),
+                metadata: Vec::new(),
             });
         }
         let last = batch.rejects.last().and_then(|reject| reject.position.as_number());

@@ -129,10 +129,8 @@ impl Job {
             let rows = rows_for(slot, &computed, &compiled);
             let staged = match plan.touches.get(slot.id()) {
                 Some(Touch::Joined { touched: true, .. }) => {
-                    if !rows.is_empty() {
-                        schemas.prepared(self, slot, &row_schema(slot, &compiled)).await?;
-                    }
-                    self.stage(slot, key, plan, rows).await?
+                    let rows = schemas.prepared(self, slot, &row_schema(slot, &compiled), rows).await?;
+                    self.stage(slot, key, plan, &rows).await?
                 }
                 _ => {
                     return Err(LaneError::Stop(format!(
@@ -278,10 +276,8 @@ impl Job {
             next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
         let computed = self.compute(&compiled, &raw, step.plan(), &tables).await?;
         let rows = rows_for(slot, &computed, &compiled);
-        if !rows.is_empty() {
-            schemas.prepared(self, slot, &row_schema(slot, &compiled)).await?;
-        }
-        let staged = self.stage(slot, key, step.plan(), rows).await?;
+        let rows = schemas.prepared(self, slot, &row_schema(slot, &compiled), rows).await?;
+        let staged = self.stage(slot, key, step.plan(), &rows).await?;
         pass("catch-up")?;
         let permit = Permit::catch_up(key.clone(), own.map(|mark| mark.digest), step.mark);
         self.commit_one(slot, permit, staged).await.map(|_| ())

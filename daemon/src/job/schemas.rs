@@ -2,18 +2,19 @@
 //! text in the anchor's logs.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use arrow::datatypes::SchemaRef;
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use tidemill_checkpoint::{Digest, LogName, SinkId};
 use tidemill_config as config;
 use tidemill_connectors::{codec, source::RawBatch};
 
 use super::{
     Job, SinkSlot,
-    compile::{Compiled, ComputeError, Pinned},
+    compile::{Compiled, ComputeError, Pinned, older_dead_letters_schema},
     lane::LaneError,
 };
 
@@ -99,16 +100,56 @@ impl Schemas {
         if digest == job.digest { Ok(job.config.clone()) } else { older(job, digest).map(Arc::new) }
     }
 
-    /// Creates or checks a sink's target, once per schema.
-    pub async fn prepared(&self, job: &Job, slot: &SinkSlot, schema: &SchemaRef) -> Result<(), LaneError> {
-        let mut prepared = self.prepared.lock().await;
-        if prepared.get(slot.id()) == Some(schema) {
-            return Ok(());
+    /// Creates or checks a sink's target, once per schema, and gives the rows as the target takes them.
+    pub async fn prepared<'r>(
+        &self,
+        job: &Job,
+        slot: &SinkSlot,
+        schema: &SchemaRef,
+        rows: &'r [RecordBatch],
+    ) -> Result<Cow<'r, [RecordBatch]>, LaneError> {
+        if rows.is_empty() {
+            return Ok(Cow::Borrowed(rows));
         }
-        slot.sink.prepare(schema).await.map_err(|error| job.sink_failed(slot, &error))?;
-        prepared.insert(slot.id().clone(), schema.clone());
-        Ok(())
+        let mut prepared = self.prepared.lock().await;
+        let older = (slot.role == super::Role::DeadLetters).then(older_dead_letters_schema);
+        let is_prepared = |schema: &SchemaRef| prepared.get(slot.id()) == Some(schema);
+        if is_prepared(schema) {
+            return Ok(Cow::Borrowed(rows));
+        }
+        if let Some(older) = older.as_ref().filter(|older| is_prepared(older)) {
+            return Ok(Cow::Owned(with_columns_of(rows, older)));
+        }
+        let failed = match slot.sink.prepare(schema).await {
+            Ok(()) => {
+                prepared.insert(slot.id().clone(), schema.clone());
+                return Ok(Cow::Borrowed(rows));
+            }
+            Err(error) => error,
+        };
+        // A table for dead letters that an earlier version made, or was made for it, goes on as it is.
+        if let Some(older) = older.filter(|_| !failed.is_transient())
+            && slot.sink.prepare(&older).await.is_ok()
+        {
+            tracing::warn!(
+                job = job.name(),
+                sink = slot.name,
+                "dead letters are written without the columns file, line, topic, partition and offset: {failed}"
+            );
+            let rows = with_columns_of(rows, &older);
+            prepared.insert(slot.id().clone(), older);
+            return Ok(Cow::Owned(rows));
+        }
+        Err(job.sink_failed(slot, &failed))
     }
+}
+
+/// The rows with no other columns than these.
+fn with_columns_of(rows: &[RecordBatch], schema: &SchemaRef) -> Vec<RecordBatch> {
+    let places = |batch: &RecordBatch| -> Vec<usize> {
+        schema.fields().iter().filter_map(|field| batch.schema().index_of(field.name()).ok()).collect()
+    };
+    rows.iter().map(|batch| batch.project(&places(batch)).unwrap_or_else(|_| batch.clone())).collect()
 }
 
 /// The job as it was when an open plan was made.

@@ -25,6 +25,7 @@ mod examples;
 mod examples_with_servers;
 mod faults_run;
 mod faults_storage;
+mod folders;
 mod golden;
 mod house;
 mod kafka_crash;

@@ -238,16 +238,26 @@ impl Format {
             .map(|(name, column)| {
                 let value =
                     if column.is_null(row) { NULL_PARTITION.into() } else { folder_value(&cell::text(column, row)) };
-                durable::shortened(format!("{}={value}", durable::component(name)))
+                durable::shortened(format!("{}={value}", folder_text(name)))
             })
             .collect();
         folders.join("/")
     }
 }
 
-/// The name of a value's folder. The text that stands for null is a value too, and has a folder of its own.
+/// The name of a value's folder. The text that stands for null is a value too, and has a folder of its own. An empty one
+/// leaves the name's end empty: readers take nothing else for it.
 fn folder_value(value: &str) -> String {
-    if value == NULL_PARTITION { value.replacen('_', "%5F", 1) } else { durable::component(value) }
+    match value {
+        "" => String::new(),
+        NULL_PARTITION => value.replacen('_', "%5F", 1),
+        _ => folder_text(value),
+    }
+}
+
+/// A text on one side of a folder's `=`: with a second one DuckDB and polars take the folder for none of the partition.
+fn folder_text(text: &str) -> String {
+    durable::component(text).replace('=', "%3D")
 }
 
 fn fatal(error: CodecError) -> SinkError {

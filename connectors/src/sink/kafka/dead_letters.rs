@@ -11,6 +11,7 @@ use super::encode::Chunk;
 use crate::{
     codec::Texts,
     sink::{REJECTS, SinkError},
+    source::kafka::origin,
 };
 
 const CONNECT: &str = "__connect.errors.";
@@ -37,7 +38,10 @@ const HEADERS: [(&str, From); 10] = [
     ("exception.stacktrace", From::Column("detail")),
 ];
 /// Tidemill's own: the dead letter's other columns.
-const OWN: [&str; 7] = ["source", "shard", "position", "step", "reason", "rejected_at", "batch"];
+const OWN: [&str; 9] = ["source", "shard", "position", "step", "reason", "rejected_at", "batch", "file", "line"];
+
+/// Of these, those that say where in a file a record was.
+const PLACE: [&str; 2] = ["file", "line"];
 
 enum From {
     Column(&'static str),
@@ -74,7 +78,9 @@ pub(super) fn chunk(rows: &RecordBatch, max_bytes: usize) -> Result<Chunk, SinkE
         chunk.headers.push((format!("{CONNECT}{name}"), texts(&made(from))?));
     }
     for name in OWN {
-        if let Some(column) = rows.column_by_name(name) {
+        // Records that come out of no file have none.
+        let is_told = |column: &&ArrayRef| !PLACE.contains(&name) || column.null_count() < column.len();
+        if let Some(column) = rows.column_by_name(name).filter(is_told) {
             chunk.headers.push((format!("tidemill.{name}"), texts(column)?));
         }
     }
@@ -92,8 +98,9 @@ pub(super) fn chunk(rows: &RecordBatch, max_bytes: usize) -> Result<Chunk, SinkE
         };
         let room = max_bytes.checked_sub(beside).ok_or_else(too_small)?;
         let record = match (value(text("record"), row), value(text("record_base64"), row)) {
-            (Some(record), _) => record.into_bytes(),
-            (None, Some(base64)) => crate::codec::from_base64(&base64),
+            // Where there are both, the text is what was decoded, and these are the bytes.
+            (_, Some(base64)) => crate::codec::from_base64(&base64),
+            (Some(record), None) => record.into_bytes(),
             (None, None) => {
                 chunk.values.push(None);
                 continue;
@@ -128,15 +135,6 @@ fn cut(text: String, most: usize) -> String {
 fn beginning(record: &[u8], most: usize) -> &[u8] {
     let end = std::str::from_utf8(record).map_or(most, |text| text.floor_char_boundary(most));
     &record[..end.min(record.len())]
-}
-
-/// A record's topic, partition and offset, where its shard is a partition: `SOURCE/TOPIC/PARTITION@INCARNATION`.
-fn origin(shard: &str, position: &str) -> Option<[String; 3]> {
-    let (_, part) = shard.split_once('/')?;
-    let (topic, partition) = part.split_once('@')?.0.rsplit_once('/')?;
-    let numeric = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let is_partition = numeric(partition) && numeric(position);
-    is_partition.then(|| [topic.to_owned(), partition.to_owned(), position.to_owned()])
 }
 
 /// Connect knows where a record was: being read, being changed, or being written. What a sink refused comes from a shard of

@@ -14,6 +14,9 @@ const MAX_WINDOW_BITS: u32 = 27;
 /// Bytes of an archive that are read at once.
 const BLOCK_BYTES: usize = 64 * 1024;
 
+/// Endings of archives that are not unpacked.
+const UNKNOWN: [&str; 10] = ["bz2", "xz", "lzma", "zip", "7z", "rar", "tgz", "tar", "lz4", "br"];
+
 /// The formats.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Archive {
@@ -56,6 +59,12 @@ impl Archive {
             _ if ending.eq_ignore_ascii_case("zst") => Some(Self::Zstd),
             _ => None,
         }
+    }
+
+    /// The ending of an archive that is not unpacked: its bytes are read as they are.
+    pub(super) fn unknown(path: &str) -> Option<&'static str> {
+        let ending = path.rsplit_once('.')?.1;
+        UNKNOWN.into_iter().find(|unknown| ending.eq_ignore_ascii_case(unknown))
     }
 
     /// Unpacks what `source` gives: all members of a gzip file, all frames of a Zstandard one.

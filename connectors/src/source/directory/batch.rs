@@ -5,13 +5,14 @@ use std::{io, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tidemill_checkpoint::{Position, Span};
-use tidemill_config::model::OnChanged;
+use tidemill_config::model::{OnChanged, OnDone};
 
 use super::{
     MAX_FILES_PER_BATCH,
     content::{Content, ContentError, Listing, Reached, Room},
-    entry::{FileEntry, Role},
-    identity::{Problem, Taken},
+    entry::{self, FileEntry, Role},
+    identity::{Place, Problem, Taken},
+    known::Listed,
     scan::{Found, Stamp},
     state::{At, State, clock_ns, needed},
 };
@@ -101,6 +102,7 @@ impl State {
         if keep < self.known.next() {
             let taken = self.taken_from(keep);
             self.known.truncate(keep);
+            self.forget_from(keep);
             self.in_place.clear();
             self.take_back(taken);
         }
@@ -143,7 +145,7 @@ impl State {
         };
         let path = listed.path.clone();
         match listed.role {
-            Role::Skipped => {}
+            Role::Skipped | Role::Known { .. } => {}
             Role::Read if self.known.cut_of(number).is_some_and(|cut| offset >= cut) => {}
             Role::Read => return self.read_listed(draft),
             Role::Grown => {
@@ -163,8 +165,15 @@ impl State {
 
     fn reject_file(&self, draft: &mut Draft, path: &str, detail: String) {
         let record = Bytes::copy_from_slice(path.as_bytes());
-        let (shard, position) = (self.shard.clone(), position(draft.at));
-        draft.batch.rejects.push(RawReject { shard, position, reason: "changed_file".into(), detail, record });
+        let (shard, position, metadata) = (self.shard.clone(), position(draft.at), vec![("file", path.to_owned())]);
+        draft.batch.rejects.push(RawReject {
+            shard,
+            position,
+            reason: "changed_file".into(),
+            detail,
+            record,
+            metadata,
+        });
         draft.room.records = draft.room.records.saturating_sub(1);
     }
 
@@ -189,7 +198,10 @@ impl State {
                 }
                 // A replay ends where its plan ended, the end of the file or not.
                 (Reached::End, Some(limit)) => (number, limit),
-                (Reached::End, None) => (number + 1, 0),
+                (Reached::End, None) => {
+                    self.note_end(draft, number, &content);
+                    (self.after(draft, number), 0)
+                }
                 (Reached::At(at), _) if cut.is_some_and(|cut| at >= cut) => (number + 1, 0),
                 (Reached::At(at), _) => (number, at),
             };
@@ -228,6 +240,10 @@ impl State {
     }
 
     fn keep_open(&mut self, content: Content) {
+        if self.lines.len() >= 4 * MAX_OPEN {
+            self.lines.remove(0);
+        }
+        self.lines.push((content.listing.number, content.offset(), content.lines()));
         if self.open.len() >= MAX_OPEN {
             self.open.remove(0);
         }
@@ -235,8 +251,8 @@ impl State {
     }
 
     /// A listed file at a border, from the open ones or opened anew.
-    fn content(&mut self, number: u64, offset: u64) -> Result<Content, Problem> {
-        let (path, stamp) = self.locate(number)?;
+    pub(super) fn content(&mut self, number: u64, offset: u64) -> Result<Content, Problem> {
+        let Place { path, stamp, archive, size } = self.locate(number)?;
         let open = self.open.iter().position(|open| open.listing.number == number && open.offset() == offset);
         if let Some(content) = open.map(|index| self.open.remove(index))
             && *content.stamp() == stamp
@@ -247,18 +263,54 @@ impl State {
         let file = self.folder.open(&path).map_err(|error| failed(self, &error))?;
         let stamp = file.metadata().map(|meta| Stamp::of(&meta)).map_err(|error| failed(self, &error))?;
         let Some(listed) = self.known.get(number) else { return Err(Problem::Gone("it is not listed".to_owned())) };
-        let listing = self.listing(number, &listed.path, listed.stamp.size);
+        let listing = self.listing(number, &listed.path, &Place { path: path.clone(), stamp, archive, size });
         let mut content =
             Content::open(listing, file, stamp, &self.codec, &self.buffers).map_err(|error| failed(self, &error))?;
-        match content.skip_to(offset) {
+        if self.config.on_done == OnDone::Keep && self.known.lacks_content(number) {
+            content.digest();
+        }
+        let lines = self.lines.iter().find(|(n, at, _)| (*n, *at) == (number, offset)).map(|(_, _, lines)| *lines);
+        match content.skip_to(offset, lines) {
             Ok(()) => Ok(content),
             Err(ContentError::Io(error)) => Err(failed(self, &error)),
             Err(ContentError::Changed) => Err(Problem::Gone(format!("{path} has no offset {offset} any more"))),
         }
     }
 
-    pub(super) fn listing(&self, number: u64, path: &Arc<str>, size: u64) -> Listing {
-        Listing { shard: self.shard.clone(), number, path: path.clone(), size }
+    pub(super) fn listing(&self, number: u64, path: &Arc<str>, place: &Place) -> Listing {
+        let (archive, size) = (place.archive, place.size);
+        Listing { shard: self.shard.clone(), number, path: path.clone(), archive, size }
+    }
+
+    /// A plan has read a file to its end: whether all its bytes are accounted for, and what it unpacks to.
+    fn note_end(&mut self, draft: &mut Draft, number: u64, content: &Content) {
+        if self.config.on_done != OnDone::Keep {
+            if let Some(account) = content.account() {
+                self.accounts.insert(number, account);
+            }
+            return;
+        }
+        let is_last = draft.limit.is_none() && number + 1 == self.known.next();
+        if !is_last || draft.entries.len() >= MAX_FILES_PER_BATCH || !self.known.lacks_content(number) {
+            return;
+        }
+        let (Some(digests), Some(listed)) = (content.digests(), self.known.get(number)) else { return };
+        let content = entry::Content::unpacked(&digests);
+        let known = FileEntry::of(listed.current_path(), listed.stamp, listed.disk_hash(), Role::Known { of: number });
+        self.list(draft, FileEntry { content, ..known });
+    }
+
+    /// The number that comes after `number` and what was just found out about it.
+    fn after(&self, draft: &Draft, number: u64) -> u64 {
+        let is_known = |listed: &Listed| listed.role == Role::Known { of: number };
+        let is_new = draft.limit.is_none() && self.known.get(number + 1).is_some_and(is_known);
+        number + 1 + u64::from(is_new)
+    }
+
+    /// Numbers from this one on stand for other files from now on.
+    pub(super) fn forget_from(&mut self, number: u64) {
+        self.accounts.retain(|known, _| *known < number);
+        self.lines.retain(|(known, _, _)| *known < number);
     }
 
     /// The rest of a listed file cannot be had.
@@ -271,8 +323,7 @@ impl State {
         let Some(listed) = self.known.get(number) else { return Ok(false) };
         let path = listed.path.to_string();
         tracing::warn!(source = %self.name, file = %path, offset, "{what}: the rest of the file is given up");
-        let entry =
-            FileEntry { path, size: 0, mtime_ns: 0, hash: None, dev: 0, ino: 0, role: Role::Lost { at: offset } };
+        let entry = FileEntry::of(&path, Stamp::default(), None, Role::Lost { at: offset });
         self.known.push(&entry);
         draft.entries.push(entry);
         draft.at = (number + 1, 0);
@@ -311,13 +362,20 @@ impl State {
                 // An entry must be reached by the plan that brings it.
                 return self.step_listed(draft);
             }
+            Taken::Known(entry) => {
+                self.list(draft, entry);
+                return self.step_listed(draft);
+            }
             Taken::New(entry, mut content) => {
                 draft.room.stop = None;
                 match self.pull(&mut content, draft) {
                     Ok(Some(reached)) => {
                         let number = self.list(draft, entry);
                         draft.at = match reached {
-                            Reached::End => (number + 1, 0),
+                            Reached::End => {
+                                self.note_end(draft, number, &content);
+                                (self.after(draft, number), 0)
+                            }
                             // Nothing of it fitted: it is listed, and read from its beginning next.
                             Reached::At(offset) => (number, offset),
                         };

@@ -14,17 +14,19 @@ use tidemill_config::model;
 use super::{
     archive::{Archive, Positioned, Stop, Unpacker},
     buffers::Buffers,
+    hash::{Digester, Digests},
+    lines::LineFeeds,
     scan::Stamp,
 };
 use crate::{
     codec::{FrameError, Framed, Framer, framer},
-    source::{Base, RawBatch, RawReject, Slice},
+    source::{Base, ENCODING, LINE, RawBatch, RawReject, Slice},
 };
 
 /// Bytes of a chunk: it stays in a core's cache between reading and framing, and is one piece of parallel decoding.
 pub(super) const CHUNK_BYTES: usize = 1024 * 1024;
 /// Bytes that a decompressor is asked for.
-const STEP_BYTES: usize = 64 * 1024;
+pub(super) const STEP_BYTES: usize = 64 * 1024;
 /// With fewer bytes left over, the next chunk is read; with more, they are framed as they are.
 const LEFT_OVER_BYTES: usize = 64 * 1024;
 /// A longer record is a reject.
@@ -52,9 +54,11 @@ impl From<io::Error> for ContentError {
 pub(super) struct Listing {
     pub shard: ShardId,
     pub number: u64,
-    /// As listed: the metadata column `_file` and the ending.
+    /// As listed: the metadata column `_file`.
     pub path: Arc<str>,
-    /// The content ends here, whatever was appended since.
+    /// How the bytes on disk are unpacked: the file may have been compressed since it was listed.
+    pub archive: Option<Archive>,
+    /// The bytes on disk end here, whatever was appended since.
     pub size: u64,
 }
 
@@ -104,6 +108,15 @@ pub(super) struct Content {
     framer: Box<dyn Framer>,
     header: Option<Bytes>,
     buffers: Arc<Buffers>,
+    /// Line feeds before `offset`.
+    lines: u64,
+    feeds: LineFeeds,
+    /// Of what is unpacked, where somebody wants to know it.
+    digester: Option<Digester>,
+    /// All that was read so far was given out by this very object.
+    is_whole: bool,
+    /// Why some bytes are neither in a record nor in a reject that has all of them.
+    unaccounted: Option<&'static str>,
 }
 
 impl Content {
@@ -115,7 +128,7 @@ impl Content {
         codec: &model::Codec,
         buffers: &Arc<Buffers>,
     ) -> io::Result<Self> {
-        let input = match Archive::of(&listing.path) {
+        let input = match listing.archive {
             None => Input::Plain { file: file.try_clone()?, at: 0 },
             Some(kind) => {
                 let source = Positioned { file: file.try_clone()?, at: 0, left: listing.size };
@@ -133,12 +146,46 @@ impl Content {
         codec: &model::Codec,
         buffers: &Arc<Buffers>,
     ) -> io::Result<Self> {
-        let Some(kind) = Archive::of(&listing.path) else {
-            let content = Self::new(listing, None, stamp, Input::Done, codec, buffers);
-            return Ok(Self { rest: bytes, at_end: true, ..content });
+        let Some(kind) = listing.archive else {
+            return Ok(Self::of_unpacked(listing, stamp, bytes, codec, buffers));
         };
         let input = Input::Archive(kind.unpack(Box::new(io::Cursor::new(bytes)))?);
         Ok(Self::new(listing, None, stamp, input, codec, buffers))
+    }
+
+    /// The content of a file whose bytes have all been read, and unpacked, already.
+    pub(super) fn of_unpacked(
+        listing: Listing,
+        stamp: Stamp,
+        bytes: Bytes,
+        codec: &model::Codec,
+        buffers: &Arc<Buffers>,
+    ) -> Self {
+        let content = Self::new(listing, None, stamp, Input::Done, codec, buffers);
+        Self { rest: bytes, at_end: true, ..content }
+    }
+
+    /// What is unpacked is digested on the way, from the beginning on.
+    pub(super) fn digest(&mut self) {
+        if matches!(self.input, Input::Archive(_)) && self.offset == 0 && self.rest.is_empty() {
+            self.digester = Some(Digester::new());
+        }
+    }
+
+    /// The digests of all of it, once its end was read and nothing is wrong with it.
+    pub(super) fn digests(&self) -> Option<Digests> {
+        let is_all = self.at_end && self.corrupt.is_none();
+        self.digester.as_ref().filter(|_| is_all).map(Digester::digests)
+    }
+
+    /// At the end: whether all of its bytes are in records, rejects and what frames them. `None`: it was not all read here.
+    pub(super) fn account(&self) -> Option<Result<(), &'static str>> {
+        self.is_whole.then(|| self.unaccounted.map_or(Ok(()), Err))
+    }
+
+    /// The number of line feeds before the present border.
+    pub(super) fn lines(&self) -> u64 {
+        self.lines
     }
 
     fn new(
@@ -161,6 +208,11 @@ impl Content {
             framer: framer(codec),
             header: None,
             buffers: buffers.clone(),
+            lines: 0,
+            feeds: LineFeeds::of(codec),
+            digester: None,
+            is_whole: true,
+            unaccounted: None,
         }
     }
 
@@ -168,21 +220,23 @@ impl Content {
         self.offset
     }
 
-    /// Goes to a border that an earlier run of this file's framing gave.
-    pub(super) fn skip_to(&mut self, offset: u64) -> Result<(), ContentError> {
+    /// Goes to a border that an earlier run of this file's framing gave. `lines`: the line feeds before it, if known.
+    pub(super) fn skip_to(&mut self, offset: u64, lines: Option<u64>) -> Result<(), ContentError> {
         if offset == self.offset {
             return Ok(());
         }
+        self.is_whole = false;
         // The framer must have seen the beginning; what comes before `offset` holds all that it asks for.
         let head_bytes = usize::try_from(offset).unwrap_or(usize::MAX).min(CHUNK_BYTES);
         self.fill(head_bytes, head_bytes)?;
         let head = self.rest.slice(..head_bytes.min(self.rest.len()));
         let framed = self.framer.frame(0, &head, false, 0, &mut Vec::new());
         self.header = framed.head(&head);
-        match &mut self.input {
-            Input::Plain { at, .. } => {
+        self.feeds.begin(&head);
+        match (&mut self.input, lines) {
+            (Input::Plain { at, .. }, Some(lines)) => {
                 *at = offset;
-                (self.rest, self.offset, self.at_end) = (Bytes::new(), offset, false);
+                (self.rest, self.offset, self.at_end, self.lines) = (Bytes::new(), offset, false, lines);
             }
             _ => loop {
                 let left = offset - self.offset;
@@ -303,10 +357,16 @@ impl Content {
         {
             let detail = format!("{}: {cause}; what came before it was read", self.listing.path);
             let record = self.rest.slice(..left.min(MAX_REJECT_BYTES));
-            batch.rejects.push(self.reject(self.offset, "corrupt_file", detail, record));
+            batch.rejects.push(self.reject(self.offset, self.lines, "corrupt_file", detail, record));
+            self.leave_out("what the damaged archive holds cannot be unpacked");
             finished = true;
         }
         Taken { records: taken, bytes: framed.consumed, finished, stopped, error: None }
+    }
+
+    /// Some of what is left out is in no reject.
+    fn leave_out(&mut self, what: &'static str) {
+        self.unaccounted = self.unaccounted.or(Some(what));
     }
 
     /// The rest of the file has no borders: one reject, with as much of it as is kept, however it was cut into chunks.
@@ -315,7 +375,10 @@ impl Content {
         self.fill(MAX_REJECT_BYTES, MAX_REJECT_BYTES)?;
         let record = self.rest.slice(..MAX_REJECT_BYTES.min(self.rest.len()));
         let detail = format!("{}: {}", self.listing.path, error.detail);
-        batch.rejects.push(self.reject(self.offset, error.reason, detail, record));
+        batch.rejects.push(self.reject(self.offset, self.lines, error.reason, detail, record));
+        if self.rest.len() > MAX_REJECT_BYTES || !self.at_end || self.corrupt.is_some() {
+            self.leave_out("its dead letter holds no more than the first 64 KiB of what has no records");
+        }
         Ok(())
     }
 
@@ -326,33 +389,42 @@ impl Content {
             records,
             base: Base::File(self.listing.number, self.offset),
             header: self.header.clone(),
-            metadata: vec![("file", self.listing.path.to_string())],
+            metadata: self.place(self.lines),
             columns: Vec::new(),
         }
     }
 
-    fn reject(&self, offset: u64, reason: &'static str, detail: String, record: Bytes) -> RawReject {
+    /// Where a reader finds it: the file, and the number of line feeds before.
+    fn place(&self, lines: u64) -> Vec<(&'static str, String)> {
+        let mut place = vec![("file", self.listing.path.to_string()), (LINE, (lines + 1).to_string())];
+        place.extend(self.feeds.encoding().map(|label| (ENCODING, label.to_owned())));
+        place
+    }
+
+    fn reject(&self, offset: u64, lines: u64, reason: &'static str, detail: String, record: Bytes) -> RawReject {
         let position = Position::pair(self.listing.number, offset);
-        RawReject { shard: self.listing.shard.clone(), position, reason: reason.into(), detail, record }
+        let (shard, metadata) = (self.listing.shard.clone(), self.place(lines));
+        RawReject { shard, position, reason: reason.into(), detail, record, metadata }
     }
 
     /// A record of more than the limit: one reject, up to the first line feed beyond the limit.
     fn reject_long(&mut self, batch: &mut RawBatch) -> Result<(), ContentError> {
         let begin = self.rest.slice(..MAX_REJECT_BYTES);
-        let at = self.offset;
+        let (at, lines) = (self.offset, self.lines);
         self.advance(MAX_RECORD_BYTES);
         loop {
-            match memchr::memchr(b'\n', &self.rest) {
+            match self.feeds.find(self.offset, &self.rest) {
                 Some(end) => {
-                    self.advance(end + 1);
+                    self.advance(end);
                     break;
                 }
                 None => {
-                    self.advance(self.rest.len());
+                    self.advance(self.rest.len() - self.feeds.half(self.offset, self.rest.len()));
                     if self.at_end {
                         break;
                     }
-                    self.fill(1, CHUNK_BYTES)?;
+                    // Two, or half a unit would be looked at for ever.
+                    self.fill(2, CHUNK_BYTES)?;
                 }
             }
         }
@@ -362,11 +434,16 @@ impl Content {
             self.offset - at,
             begin.len()
         );
-        batch.rejects.push(self.reject(at, "record_too_long", detail, begin));
+        batch.rejects.push(self.reject(at, lines, "record_too_long", detail, begin));
+        self.leave_out("the dead letter of a record over 64 MiB holds no more than its first 64 KiB");
         Ok(())
     }
 
     fn advance(&mut self, bytes: usize) {
+        if self.offset == 0 {
+            self.feeds.begin(&self.rest);
+        }
+        self.lines += self.feeds.count(self.offset, &self.rest[..bytes]);
         self.rest = self.rest.slice(bytes..);
         self.offset += bytes as u64;
     }
@@ -406,7 +483,12 @@ impl Content {
                 while buffer.len() < want && !self.at_end {
                     match unpacker.read(&mut step) {
                         Ok(0) => self.at_end = true,
-                        Ok(n) => buffer.extend_from_slice(&step[..n]),
+                        Ok(n) => {
+                            buffer.extend_from_slice(&step[..n]);
+                            if let Some(digester) = &mut self.digester {
+                                digester.update(&step[..n]);
+                            }
+                        }
                         Err(Stop::Device(error)) => return Err(error.into()),
                         Err(Stop::Damage(why)) => {
                             self.at_end = true;

@@ -20,6 +20,9 @@ use super::{
     scan::{Folder, is_absent},
 };
 
+/// Where files lie that were not all read, below the source's folder. Names that begin with `_` are never taken.
+pub(super) const INCOMPLETE: &str = "_incomplete";
+
 /// Suffixes tried for a name that is taken in the target folder.
 const MAX_SUFFIX: u32 = 10_000;
 
@@ -33,7 +36,7 @@ pub(super) fn put_away(
     let path = folder.absolute(listed.current_path());
     // Gone already, or another file by now, which has its own turn.
     match folder.stamp(listed.current_path())? {
-        Some(stamp) if stamp.same_content_as(&listed.stamp) => {}
+        Some(stamp) if stamp.same_content_as(&listed.stamp) && stamp.ino == listed.stamp.ino => {}
         _ => return Ok(()),
     }
     match on_done {
@@ -44,7 +47,7 @@ pub(super) fn put_away(
             failpoint::pass("directory-after-delete")?;
         }
         OnDone::Move(target) => {
-            let target = target.join(&*listed.path);
+            let target = target.join(name_of(listed));
             failpoint::pass("directory-before-move")?;
             move_file(folder, listed, &path, &target, changed)?;
             failpoint::pass("directory-after-move")?;
@@ -52,6 +55,31 @@ pub(super) fn put_away(
     }
     changed.extend(path.parent().map(Path::to_owned));
     Ok(())
+}
+
+/// Moves a file that `on_done` must not put away to a place of its own below the source's folder. Gives where it lies
+/// now; `None` where it is gone, or another file by now.
+pub(super) fn set_aside(
+    folder: &Folder,
+    listed: &Listed,
+    changed: &mut BTreeSet<PathBuf>,
+) -> io::Result<Option<PathBuf>> {
+    let path = folder.absolute(listed.current_path());
+    match folder.stamp(listed.current_path())? {
+        Some(stamp) if stamp.same_content_as(&listed.stamp) && stamp.ino == listed.stamp.ino => {}
+        _ => return Ok(None),
+    }
+    let target = folder.root.join(INCOMPLETE).join(name_of(listed));
+    failpoint::pass("directory-before-aside")?;
+    move_file(folder, listed, &path, &target, changed)?;
+    failpoint::pass("directory-after-aside")?;
+    changed.extend(path.parent().map(Path::to_owned));
+    Ok(Some(target))
+}
+
+/// The name under which a file is put away: the listed one, or the present one where its bytes are packed differently.
+fn name_of(listed: &Listed) -> &str {
+    if listed.is_repacked() { listed.current_path() } else { &listed.path }
 }
 
 /// Makes the changes in these folders durable.
@@ -161,8 +189,8 @@ fn is_copy_of(path: &Path, listed: &Listed) -> io::Result<bool> {
     if fs::metadata(path)?.len() != listed.stamp.size {
         return Ok(false);
     }
-    let whole: ContentHash = hash(&mut File::open(path)?, None)?.whole;
-    Ok(listed.hash == Some(whole))
+    let whole: ContentHash = hash(&mut File::open(path)?, None)?.all.whole;
+    Ok(listed.disk_hash() == Some(whole))
 }
 
 fn suffixed(target: &Path, suffix: u32) -> PathBuf {

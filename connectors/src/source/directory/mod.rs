@@ -29,6 +29,7 @@ mod entry;
 mod hash;
 mod identity;
 mod known;
+mod lines;
 mod pending;
 mod release;
 mod scan;
@@ -36,6 +37,8 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod watch;
+
+pub use lines::count_lines;
 
 use std::{
     sync::{

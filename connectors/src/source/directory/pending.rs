@@ -16,10 +16,17 @@ pub(super) const OLD_MARGIN: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 
+/// A file that has not stood still for so long, and for so many times `settle`, is told of.
+const RESTLESS: Duration = Duration::from_secs(10);
+const RESTLESS_SETTLES: u32 = 5;
+
 #[derive(Debug)]
 struct Unsettled {
     stamp: Stamp,
     since: Instant,
+    /// Since when it has not stood still, and whether that was said.
+    first: Instant,
+    is_told: bool,
 }
 
 #[derive(Debug)]
@@ -57,10 +64,9 @@ impl Pending {
             }
             self.unready(path);
         }
-        let since = match self.unsettled.get(path) {
-            Some(before) if same(&before.stamp, &seen.stamp) => before.since,
-            _ => now,
-        };
+        let before = self.unsettled.get(path);
+        let since = before.filter(|before| same(&before.stamp, &seen.stamp)).map_or(now, |before| before.since);
+        let (first, is_told) = before.map_or((now, false), |before| (before.first, before.is_told));
         let margin = i64::try_from((self.settle + OLD_MARGIN).as_nanos()).unwrap_or(i64::MAX);
         let old = clock_ns.saturating_sub(seen.stamp.mtime_ns.max(seen.ctime_ns)) >= margin;
         if renamed_in || old || now.duration_since(since) >= self.settle {
@@ -70,7 +76,7 @@ impl Pending {
             self.ready_at.insert(path.clone(), seen.stamp.mtime_ns);
             self.ready.insert((seen.stamp.mtime_ns, path), seen.stamp);
         } else {
-            self.unsettled.insert(path.into(), Unsettled { stamp: seen.stamp, since });
+            self.unsettled.insert(path.into(), Unsettled { stamp: seen.stamp, since, first, is_told });
         }
     }
 
@@ -98,6 +104,18 @@ impl Pending {
     /// A file that cannot be read, and why.
     pub(super) fn stuck(&self) -> Option<(&str, &str)> {
         self.stuck.iter().map(|(path, stuck)| (&**path, &*stuck.cause)).min()
+    }
+
+    /// Files that have kept changing for long: each once, with the time. They are not read while they do.
+    pub(super) fn restless(&mut self, now: Instant) -> Vec<(Arc<str>, Duration)> {
+        let long = RESTLESS.max(self.settle * RESTLESS_SETTLES);
+        let is_restless = |file: &Unsettled| !file.is_told && now.duration_since(file.first) >= long;
+        let mut restless = Vec::new();
+        for (path, file) in self.unsettled.iter_mut().filter(|(_, file)| is_restless(file)) {
+            file.is_told = true;
+            restless.push((path.clone(), now.duration_since(file.first)));
+        }
+        restless
     }
 
     /// The file to take next: the oldest mtime, then the name.
@@ -192,6 +210,19 @@ mod tests {
         let copied = Seen { ctime_ns: 110 * SECOND, ..seen(1, 10) };
         pending.observe("copied", copied, now, 111 * SECOND, false);
         assert_eq!(pending.ready_len(), 2);
+    }
+
+    #[test]
+    fn a_file_that_never_stands_still_is_told_of_once() {
+        let (mut pending, start) = (Pending::new(Duration::from_secs(3)), Instant::now());
+        for second in 0..20 {
+            let now = start + Duration::from_secs(second);
+            pending.observe("log", seen(second, 100 + second as i64), now, (100 + second as i64) * SECOND, false);
+            pending.observe("still", seen(1, 100), now, 101 * SECOND, false);
+            let told = pending.restless(now);
+            assert_eq!(told.len(), usize::from(second == 15), "after {second} s: {told:?}");
+        }
+        assert_eq!(pending.ready_len(), 1);
     }
 
     #[test]

@@ -131,7 +131,11 @@ impl Folder {
     /// The folder's own device and inode.
     pub(super) fn identity(&self) -> io::Result<(u64, u64)> {
         let meta = fs::metadata(&self.root)?;
-        if meta.is_dir() { Ok((meta.dev(), meta.ino())) } else { Err(io::Error::other("it is not a folder")) }
+        if meta.is_dir() {
+            Ok((meta.dev(), meta.ino()))
+        } else {
+            Err(io::Error::new(io::ErrorKind::NotADirectory, "it is not a folder"))
+        }
     }
 
     /// The relative path of a file of ours at `path`, by its name alone.

@@ -1,7 +1,7 @@
 //! The source's state and what keeps it true to the folder: looking, adopting, releasing. Everything here blocks.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -16,7 +16,7 @@ use super::{
     content::Content,
     entry::{FileEntry, Role},
     hash::ContentHash,
-    known::Known,
+    known::{Known, Knows},
     pending::Pending,
     scan::{Folder, Found, Seen, Stamp},
     watch::{Board, Hints, Watch},
@@ -62,6 +62,10 @@ pub(super) struct State {
     pub anchored: u64,
     /// Files open at a border, for the next batch.
     pub open: Vec<Content>,
+    /// Line feeds before borders where files were left open, by number and offset: so that they need not be counted again.
+    pub lines: Vec<(u64, u64, u64)>,
+    /// Of files that were read to their end and have to be put away: whether all of their bytes are in records and rejects.
+    pub accounts: BTreeMap<u64, Result<(), &'static str>>,
     /// All files below this number are put away.
     pub done: u64,
     /// A prune that is part of the plan that ends there.
@@ -73,6 +77,8 @@ pub(super) struct State {
     pub absent: bool,
     told_absent: bool,
     told_watch: bool,
+    /// Endings of archives that cannot be unpacked, and were told of.
+    pub told_endings: HashSet<&'static str>,
     /// Whether hints are wanted.
     pub started: bool,
     watch: Option<Watch>,
@@ -109,6 +115,8 @@ impl State {
             head: (0, 0),
             anchored: 0,
             open: Vec::new(),
+            lines: Vec::new(),
+            accounts: BTreeMap::new(),
             done: 0,
             in_place: HashMap::new(),
             prune: None,
@@ -118,6 +126,7 @@ impl State {
             absent: false,
             told_absent: false,
             told_watch: false,
+            told_endings: HashSet::new(),
             started: false,
             watch: None,
             name,
@@ -160,11 +169,16 @@ impl State {
                 _ => self.pending.forget(&path),
             }
         }
+        for (path, since) in self.pending.restless(now) {
+            tracing::warn!(source = %self.name, file = %path, seconds = since.as_secs(),
+                "this file keeps changing and is not read before it stands still for `settle`: files that grow cannot be \
+                 followed. Pipe them into a `socket` source, or read them once they are rotated");
+        }
         Ok(())
     }
 
     pub(super) fn observe(&mut self, path: &str, seen: Seen, now: Instant, clock: i64, renamed_in: bool) {
-        if self.known.knows(path, &seen.stamp) {
+        if self.known.knows(path, &seen.stamp) == Knows::Yes {
             self.pending.forget(path);
         } else {
             self.pending.observe(path, seen, now, clock, renamed_in);
@@ -177,17 +191,35 @@ impl State {
         let identity = self.folder.identity().map_err(|error| self.folder_error(&error))?;
         self.keep_watch(identity, board);
         let clock = clock_ns();
-        let (mut unknown, mut present) = (HashSet::new(), 0);
+        let (mut unknown, mut present, mut same, mut replaced) = (HashSet::new(), 0, 0, Vec::new());
         let Self { folder, known, pending, .. } = self;
         let result = folder.walk(&mut |path, seen| {
             present += usize::from(known.at_path(&path).is_some());
-            if !known.knows(&path, &seen.stamp) {
-                let renamed = hints.paths.get(&folder.absolute(&path)).copied().unwrap_or(false);
-                pending.observe(&path, seen, begun, clock, renamed);
-                unknown.insert(path);
+            match known.knows(&path, &seen.stamp) {
+                Knows::Yes => same += 1,
+                Knows::OtherInode(number) => replaced.push((number, path, seen)),
+                Knows::No => {
+                    let renamed = hints.paths.get(&folder.absolute(&path)).copied().unwrap_or(false);
+                    pending.observe(&path, seen, begun, clock, renamed);
+                    unknown.insert(path);
+                }
             }
         });
         result.map_err(|error| self.folder_error(&error))?;
+        // Files that look the same under other inodes: most of them, and the folder was restored or mounted anew. A few
+        // may have been replaced, and their content says whether they were.
+        let is_restored = replaced.len() > MOUNT_SUSPECTED_FILES && replaced.len() > same;
+        if is_restored {
+            tracing::info!(source = %self.name, files = replaced.len(), "the files taken from this folder have other inodes: it was restored or mounted anew");
+        }
+        for (number, path, seen) in replaced {
+            if is_restored {
+                self.known.sighted(number, &path, seen.stamp);
+            } else {
+                self.pending.observe(&path, seen, begun, clock, false);
+                unknown.insert(path);
+            }
+        }
         self.pending.retain(|path| unknown.contains(path));
         self.scanned = true;
         self.note_absence(present);
@@ -197,13 +229,18 @@ impl State {
     }
 
     pub(super) fn folder_error(&self, error: &io::Error) -> SourceError {
-        if error.kind() == io::ErrorKind::NotFound && !matches!(self.finish, Finish::NotAsked) {
-            let (name, path) = (&self.name, self.config.path.display());
-            return SourceError::Fatal(format!(
-                "source {name}: there is no folder {path}, and `--once` waits for none"
-            ));
+        let path = std::path::absolute(&self.config.path).unwrap_or_else(|_| self.config.path.clone());
+        let (name, path, ends) = (&self.name, path.display(), !matches!(self.finish, Finish::NotAsked));
+        match error.kind() {
+            io::ErrorKind::NotFound if ends => SourceError::Fatal(format!(
+                "source {name}: there is no folder {path}, and `--once` does not wait for it"
+            )),
+            io::ErrorKind::NotADirectory if ends => SourceError::Fatal(format!(
+                "source {name}: {path} is a file, and a directory source reads the files of a folder: set `path` to its \
+                 folder, and `include` to its name"
+            )),
+            _ => self.io(&format!("look into the folder {path} (waiting for it)"), error),
         }
-        self.io(&format!("look into the folder {} (waiting for it)", self.config.path.display()), error)
     }
 
     fn note_absence(&mut self, present: usize) {
@@ -271,10 +308,7 @@ impl State {
                 .map_err(|error| self.folder_error(&error))?;
         }
         files.sort_by(|a, b| (a.1.mtime_ns, &a.0).cmp(&(b.1.mtime_ns, &b.0)));
-        let skipped = |(path, stamp): (String, super::scan::Stamp)| {
-            let (size, mtime_ns, dev, ino) = (stamp.size, stamp.mtime_ns, stamp.dev, stamp.ino);
-            FileEntry { path, size, mtime_ns, hash: None, dev, ino, role: Role::Skipped }.to_line()
-        };
+        let skipped = |(path, stamp): (String, Stamp)| FileEntry::of(&path, stamp, None, Role::Skipped).to_line();
         let lines: Vec<String> = files.into_iter().map(skipped).collect();
         let positions = Positions::from([(self.shard.clone(), Position::pair(lines.len() as u64, 0))]);
         let entries = if lines.is_empty() { Default::default() } else { [(self.log.clone(), lines)].into() };
@@ -315,9 +349,10 @@ impl State {
                 "The anchor's log is incomplete: restore it, or start over with `tidemill checkpoint reset`".to_owned(),
             ));
         }
-        known.keep_sightings(&self.known);
         let taken = self.taken_from(known.next());
+        known.keep_sightings(std::mem::take(&mut self.known));
         self.known = known;
+        self.forget_from(needed(at));
         (self.floor, self.head, self.anchored) = (at, at, self.known.next());
         (self.prune, self.adopted, self.done) = (None, true, self.known.first());
         self.in_place.clear();

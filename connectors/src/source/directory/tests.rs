@@ -18,10 +18,12 @@ use tidemill_config::model::{Codec, Csv, Directory, Located, OnChanged, OnDone, 
 
 use super::*;
 
+mod accounts;
 mod changes;
 mod done_and_start;
 mod life;
 mod reading;
+mod rotation;
 mod scale;
 mod taking;
 

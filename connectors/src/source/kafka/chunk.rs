@@ -295,6 +295,7 @@ impl Chunk {
             detail:
                 "the record has no value: `tombstones: skip` leaves such out, `keep` makes each a row of nulls".into(),
             record: Bytes::new(),
+            metadata: Vec::new(),
         }));
     }
 

@@ -361,3 +361,12 @@ impl Source for KafkaSource {
         self.core.view().finishing = true;
     }
 }
+
+/// A record's topic, partition and offset, where its shard is a partition: `SOURCE/TOPIC/PARTITION@INCARNATION`.
+pub fn origin(shard: &str, position: &str) -> Option<[String; 3]> {
+    let (_, part) = shard.split_once('/')?;
+    let (topic, partition) = part.split_once('@')?.0.rsplit_once('/')?;
+    let numeric = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_partition = numeric(partition) && numeric(position);
+    is_partition.then(|| [topic.to_owned(), partition.to_owned(), position.to_owned()])
+}

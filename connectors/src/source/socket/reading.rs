@@ -205,5 +205,6 @@ fn reject(entry: &Entry<'_>, shard: &ShardId, position: u64, payload: &Bytes) ->
             format!("the record has {length} bytes, over `max_record_bytes`; the first {} are kept", kept.len());
         ("too_long", detail, kept)
     };
-    RawReject { shard: shard.clone(), position: Position::number(position), reason: reason.into(), detail, record }
+    let (shard, position) = (shard.clone(), Position::number(position));
+    RawReject { shard, position, reason: reason.into(), detail, record, metadata: Vec::new() }
 }

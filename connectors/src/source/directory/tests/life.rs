@@ -16,6 +16,8 @@ enum Act {
     Touch(usize),
     /// A copy that replaces the original, which goes.
     CopyAway(usize),
+    /// The content in another packing replaces the original, which goes.
+    Repack(usize, u8),
     Plan {
         records: usize,
         bytes: usize,
@@ -43,6 +45,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => any::<usize>().prop_map(Act::Rename),
         1 => any::<usize>().prop_map(Act::Touch),
         1 => any::<usize>().prop_map(Act::CopyAway),
+        2 => (any::<usize>(), 0u8..3).prop_map(|(index, packing)| Act::Repack(index, packing)),
         6 => (1usize..60, 1usize..3_000, fate).prop_map(|(records, bytes, fate)| Act::Plan { records, bytes, fate }),
         1 => Just(Act::Release),
         1 => Just(Act::Restart),
@@ -106,6 +109,23 @@ impl Life {
                 fs::remove_file(self.rig.path(&old)).unwrap();
             }
             Act::CopyAway(_) => {}
+            Act::Repack(index, packing) => {
+                let Some(old) = self.pick(index) else { return };
+                let bytes = fs::read(self.rig.path(&old)).unwrap();
+                let content = match old.rsplit_once('.').map(|(_, ending)| ending) {
+                    Some("gz") => gunzip(&bytes),
+                    Some("zst") => zstd::decode_all(&bytes[..]).unwrap(),
+                    _ => bytes,
+                };
+                let (ending, bytes) = match packing {
+                    1 => ("x.gz", gzip(&[&content])),
+                    2 => ("x.zst", zstandard(&[&content])),
+                    _ => ("", content),
+                };
+                fs::remove_file(self.rig.path(&old)).unwrap();
+                let new = self.fresh(ending);
+                self.rig.put(&new, bytes, 20);
+            }
             Act::Plan { records, bytes, fate } => self.plan(Budget { records, bytes }, fate).await,
             Act::Release => self.rig.release().await,
             Act::Restart => self.rig.restart().await,
@@ -163,4 +183,10 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(live(acts, if delete { OnDone::Delete } else { OnDone::Keep }));
     }
+}
+
+fn gunzip(bytes: &[u8]) -> Vec<u8> {
+    let mut content = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(bytes), &mut content).unwrap();
+    content
 }

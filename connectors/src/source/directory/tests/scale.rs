@@ -4,6 +4,8 @@ use super::*;
 use crate::source::directory::{
     entry::{FileEntry, Role},
     hash::ContentHash,
+    known::Known,
+    scan::Stamp,
 };
 
 #[tokio::test]
@@ -11,9 +13,8 @@ async fn a_hundred_thousand_known_files_cost_their_entries() {
     let mut rig = Rig::new().await;
     for number in 0..100_000u64 {
         let hash = Some(ContentHash::of(&number.to_le_bytes()));
-        let path = format!("gone/{number:06}.json");
-        let entry =
-            FileEntry { path, size: number, mtime_ns: number as i64, hash, dev: 1, ino: number, role: Role::Read };
+        let stamp = Stamp { size: number, mtime_ns: number as i64, dev: 1, ino: number };
+        let entry = FileEntry::of(&format!("gone/{number:06}.json"), stamp, hash, Role::Read);
         rig.entries.push(Entry { log: log(), number, text: entry.to_line() });
     }
     rig.next = 100_000;
@@ -44,6 +45,31 @@ async fn a_hundred_thousand_known_files_cost_their_entries() {
     }
     assert_eq!(rig.opens(), 2_000, "a scan opens nothing that is known");
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn what_is_known_of_a_file_is_small() {
+    let entry = |number: u64| {
+        let hash = Some(ContentHash::of(&number.to_le_bytes()));
+        let stamp = Stamp { size: number, mtime_ns: number as i64, dev: 1, ino: number };
+        FileEntry::of(&format!("day=2026-05-17/{number:06}.json"), stamp, hash, Role::Read)
+    };
+    const FILES: u64 = 200_000;
+    let listed = Known::new(0, (0..FILES).map(entry).collect());
+    assert!(
+        listed.bytes() as u64 / FILES < 270,
+        "{} bytes a file, docs/sources/directory.md says 250",
+        listed.bytes() as u64 / FILES
+    );
+    // One by one, as they are taken.
+    let mut grown = Known::default();
+    (0..FILES).for_each(|number| _ = grown.push(&entry(number)));
+    assert!(grown.bytes() as u64 / FILES < 280, "{} bytes a file", grown.bytes() as u64 / FILES);
+    for number in [0, 7, FILES - 1] {
+        assert_eq!(grown.at_path(&entry(number).path), Some(number));
+        assert_eq!(grown.by_hash(entry(number).hash.unwrap()).collect::<Vec<_>>(), [number]);
+        assert_eq!(grown.by_inode(&entry(number).stamp()), Some(number));
+    }
 }
 
 /// Each new one does not look at all the earlier ones: 5,000 files of one content would be 12 million looks.
