@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Topics, tables and a few rows for the examples that need servers. Addresses come from the environment:
 #
-#   make services-up
-#   set -a; for file in target/services/*.env; do . "$file"; done; set +a
+#   make services-up            # its last lines are `export` lines: paste them
 #   examples/fill.sh
 #
 # Once: what is there already is an error.

@@ -176,7 +176,7 @@ fn source(entry: &Entry, value: &Value, folder: &Path) -> Built<Source> {
         "socket" => SourceKind::Socket(socket(options(value, &path)?, &path)?),
         "directory" => SourceKind::Directory(directory(options(value, &path)?, folder)),
         "sql" => SourceKind::Sql(sql_source::sql(&entry.value, value, &path, folder)?),
-        "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path)?),
+        "kafka" => SourceKind::Kafka(kafka_source::kafka(&entry.value, value, &path, folder)?),
         "test" => {
             SourceKind::Test(TestSource { path: resolve(&folder.join(options::<TestOptions>(value, &path)?.path)) })
         }

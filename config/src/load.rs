@@ -7,10 +7,10 @@ use std::{
 };
 
 use crate::{
-    At, Daemon, Environment, Error, Errors, Job, build, check,
+    At, Daemon, Environment, Error, Errors, Job, KafkaSource, Source, SourceKind, build, check,
     error::{Problem, lines_of, render},
     glob, schema, semantics, substitute,
-    tree::{self, Data, Node},
+    tree::{self, Data, Node, below},
 };
 
 /// A configuration is no data: longer files are an accident.
@@ -111,11 +111,53 @@ impl Job {
                             problem.help("a job's name is its identity in checkpoints and sinks: give each its own");
                         errors.push(Error::new(path, &job.text, name_at(&job), problem));
                     }
+                    errors.extend(jobs.iter().find_map(|other| job.shares_group(other)));
                     jobs.push(job);
                 }
             }
         }
         if errors.is_empty() { Ok(jobs) } else { Err(Errors(errors)) }
+    }
+
+    /// The error of a consumer group that another job is in: each would be given a part of the partitions, and nothing would
+    /// fail.
+    pub fn shares_group(&self, other: &Self) -> Option<Error> {
+        let addresses =
+            |brokers: &str| -> BTreeSet<String> { brokers.split(',').map(|one| one.trim().to_owned()).collect() };
+        if self.name == other.name {
+            return None;
+        }
+        self.groups().find_map(|(source, group, brokers)| {
+            let is_it = |(_, name, at): &(&Source, String, &str)| {
+                *name == group && !addresses(at).is_disjoint(&addresses(brokers))
+            };
+            let (theirs, ..) = other.groups().find(is_it)?;
+            let (path, other_name) = (below(&below("sources", &source.name.value), "group"), &other.name);
+            let group = self.shown(&path, &group);
+            let problem = Problem::new(format!(
+                "the source `{}` of job `{other_name}` ({}) is in the group `{group}` too",
+                theirs.name.value,
+                other.file.display()
+            ));
+            let problem = problem.help(
+                "a group belongs to one job: each would read a part of the records. Give each a group of its own, or leave \
+                 `group` out",
+            );
+            let root = tree::parse(&self.text, &mut Problems::default());
+            let at = root.and_then(|root| Some(tree::find(&root, &path)?.place.at(&path)));
+            Some(Error::new(&self.file, &self.text, at.unwrap_or_else(|| source.name.at.clone()), problem))
+        })
+    }
+
+    /// The consumer groups of the job's sources, and where their brokers are.
+    fn groups(&self) -> impl Iterator<Item = (&Source, String, &str)> {
+        self.sources.iter().filter_map(|source| match &source.kind {
+            SourceKind::Kafka(kafka) => {
+                let group = kafka.group.clone().unwrap_or_else(|| KafkaSource::usual_group(&self.name));
+                Some((source, group, kafka.brokers.as_str()))
+            }
+            _ => None,
+        })
     }
 
     /// The form of a configuration error, for one that is found later (a wrong column name, found by planning). The

@@ -21,7 +21,7 @@ pub use self::{
 mod kafka_source;
 mod sql_source;
 
-pub use kafka_source::{KafkaSource, OnLostOffsets, Tombstones};
+pub use kafka_source::{KafkaKey, KafkaSource, OnLostOffsets, Tombstones};
 pub use sql_source::{SqlDatabase, SqlFrom, SqlSource};
 
 /// Where something stands in a file, for error messages that come later than parsing (a wrong column name).
@@ -159,6 +159,16 @@ pub struct Source {
     pub schema: Option<Vec<Field>>,
     /// Metadata columns to add, without their `_`.
     pub metadata: Vec<Located<String>>,
+}
+
+impl Source {
+    /// How its records' keys are decoded, where they are.
+    pub fn key(&self) -> Option<&KafkaKey> {
+        match &self.kind {
+            SourceKind::Kafka(kafka) => kafka.key.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 /// A column.

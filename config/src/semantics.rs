@@ -107,6 +107,22 @@ impl<'a> Semantics<'a> {
 
     fn kafka_source(&mut self, node: &Node, path: &str) {
         kafka_source::check(node, path, self.problems);
+        if let Some(key) = node.get("key") {
+            let path = below(path, "key");
+            self.codec(&key.value, &path);
+            // `_key_bytes` is the key as it is.
+            let both = key.value.get("schema").and_then(|schema| schema.value.get("bytes"));
+            let metadata = node
+                .get("metadata")
+                .is_some_and(|list| list.value.items().iter().any(|one| one.text() == Some("key_bytes")));
+            if let Some(field) = both.filter(|_| metadata) {
+                let problem = Problem::new(
+                    "the key's field `bytes` and `metadata: [key_bytes]` are both the column `_key_bytes`",
+                );
+                let at = field.place.at(&below(&below(&path, "schema"), "bytes"));
+                self.problems.add(at, problem.help("leave `key_bytes` out of `metadata`, or the field out of the key"));
+            }
+        }
         if let Some(topics) = node.get("topics") {
             self.unique(&topics.value, &below(path, "topics"), "topic");
         }

@@ -133,7 +133,7 @@ fn check_sinks(job: &config::Job) -> Result<(), String> {
 /// `tidemill validate`: all errors of all files; exit code 78 where there are any.
 pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
     let (mut wrong, mut unreachable) = (Vec::new(), Vec::new());
-    let mut names: BTreeMap<String, &PathBuf> = BTreeMap::new();
+    let (mut names, mut valid): (BTreeMap<String, &PathBuf>, _) = (BTreeMap::new(), Vec::new());
     for file in files {
         let loaded = load(file).map_err(|error| error.to_string());
         let checked = loaded.map(Arc::new).and_then(|job| match lookups::known(&job) {
@@ -150,6 +150,11 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
                 continue;
             }
         };
+        if let Some(error) = valid.iter().find_map(|other: &Arc<config::Job>| job.shares_group(other)) {
+            wrong.push(error.to_string());
+            continue;
+        }
+        valid.push(job.clone());
         if let Some(first) = names.insert(job.name.clone(), file) {
             eprintln!(
                 "warning: {}: a job of the name `{}` is in {} too: a job's name is its identity, so one daemon cannot run both",
@@ -259,6 +264,11 @@ async fn try_connectors(job: &Arc<config::Job>) -> Vec<String> {
     for given in job.sources.iter().filter(|source| source.codec.registry().is_some()) {
         let tried = codec::codec(&given.codec).check().await;
         told("registry of source", &given.name.value, tried.map_err(|error| error.to_string()));
+    }
+    for given in job.sources.iter() {
+        let Some(key) = given.key().filter(|key| key.codec.registry().is_some()) else { continue };
+        let tried = codec::codec(&key.codec).check().await;
+        told("registry of the keys of source", &given.name.value, tried.map_err(|error| error.to_string()));
     }
     let mut tables = tidemill_steps::Schemas::new();
     for (step, lookup) in lookups::of(job) {

@@ -12,6 +12,9 @@ use prometheus::{
 const SECONDS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
+/// What a lane does: at work; of another owner, or not claimed yet; tried again after a failure; waits for a person.
+pub const LANE_STATES: [&str; 4] = ["running", "waiting", "retrying", "stopped"];
+
 /// The phases of a batch.
 const PHASES: [&str; 8] = ["plan", "read", "decode", "steps", "stage", "unmarked", "anchor", "sinks"];
 
@@ -59,6 +62,8 @@ pub struct Metrics {
     pub clock_behind: GaugeVec,
     /// `job_up{job}`: 1 while the job owns its lanes and makes progress, 0 while it waits, retries or is stopped.
     pub job_up: IntGaugeVec,
+    /// `lanes{job,state}`: see [`LANE_STATES`].
+    pub lanes: IntGaugeVec,
     /// `busy_ratio{job}`: the part of the last second in which the batch loop worked.
     pub busy_ratio: GaugeVec,
 }
@@ -181,6 +186,12 @@ impl Metrics {
                 "How far the machine's clock is behind the last plan's.",
                 ["job"]
             ),
+            lanes: register!(
+                IntGaugeVec,
+                "lanes",
+                "Lanes of the job that this daemon knows of, by state: running, waiting, retrying, stopped.",
+                ["job", "state"]
+            ),
             job_up: register!(IntGaugeVec, "job_up", "1 while the job owns its lanes and makes progress.", ["job"]),
             busy_ratio: register!(
                 GaugeVec,
@@ -201,7 +212,6 @@ impl Metrics {
             }
             self.records_received.with_label_values(&[job, source]);
             self.bytes_received.with_label_values(&[job, source]);
-            self.source_lag_seconds.with_label_values(&[job, source]);
         }
         for sink in sinks {
             self.records_written.with_label_values(&[job, sink]);
@@ -218,6 +228,7 @@ impl Metrics {
         self.batch_duration.with_label_values(&[job]);
         self.checkpoint_duration.with_label_values(&[job]);
         self.job_up.with_label_values(&[job]);
+        self.lanes(job, [0; 4]);
         self.busy_ratio.with_label_values(&[job]);
     }
 
@@ -274,14 +285,40 @@ impl Metrics {
         for histograms in [&self.batch_duration, &self.batch_phase, &self.checkpoint_duration] {
             drop_of(histograms, job);
         }
-        for gauges in [&self.source_lag_records, &self.spool_bytes, &self.job_up, &self.lookup_rows, &self.lookup_bytes]
-        {
+        for gauges in [
+            &self.source_lag_records,
+            &self.spool_bytes,
+            &self.job_up,
+            &self.lanes,
+            &self.lookup_rows,
+            &self.lookup_bytes,
+        ] {
             drop_of(gauges, job);
         }
         for gauges in
             [&self.source_lag_seconds, &self.last_batch, &self.clock_behind, &self.busy_ratio, &self.lookup_refreshed]
         {
             drop_of(gauges, job);
+        }
+    }
+
+    /// What waits in a source, as far as it is known: a series that says 0 for "nobody knows" would hide what an alert is for.
+    pub fn lag(&self, labels: [&str; 2], records: Option<i64>, seconds: Option<f64>) {
+        // Where there is none, nothing is removed.
+        match records {
+            Some(records) => self.source_lag_records.with_label_values(&labels).set(records),
+            None => drop(self.source_lag_records.remove_label_values(&labels)),
+        }
+        match seconds {
+            Some(seconds) => self.source_lag_seconds.with_label_values(&labels).set(seconds),
+            None => drop(self.source_lag_seconds.remove_label_values(&labels)),
+        }
+    }
+
+    /// How many lanes of a job are in each state, in the order of [`LANE_STATES`].
+    pub fn lanes(&self, job: &str, counts: [usize; 4]) {
+        for (state, count) in LANE_STATES.into_iter().zip(counts) {
+            self.lanes.with_label_values(&[job, state]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 

@@ -143,6 +143,10 @@ impl JobSources {
                 )),
                 None => Ok(job),
             });
+            let job = job.and_then(|job| match jobs.iter().find_map(|other| job.shares_group(other)) {
+                Some(error) => Err(error.to_string()),
+                None => Ok(job),
+            });
             match job {
                 Ok(job) => jobs.push(job),
                 Err(error) => {

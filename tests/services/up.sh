@@ -112,4 +112,11 @@ status=0
 for job in "${jobs[@]}"; do
     wait "$job" || status=1
 done
+# To be pasted: what the addresses above do not say are users, passwords and databases.
+echo "for a shell:"
+for name in "${names[@]}"; do
+    if [ -f "$dir/$name.env" ]; then
+        sed -E '/^[A-Z0-9_]+_PID=/d; s/^/  export /' "$dir/$name.env"
+    fi
+done
 exit "$status"

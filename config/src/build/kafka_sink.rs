@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use super::{Around, Built, CodecOptions, brokers, located, options, text};
+use super::{Around, Built, CodecOptions, brokers, located, options, text, texts};
 use crate::{
     Guarantee, KafkaCompression, KafkaSink, Located,
     tree::{Entry, below},
@@ -36,6 +36,9 @@ pub(super) fn sink(entry: &Entry, value: &Value, path: &str, folder: &Path) -> B
         topic: given.topic,
         key: text(&entry.value, "key", path),
         headers: pairs("headers"),
+        headers_from: text(&entry.value, "headers_from", path),
+        timestamp: text(&entry.value, "timestamp", path),
+        omit: texts(entry.value.get("omit"), path),
         delete_when: text(&entry.value, "delete_when", path),
         codec: given.codec.of_records(&Around { node: &entry.value, path, folder })?,
         compression: given.compression,

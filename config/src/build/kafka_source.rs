@@ -1,11 +1,13 @@
 //! From a checked `type: kafka` of a source to the model.
 
+use std::path::Path;
+
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use super::{Built, brokers, options, texts};
+use super::{Around, Built, CodecOptions, brokers, fields, options, texts};
 use crate::{
-    KafkaSource, OnLostOffsets, Source, SourceKind, Start, Tombstones,
+    KafkaKey, KafkaSource, OnLostOffsets, Source, SourceKind, Start, Tombstones,
     schema::kafka_source::own_group,
     tree::{Node, below},
 };
@@ -17,10 +19,23 @@ struct Options {
     on_lost_offsets: OnLostOffsets,
     tombstones: Tombstones,
     members: usize,
+    key: Option<KeyOptions>,
 }
 
-pub(super) fn kafka(node: &Node, value: &Value, path: &str) -> Built<KafkaSource> {
+#[derive(Deserialize)]
+struct KeyOptions {
+    codec: CodecOptions,
+}
+
+pub(super) fn kafka(node: &Node, value: &Value, path: &str, folder: &Path) -> Built<KafkaSource> {
     let given: Options = options(value, path)?;
+    let key = |given: KeyOptions| -> Built<KafkaKey> {
+        let path = below(path, "key");
+        let node = &node.get("key").ok_or_else(|| super::inconsistent(&path))?.value;
+        let schema = node.get("schema").ok_or_else(|| super::inconsistent(&path))?;
+        let codec = given.codec.of_records(&Around { node, path: &path, folder })?;
+        Ok(KafkaKey { codec, schema: fields(&schema.value, &below(&path, "schema"))? })
+    };
     let properties = node.get("properties").map_or(&[][..], |entry| entry.value.entries());
     let property = |entry: &crate::tree::Entry| {
         let text = entry.value.text().ok_or_else(|| super::inconsistent(&below(path, "properties")))?;
@@ -30,6 +45,7 @@ pub(super) fn kafka(node: &Node, value: &Value, path: &str) -> Built<KafkaSource
         brokers: brokers(node, path),
         topics: texts(node.get("topics"), path),
         group: given.group,
+        key: given.key.map(key).transpose()?,
         start: given.start,
         on_lost_offsets: given.on_lost_offsets,
         tombstones: given.tombstones,

@@ -114,6 +114,11 @@ impl super::Job {
     /// The codecs of records: of all sources, then of the sinks that write single records.
     pub fn record_codecs(&self) -> impl Iterator<Item = &super::Codec> {
         let written = self.sinks.iter().filter_map(|sink| sink.kind.record_codec());
-        self.sources.iter().map(|source| &source.codec).chain(written)
+        self.sources.iter().map(|source| &source.codec).chain(self.key_codecs()).chain(written)
+    }
+
+    /// The codecs of its sources' keys.
+    pub fn key_codecs(&self) -> impl Iterator<Item = &super::Codec> {
+        self.sources.iter().filter_map(|source| Some(&source.key()?.codec))
     }
 }

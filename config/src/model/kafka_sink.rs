@@ -17,6 +17,12 @@ pub struct KafkaSink {
     pub key: Option<Located<String>>,
     /// Name of the header, column.
     pub headers: Vec<(String, Located<String>)>,
+    /// A column of JSON objects with more headers.
+    pub headers_from: Option<Located<String>>,
+    /// A column with the records' times.
+    pub timestamp: Option<Located<String>>,
+    /// Columns that are not written in values.
+    pub omit: Vec<Located<String>>,
     /// A boolean column: rows where it is true are tombstones. It is not written.
     pub delete_when: Option<Located<String>>,
     /// How a row becomes a value.

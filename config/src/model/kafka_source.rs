@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use super::{Located, Start};
+use super::{Codec, Field, Located, Start};
 
 /// `type: kafka`
 #[derive(Clone)]
@@ -19,12 +19,35 @@ pub struct KafkaSource {
     pub start: Start,
     /// Records that a mark or a plan speaks of and the topic does not have any more (default stop).
     pub on_lost_offsets: OnLostOffsets,
+    /// How keys are decoded; `None`: they are not.
+    pub key: Option<KafkaKey>,
     /// Records without a value (default reject).
     pub tombstones: Tombstones,
     /// At most so many members of the group, with `lanes: partition` (default 4).
     pub members: usize,
     /// Properties of librdkafka, by name, in the order of the file.
     pub properties: Vec<(String, String)>,
+}
+
+/// `key:` of a Kafka source.
+#[derive(Clone)]
+pub struct KafkaKey {
+    /// How a key is decoded.
+    pub codec: Codec,
+    /// Its fields.
+    pub schema: Vec<Field>,
+}
+
+impl KafkaKey {
+    /// What the name of a field has before it, as a column.
+    pub const PREFIX: &str = "_key_";
+}
+
+impl KafkaSource {
+    /// The group of a job's only source that names none.
+    pub fn usual_group(job: &str) -> String {
+        format!("tidemill-{job}")
+    }
 }
 
 impl fmt::Debug for KafkaSource {

@@ -30,6 +30,21 @@ pub(crate) static KAFKA: &[Key] = &[
         "Headers of each record, by name: the columns that they hold. A null gives no header.",
     ),
     optional(
+        "headers_from",
+        COLUMN,
+        "A column of JSON objects with more headers, as the source's `_headers` has them: a list is a header that occurs more than once, `{\"base64\": \"...\"}` is one of bytes.",
+    ),
+    optional(
+        "timestamp",
+        COLUMN,
+        "The record's time: a column of timestamps, or of int64 milliseconds since 1970. Left out, or null: when it is sent.",
+    ),
+    optional(
+        "omit",
+        Kind::OneOrMore { of: &COLUMN, min: 1 },
+        "Columns that are not in the value: what is in the key, the headers or the time alone.",
+    ),
+    optional(
         "delete_when",
         COLUMN,
         "A boolean column: a row where it is true becomes a tombstone, a record without a value. The column itself is not written.",

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Key, Kind, Scalar, State, Variant, default,
+    Key, Kind, Object, Scalar, State, Variant, Variants, codec, default, job,
     kafka::{self, Refused, TEXTS},
     optional, required, word,
 };
@@ -54,6 +54,11 @@ static KEYS: &[Key] = &[
         "reject",
         "Records without a value: to the dead letters, left out, or each a row of nulls (`metadata: [key, tombstone]` tells which).",
     ),
+    optional(
+        "key",
+        Kind::Object(&KEY),
+        "How the record's key is decoded into columns: its field `id` becomes `_key_id`. A key that cannot be decoded makes its record a dead letter.",
+    ),
     default(
         "members",
         Kind::Scalar(Scalar::Count { min: 1, max: 64 }),
@@ -85,6 +90,37 @@ static KEYS: &[Key] = &[
         "Columns to add, each with `_` before its name: `offset` becomes `_offset`.",
     ),
 ];
+
+static KEY: Object = Object {
+    noun: "a key",
+    keys: &[
+        default("codec", Kind::Variants(&KEY_CODECS), "json", "How a key is read."),
+        required(
+            "schema",
+            Kind::Map { key: Scalar::NewColumn, value: &job::TYPE, noun: "column" },
+            "The key's fields and their types.",
+        ),
+    ],
+    exactly_one: &[],
+};
+
+/// Codecs of keys: records with named fields. A key that is one value is a metadata column.
+static KEY_CODECS: Variants = Variants {
+    noun: "codec",
+    short: true,
+    common: &[],
+    variants: &[
+        job::JSON,
+        Variant { state: PLAIN_KEY, ..job::CSV },
+        Variant { state: PLAIN_KEY, ..job::TEXT_CODEC },
+        Variant { state: PLAIN_KEY, ..codec::BYTES },
+        codec::AVRO,
+        codec::PROTOBUF,
+    ],
+};
+
+const PLAIN_KEY: State =
+    State::Elsewhere("a key that is no record is a metadata column: `metadata: [key]`, or `key_bytes` for bytes");
 
 const COMMITTED: &str = "offsets are committed once every sink has the records, and never before";
 

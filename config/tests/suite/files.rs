@@ -59,6 +59,45 @@ fn errors_of_several_jobs_come_together_and_no_two_have_one_name() {
     );
 }
 
+/// Each of two jobs in one consumer group would read a part of the records, and nothing would fail.
+#[test]
+fn no_two_jobs_are_in_one_consumer_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let job = |name: &str, brokers: &str, group: &str| {
+        format!(
+            "job: {name}\nsources:\n  in:\n    type: kafka\n    brokers: {brokers}\n    topics: t\n{group}sinks: {{ o: {{ type: blackhole }} }}\n"
+        )
+    };
+    let shared = "    group: shared\n";
+    let message = |file: &str, group: &str, other: &str| {
+        format!(
+            "{file}:7:12: sources.in.group: the source `in` of job `a` ({other}) is in the group `{group}` too\n  7 |     group: {group}\n    |            {}\n  \
+             help: a group belongs to one job: each would read a part of the records. Give each a group of its own, or leave `group` out",
+            "^"
+        )
+    };
+    let both = |first: String, second: String| {
+        fs::write(folder.join("a.yaml"), first).unwrap();
+        fs::write(folder.join("b.yaml"), second).unwrap();
+        let loaded = Job::load_all(&[folder.join("a.yaml"), folder.join("b.yaml")], &env());
+        loaded.map(drop).map_err(|errors| errors.to_string().replace(&format!("{}/", folder.display()), ""))
+    };
+    let refused = Err(message("b.yaml", "shared", "a.yaml"));
+    assert_eq!(both(job("a", "k:9092", shared), job("b", "k:9092", shared)), refused);
+    assert_eq!(both(job("a", "k:9092, l:9092", shared), job("b", "[m:9092, 'l:9092']", shared)), refused);
+    // The group that a job has by itself.
+    let usual = Err(message("b.yaml", "tidemill-a", "a.yaml"));
+    assert_eq!(both(job("a", "k:9092", ""), job("b", "k:9092", "    group: tidemill-a\n")), usual);
+    for (first, second) in [
+        (job("a", "k:9092", shared), job("b", "k:9092", "    group: other\n")),
+        (job("a", "k:9092", ""), job("b", "k:9092", "")),
+        (job("a", "k:9092", shared), job("b", "m:9092", shared)),
+    ] {
+        assert_eq!(both(first, second), Ok(()));
+    }
+}
+
 const SECRET: &str = "hunter2-in-the-environment";
 
 /// A right job all of whose texts come from outside.

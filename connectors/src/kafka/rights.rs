@@ -5,6 +5,8 @@
 
 use rdkafka::{bindings::rd_kafka_AclOperation_t as Native, error::RDKafkaErrorCode as Code};
 
+use super::{Meaning, meaning};
+
 /// What may be done with a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -38,15 +40,7 @@ pub(crate) enum On<'a> {
 
 /// Whether an error says that a right is missing.
 pub(crate) fn is_denied(code: Option<Code>) -> bool {
-    matches!(
-        code,
-        Some(
-            Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed
-                | Code::TransactionalIdAuthorizationFailed
-                | Code::ClusterAuthorizationFailed
-        )
-    )
+    code.is_some_and(|code| meaning(code) == Meaning::Denied)
 }
 
 /// "user etl lacks Read on topic orders: ..." with the command that gives it.

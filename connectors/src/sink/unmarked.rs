@@ -22,9 +22,12 @@ pub(super) fn count(rows: &[RecordBatch]) -> u64 {
 /// The receipt of a batch without a mark. A sink that keeps none has no place for rows that its target refuses either: they
 /// must not vanish, so that the batch fails.
 pub(super) fn receipt(permit: &Permit, rejects: &[SinkReject]) -> Result<Receipt, SinkError> {
-    let Some(SinkReject { seq, row, detail, record, .. }) = rejects.first() else {
-        return Ok(Receipt::written(permit));
-    };
+    refused(rejects, "nothing of the batch was written").map_or_else(|| Ok(Receipt::written(permit)), Err)
+}
+
+/// The error of rows that the target refuses; `written`: what became of the others.
+pub(super) fn refused(rejects: &[SinkReject], written: &str) -> Option<SinkError> {
+    let SinkReject { seq, row, detail, record, .. } = rejects.first()?;
     let (rows, first) = match rejects.len() {
         1 => ("a row".to_owned(), "it is"),
         more => (format!("{more} rows"), "the first is"),
@@ -33,10 +36,10 @@ pub(super) fn receipt(permit: &Permit, rejects: &[SinkReject]) -> Result<Receipt
     if shown.len() < record.len() {
         shown.push('…');
     }
-    Err(SinkError::Fatal(format!(
-        "batch {seq} has {rows} that the target refuses: {detail}: {first} row {row}, {shown}: nothing of the batch was \
-         written: change the target, leave such rows out by the step `filter`, or write `guarantee: exactly_once`, with \
-         which they go to the dead letters"
+    Some(SinkError::Fatal(format!(
+        "batch {seq} has {rows} that the target refuses: {detail}: {first} row {row}, {shown}: {written}: change the \
+         target, leave such rows out by the step `filter`, or write `guarantee: exactly_once`, with which they go to the \
+         dead letters"
     )))
 }
 

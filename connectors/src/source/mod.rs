@@ -285,10 +285,16 @@ pub trait Source: Send + Sync {
         None
     }
 
-    /// How much waits beyond `at`: for the lag metrics. An estimate, cheap.
+    /// How much waits beyond `at`, which is empty where nobody knows where the lanes stand: for the lag metrics. An estimate,
+    /// cheap. What is not known is not 0.
     fn lag(&self, at: &Positions) -> Lag {
         let _ = at;
         Lag::default()
+    }
+
+    /// Whether [`Source::lag`] counts from `at`: then it is right of a lane that does not run, too.
+    fn lag_counts_from_positions(&self) -> bool {
+        false
     }
 
     /// Why nothing can be received now although the source works (a spool on a full disk), where that is so.
@@ -307,14 +313,14 @@ pub trait Source: Send + Sync {
     fn finish(&self);
 }
 
-/// How much waits in a source.
+/// How much waits in a source. `None`: not known, or not of such a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Lag {
     /// Records, where they can be counted.
     pub records: Option<u64>,
     /// Bytes.
     pub bytes: Option<u64>,
-    /// Age of the oldest waiting record.
+    /// Age of the oldest waiting record; zero where nothing waits.
     pub oldest: Option<Duration>,
     /// Bytes in a spool.
     pub spool_bytes: Option<u64>,

@@ -17,6 +17,7 @@ mod sink_files;
 mod sink_kafka;
 mod sink_kafka_codecs;
 mod sink_kafka_hanging;
+mod sink_kafka_refusals;
 mod sink_mysql;
 mod sink_mysql_faults;
 mod sink_postgres;

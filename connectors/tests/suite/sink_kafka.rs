@@ -127,7 +127,7 @@ fn records_have_keys_headers_and_tombstones() {
         ..kafka::config(dir.path())
     };
     let rows = batch_of([
-        ("id", Arc::new(Int64Array::from(vec![Some(7), Some(7), None]))),
+        ("id", Arc::new(Int64Array::from(vec![7, 7, 8]))),
         ("from", texts(&[Some("a\"b"), None, Some("ö")])),
         ("gone", Arc::new(BooleanArray::from(vec![Some(false), Some(true), None]))),
     ]);
@@ -139,7 +139,7 @@ fn records_have_keys_headers_and_tombstones() {
         write(sink, &rows).await;
     });
     let mut found = kafka::records(&kafka.brokers, &kafka::topic(dir.path()));
-    found.sort_by_key(|message| (message.key().is_none(), message.offset()));
+    found.sort_by_key(|message| (message.key().map(<[u8]>::to_vec), message.offset()));
     let shown: Vec<_> = found
         .iter()
         .map(|m| {
@@ -152,9 +152,106 @@ fn records_have_keys_headers_and_tombstones() {
         [
             (Some("7".into()), Some(r#"{"id":7,"from":"a\"b"}"#.into()), headers(&[("origin", "a\"b"), ("n", "7")])),
             (Some("7".into()), None, headers(&[("n", "7")])),
-            (None, Some(r#"{"id":null,"from":"ö"}"#.into()), headers(&[("origin", "ö")])),
+            (Some("8".into()), Some(r#"{"id":8,"from":"ö"}"#.into()), headers(&[("origin", "ö"), ("n", "8")])),
         ]
     );
+}
+
+/// A record's time and headers from columns, which need not be in its value.
+#[test]
+fn a_topic_is_copied_with_keys_headers_and_times() {
+    let Some(kafka) = services::kafka() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    // Older records are soon gone: the topic keeps a week.
+    let begun = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let an_hour_ago = begun - 3_600_000;
+    let times: ArrayRef = Arc::new(
+        arrow::array::TimestampMicrosecondArray::from(vec![
+            Some(1_700_000_000_123_999),
+            Some(1_000),
+            None,
+            Some(0),
+            Some(-1),
+        ])
+        .with_timezone("UTC"),
+    );
+    let rows = batch_of([
+        (
+            "_key_bytes",
+            Arc::new(arrow::array::BinaryArray::from_opt_vec(vec![
+                Some(&b"\xff\x00"[..]),
+                Some(b"b"),
+                Some(b"c"),
+                Some(b"d"),
+                Some(b"e"),
+            ])),
+        ),
+        (
+            "_headers",
+            texts(&[
+                Some(r#"{"a":"1","many":["x",null,{"base64":"/wA="}],"n":7,"o":{"base64":5}}"#),
+                Some("{}"),
+                None,
+                Some("{}"),
+                Some("{}"),
+            ]),
+        ),
+        ("_timestamp", times),
+        ("n", Arc::new(Int64Array::from(vec![1, 2, 3, 4, 5]))),
+    ]);
+    let config = KafkaSink {
+        key: Some(column("_key_bytes")),
+        headers: vec![("n".into(), column("n"))],
+        headers_from: Some(column("_headers")),
+        timestamp: Some(column("_timestamp")),
+        omit: vec![column("_key_bytes"), column("_headers"), column("_timestamp")],
+        ..kafka::config(dir.path())
+    };
+    runtime().block_on(async {
+        let sink = open(config.clone());
+        for (wrong, part) in [
+            (KafkaSink { omit: vec![column("m")], ..config.clone() }, "omit: the rows have no column `m`"),
+            (KafkaSink { timestamp: Some(column("_headers")), ..config.clone() }, "has to be a timestamp, or int64"),
+            (KafkaSink { headers_from: Some(column("n")), ..config.clone() }, "has to be a string with a JSON object"),
+            (
+                KafkaSink {
+                    omit: ["_key_bytes", "_headers", "_timestamp", "n"].map(column).to_vec(),
+                    ..config.clone()
+                },
+                "leave no column",
+            ),
+        ] {
+            let error = open(wrong).prepare(&rows.schema()).await.unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        write(sink.clone(), &rows).await;
+        let rejects = sink.rejects(&Lane::single(), 0).await.unwrap();
+        let rejects: Vec<_> = rejects.iter().map(|reject| (reject.row, &*reject.reason)).collect();
+        assert_eq!(rejects, [(3, "timestamp"), (4, "timestamp")]);
+    });
+    let mut found = kafka::records(&kafka.brokers, &kafka::topic(dir.path()));
+    found.sort_by_key(value);
+    let shown: Vec<_> = found.iter().map(|message| (message.key().unwrap(), value(message))).collect();
+    assert_eq!(
+        shown,
+        [(&b"\xff\x00"[..], r#"{"n":1}"#.into()), (b"b", r#"{"n":2}"#.into()), (b"c", r#"{"n":3}"#.into())]
+    );
+    let millis: Vec<_> = found.iter().map(|message| message.timestamp().to_millis().unwrap()).collect();
+    assert_eq!(millis[..2], [an_hour_ago, an_hour_ago]);
+    assert!(millis[2] >= begun, "none is now: {millis:?}");
+    use rdkafka::message::Headers;
+    let headers = found[0].headers().unwrap();
+    let headers: Vec<_> = headers.iter().map(|header| (header.key, header.value)).collect();
+    let expected: [(&str, Option<&[u8]>); 7] = [
+        ("n", Some(b"1")),
+        ("a", Some(b"1")),
+        ("many", Some(b"x")),
+        ("many", None),
+        ("many", Some(b"\xff\x00")),
+        ("n", Some(b"7")),
+        ("o", Some(br#"{"base64":5}"#)),
+    ];
+    assert_eq!(headers, expected);
 }
 
 #[test]

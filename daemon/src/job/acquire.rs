@@ -55,7 +55,10 @@ impl Runner {
         for (lane, how, watch, failures, result) in tried {
             match result {
                 Ok(Ok(running)) => {
-                    tracing::info!(job = self.job.name(), lane = %lane, head = describe_head(&running.head.mark), "lane owned");
+                    let mark = &running.head.mark;
+                    // Positions of many partitions fill a screen: they are in `/jobs/JOB` and `checkpoint show`.
+                    tracing::info!(job = self.job.name(), lane = %lane, batch = mark.plan.seq, digest = %mark.digest.short(), shards = mark.positions.len(), "lane owned");
+                    tracing::debug!(job = self.job.name(), lane = %lane, head = describe_head(mark), "where the lane stands");
                     let running = Running { failures, ..running };
                     self.lanes.insert(lane.clone(), Phase::Running(Box::new(running)));
                     // What was planned and not committed is planned again: no source is at its end.

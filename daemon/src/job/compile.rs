@@ -3,17 +3,18 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use arrow::{
     array::{
-        ArrayRef, Int64Builder, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray,
+        ArrayRef, BooleanArray, Int64Builder, RecordBatch, RecordBatchOptions, StringArray, StringBuilder,
+        TimestampMillisecondArray,
         UInt32Array, new_null_array,
     },
-    compute::take,
+    compute::{filter_record_batch, take},
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
 };
 use rayon::prelude::*;
@@ -26,7 +27,10 @@ use tidemill_connectors::{
 };
 use tidemill_steps::{BatchContext, Pipeline, Rows, Schemas, StepError, StepStats, lookup::Tables};
 
-use super::readable::Readable;
+use super::{
+    keys::{self, Keys},
+    readable::Readable,
+};
 use crate::status::StepReport;
 
 /// Schemas pinned so far, by the name that the source's shards have: what the codec decodes, without metadata columns.
@@ -39,7 +43,9 @@ struct CompiledSource {
     /// The columns that the job uses.
     decoded: SchemaRef,
     metadata: Vec<String>,
-    /// `decoded` and the metadata columns.
+    /// Keys that are decoded.
+    keys: Option<Keys>,
+    /// `decoded`, the metadata columns and those of keys.
     rows: SchemaRef,
 }
 
@@ -152,8 +158,11 @@ fn metadata_field(source: &config::Source, name: &str) -> Field {
 /// the name of one that is added, or of `_extra`, is there under another name: `_key_2`.
 pub fn with_metadata(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
     let own_extra = !has_extra(source);
+    let of_keys = keys::fields(source);
     let is_ours = |name: &str| {
-        own_extra && name == EXTRA || source.metadata.iter().any(|item| name.strip_prefix('_') == Some(&item.value))
+        own_extra && name == EXTRA
+            || source.metadata.iter().any(|item| name.strip_prefix('_') == Some(&item.value))
+            || of_keys.iter().any(|field| field.name() == name)
     };
     let renamed = |field: &Arc<Field>| {
         if !is_ours(field.name()) {
@@ -165,6 +174,7 @@ pub fn with_metadata(schema: &SchemaRef, source: &config::Source) -> SchemaRef {
     };
     let mut fields: Vec<_> = schema.fields().iter().map(renamed).collect();
     fields.extend(source.metadata.iter().map(|item| Arc::new(metadata_field(source, &item.value))));
+    fields.extend(of_keys.iter().cloned());
     Arc::new(Schema::new(fields))
 }
 
@@ -201,7 +211,9 @@ impl Compiled {
             .map(|(source, (name, known, full, rows))| {
                 let columns = needed.iter().find(|(source, _)| *source == name).map(|(_, columns)| columns);
                 let used = |field: &Field| columns.is_none_or(|columns| columns.contains(field.name()));
-                let metadata: Vec<_> = source.metadata.iter().map(|item| item.value.clone()).collect();
+                let of_keys = keys::fields(source);
+                let of_keys = of_keys.iter().filter_map(|field| Some(field.name().strip_prefix('_')?.to_owned()));
+                let metadata: Vec<_> = source.metadata.iter().map(|item| item.value.clone()).chain(of_keys).collect();
                 // By place: the names of the record's fields may be other ones in the rows.
                 let (own, added) = rows.fields().split_at(full.fields().len());
                 let used: Vec<_> = full.fields().iter().zip(own).filter(|(_, row)| used(row)).collect();
@@ -212,6 +224,7 @@ impl Compiled {
                     known,
                     decoded: Arc::new(Schema::new(decoded)),
                     metadata,
+                    keys: Keys::of(source),
                     rows: Arc::new(Schema::new(kept)),
                 }
             })
@@ -271,8 +284,14 @@ impl Compiled {
     /// Gets what decoding a batch needs from elsewhere: the schemas of a registry. Before [`Compiled::compute`].
     pub async fn prepare(&self, raw: &[RawBatch]) -> Result<(), (String, PrepareError)> {
         for ((source, config), batch) in self.sources.iter().zip(&self.job.sources).zip(raw) {
-            let prepared = source.codec.prepare(&batch.slices).await;
-            prepared.map_err(|error| (config.name.value.clone(), error))?;
+            let prepared = async {
+                source.codec.prepare(&batch.slices).await?;
+                match &source.keys {
+                    Some(keys) => keys.prepare(&batch.slices).await,
+                    None => Ok(()),
+                }
+            };
+            prepared.await.map_err(|error| (config.name.value.clone(), error))?;
         }
         Ok(())
     }
@@ -281,9 +300,12 @@ impl Compiled {
     pub fn readable(&self, raw: &[RawBatch]) -> Readable {
         let sources = self.sources.iter().zip(&self.job.sources).zip(raw);
         let of = |((source, config), batch): ((&CompiledSource, &config::Source), &RawBatch)| {
-            Some((super::shard_name(config), source.codec.readable(&batch.slices)?))
+            let name = super::shard_name(config);
+            let keys = source.keys.as_ref().and_then(|keys| keys.readable(&batch.slices));
+            let keys = keys.map(|ids| (keys::name(&name), ids));
+            source.codec.readable(&batch.slices).map(|ids| (name, ids)).into_iter().chain(keys)
         };
-        Readable(sources.filter_map(of).collect())
+        Readable(sources.flat_map(of).collect())
     }
 
     /// The source whose registry has lost a schema that the batch was made with.
@@ -371,13 +393,17 @@ impl Compiled {
     fn decode(&self, source: usize, slice: &Slice, first: u32, readable: &Readable) -> (Rows, Vec<codec::Undecodable>) {
         let compiled = &self.sources[source];
         let known = compiled.known.as_ref().unwrap_or(&compiled.decoded);
-        let mut decoder = match readable.0.get(&super::shard_name(&self.job.sources[source])) {
+        let name = super::shard_name(&self.job.sources[source]);
+        let mut decoder = match readable.0.get(&name) {
             None => compiled.codec.decoder(&compiled.decoded, known),
             Some(ids) => compiled.codec.decoder_of(&compiled.decoded, known, ids),
         };
         let Decoded { rows, records, rejects } = super::absent::decode(&mut *decoder, slice);
+        let of_keys = compiled.keys.as_ref().map(|keys| keys.decode(slice, readable.0.get(&keys::name(&name))));
+        let keys::Decoded { columns, rejects: bad } = of_keys.unwrap_or_default();
+        let (rows, records, rejects) = without(rows, records, rejects, bad);
         let is_as_decoded = compiled.metadata.is_empty() && compiled.rows == compiled.decoded;
-        let batch = if is_as_decoded { rows } else { compiled.with_metadata(&rows, &records, slice) };
+        let batch = if is_as_decoded { rows } else { compiled.with_metadata(&rows, &records, slice, &columns) };
         (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
     }
 
@@ -442,8 +468,35 @@ impl Compiled {
     }
 }
 
+/// Takes the rows of records out whose keys cannot be decoded. Where the value cannot be either, that is said of it.
+fn without(
+    rows: RecordBatch,
+    records: Vec<u32>,
+    mut rejects: Vec<codec::Undecodable>,
+    bad: Vec<codec::Undecodable>,
+) -> (RecordBatch, Vec<u32>, Vec<codec::Undecodable>) {
+    if bad.is_empty() {
+        return (rows, records, rejects);
+    }
+    let at_fault: BTreeSet<u32> = bad.iter().map(|bad| bad.record).collect();
+    let is_good = |record: &u32| !at_fault.contains(record);
+    let kept: BooleanArray = records.iter().map(|record| Some(is_good(record))).collect();
+    let rows = filter_record_batch(&rows, &kept).expect("a flag for each row");
+    let records = records.into_iter().filter(is_good).collect();
+    let known: BTreeSet<u32> = rejects.iter().map(|reject| reject.record).collect();
+    rejects.extend(bad.into_iter().filter(|bad| !known.contains(&bad.record)));
+    rejects.sort_by_key(|reject| reject.record);
+    (rows, records, rejects)
+}
+
 impl CompiledSource {
-    fn with_metadata(&self, rows: &RecordBatch, records: &[u32], slice: &Slice) -> RecordBatch {
+    fn with_metadata(
+        &self,
+        rows: &RecordBatch,
+        records: &[u32],
+        slice: &Slice,
+        keys: &[(String, ArrayRef)],
+    ) -> RecordBatch {
         let added: Vec<String> = self.metadata.iter().map(|item| format!("_{item}")).collect();
         let columns: Vec<ArrayRef> = self
             .rows
@@ -456,7 +509,9 @@ impl CompiledSource {
                     return renamed.unwrap_or_else(|| column.clone());
                 }
                 let name = field.name().trim_start_matches('_');
-                if let Some((_, values)) = slice.columns.iter().find(|(column, _)| *column == name) {
+                let of_key = keys.iter().find(|(column, _)| column == field.name()).map(|(_, values)| values);
+                let of_slice = || slice.columns.iter().find(|(column, _)| *column == name).map(|(_, values)| values);
+                if let Some(values) = of_key.or_else(of_slice) {
                     let records = UInt32Array::from_iter_values(records.iter().copied());
                     return take(values, &records, None).expect("a column has a value for each record");
                 }

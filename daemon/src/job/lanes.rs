@@ -110,6 +110,17 @@ impl Runner {
         let up = !self.lanes.is_empty()
             && self.lanes.values().all(|phase| matches!(phase, Phase::Running(running) if running.failures == 0));
         self.job.around.metrics.job_up.with_label_values(&[self.job.name()]).set(up.into());
+        let mut counts = [0; 4];
+        for phase in self.lanes.values() {
+            // In the order of `metrics::LANE_STATES`.
+            counts[match phase {
+                Phase::Running(running) if running.failures == 0 => 0,
+                Phase::Wanted { failures: 0, .. } => 1,
+                Phase::Running(_) | Phase::Wanted { .. } => 2,
+                Phase::Stopped(_) => 3,
+            }] += 1;
+        }
+        self.job.around.metrics.lanes(self.job.name(), counts);
         let running = self.lanes.values().filter_map(|phase| match phase {
             Phase::Running(running) => running.owned.beaten(),
             _ => None,

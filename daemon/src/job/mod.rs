@@ -17,6 +17,7 @@ mod acquire;
 pub mod batch;
 pub mod commit;
 pub mod compile;
+mod keys;
 pub mod lane;
 pub mod lanes;
 mod load;

@@ -16,7 +16,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use rand::RngExt;
 use tidemill_checkpoint::{Lane, LaneKey, LaneScheme};
 use tidemill_config as config;
-use tidemill_connectors::source::SourceEvent;
+use tidemill_connectors::source::{Lag, SourceEvent};
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -530,22 +530,27 @@ impl Runner {
     }
 
     fn report_lag(&self) {
+        let stands = self.lanes.iter().map(|(lane, phase)| match phase {
+            Phase::Running(running) => running.head.mark.positions.clone(),
+            // A lane that does not run stands where it was closed last, if it was.
+            _ => self.job.status.positions(lane),
+        });
+        let stands: Vec<_> = stands.collect();
+        let all_known = !stands.is_empty() && stands.iter().all(|positions| !positions.is_empty());
+        let all_run = self.lanes.values().all(|phase| matches!(phase, Phase::Running(_)));
         for source in &self.job.sources {
             let mut at = tidemill_checkpoint::Positions::new();
-            for (lane, phase) in &self.lanes {
-                // A lane that does not run stands where it was closed last.
-                at.extend(match phase {
-                    Phase::Running(running) => self.job.positions_of(&**source, &running.head.mark.positions),
-                    _ => self.job.positions_of(&**source, &self.job.status.positions(lane)),
-                });
+            // Where one lane stands is not known, nor is what all of them lack.
+            for positions in stands.iter().filter(|_| all_known) {
+                at.extend(self.job.positions_of(&**source, positions));
             }
+            // What a plan took that was not committed counts for nothing, where the source does not look at positions.
+            let is_known = all_known && all_run || source.lag_counts_from_positions();
             let lag = source.lag(&at);
+            let lag = if is_known { lag } else { Lag { spool_bytes: lag.spool_bytes, ..Lag::default() } };
             let (metrics, labels) = (&self.job.around.metrics, [self.job.name(), source.name()]);
             let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-            if let Some(records) = lag.records {
-                metrics.source_lag_records.with_label_values(&labels).set(whole(records));
-            }
-            metrics.source_lag_seconds.with_label_values(&labels).set(lag.oldest.unwrap_or_default().as_secs_f64());
+            metrics.lag(labels, lag.records.map(whole), lag.oldest.map(|age| age.as_secs_f64()));
             if let Some(bytes) = lag.spool_bytes {
                 metrics.spool_bytes.with_label_values(&labels).set(whole(bytes));
             }

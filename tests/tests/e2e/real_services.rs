@@ -33,6 +33,20 @@ fn kafka_keeps_records_and_offsets_of_groups() {
     assert_eq!(offsets.sum::<u32>(), 3, "{group}");
 }
 
+/// `make services-up` ends with lines that can be pasted.
+#[test]
+fn what_starts_the_servers_prints_what_a_shell_needs() {
+    let Some(postgres) = services::postgres() else { return };
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let servers = std::env::var_os("TIDEMILL_SERVICES").map_or_else(|| folder.join("target/services"), Into::into);
+    let mut command = std::process::Command::new(folder.join("tests/services/up.sh"));
+    let said = command.arg("--dir").arg(servers).arg("postgres").output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    let lines: Vec<_> = said.lines().filter_map(|line| line.trim().strip_prefix("export ")).collect();
+    assert!(lines.contains(&format!("PG_URL={}", postgres.url).as_str()), "{said}");
+    assert!(!said.contains("_PID="), "{said}");
+}
+
 #[test]
 fn kafka_refuses_a_wrong_password_and_lets_the_right_one_in() {
     let Some(kafka) = services::kafka() else { return };

@@ -9,7 +9,7 @@ use super::{
     default::encode,
     input::Input,
     read::{json, single, skip},
-    schema::{Field, Id, Node, Schema, VALUE},
+    schema::{Field, Id, Node, RECORD, Schema, VALUE},
 };
 use crate::codec::{
     column::{Column, Data, complete},
@@ -55,6 +55,8 @@ struct Constant {
 pub(super) struct Rows {
     writer: Arc<Schema>,
     record: Result<Record, String>,
+    /// The column that tells which type of a union a value was, and the types' names.
+    which: Option<(usize, Vec<Option<String>>)>,
 }
 
 impl Rows {
@@ -72,13 +74,25 @@ impl Rows {
                 names: fields.iter().map(|field| field.name().clone()).collect(),
             }),
         };
-        Self { writer: writer.clone(), record }
+        let column = fields.find(RECORD).filter(|(_, field)| *field.data_type() == DataType::Utf8);
+        let which = column
+            .zip(writer.variants())
+            .map(|((at, _), names)| (at, names.into_iter().map(|name| name.map(str::to_owned)).collect()));
+        Self { writer: writer.clone(), record, which }
     }
 
     /// One record, whose body begins at `at`, as one row.
     pub fn append(&self, bytes: &[u8], at: usize, columns: &mut [Column], row: usize) -> Result<(), Bad> {
         let mut input = Input::new(bytes, at);
         let record = self.record.as_ref().map_err(|why| Bad::Other("bad_avro", why.clone()))?;
+        if let Some((column, names)) = &self.which {
+            let name = &names[Input::new(bytes, at).index(names.len())?];
+            match (columns.get_mut(*column), name) {
+                (Some(column), Some(name)) => drop(scalar::put(column, &Scalar::Text(name))),
+                (Some(column), None) => column.null(),
+                (None, _) => {}
+            }
+        }
         record.read(&self.writer, &mut input, columns)?;
         input.end()?;
         complete(columns, row);

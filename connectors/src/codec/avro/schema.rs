@@ -16,12 +16,16 @@ pub(super) type Id = usize;
 
 /// The column of records that are no Avro records.
 pub(super) const VALUE: &str = "value";
+/// The column that tells which record of a union it was, where a job asks for it.
+pub(super) const RECORD: &str = "record";
 
 /// A schema.
 #[derive(Debug)]
 pub(in crate::codec) struct Schema {
     nodes: Vec<Node>,
     root: Id,
+    /// Of records, enums and fixed types, with their namespaces.
+    names: HashMap<Id, String>,
     /// Its Rabin fingerprint, as single objects carry it.
     pub(super) fingerprint: [u8; 8],
 }
@@ -89,7 +93,8 @@ impl Schema {
         let root = building.node(&parsed, None)?;
         let fingerprint = parsed.fingerprint::<Rabin>().bytes;
         let fingerprint = fingerprint.try_into().map_err(|_| "its fingerprint is not eight bytes".to_owned())?;
-        Ok(Self { nodes: building.nodes, root, fingerprint })
+        let names = building.named.into_iter().map(|(name, id)| (id, name)).collect();
+        Ok(Self { nodes: building.nodes, root, names, fingerprint })
     }
 
     pub(super) fn node(&self, id: Id) -> &Node {
@@ -98,6 +103,12 @@ impl Schema {
 
     pub(super) fn root(&self) -> Id {
         self.root
+    }
+
+    /// What its values may be, by name, where it is a union: a type without a name has `None`.
+    pub(super) fn variants(&self) -> Option<Vec<Option<&str>>> {
+        let Node::Union(variants) = self.node(self.root) else { return None };
+        Some(variants.iter().map(|variant| self.names.get(variant).map(String::as_str)).collect())
     }
 
     /// The columns of its records; of anything else, the column `value`.

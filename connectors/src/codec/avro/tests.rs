@@ -57,6 +57,31 @@ fn records_of_fastavro_become_the_rows_that_it_says() {
     }
 }
 
+/// Several events in one topic: the text of one does not tell which it is, its name does, where the job asks for it.
+#[test]
+fn a_column_tells_which_record_of_a_union_it_was() {
+    let event = |name: &str| json!({"type": "record", "name": name, "namespace": "shop", "fields": [{"name": "id", "type": "int"}]});
+    let writer = parsed(&json!(["null", event("Made"), event("Paid"), "string"]));
+    let text = |name: &str| arrow::datatypes::Field::new(name, arrow::datatypes::DataType::Utf8, true);
+    // A null, Made { id: 7 }, Paid { id: -1 }, a text, and a branch that there is not.
+    let records: Vec<Vec<u8>> = vec![vec![0], vec![2, 14], vec![4, 1], vec![6, 2, b'x'], vec![8]];
+    let decoded = decode_as(&writer, None, &Fields::from(vec![text("record"), text("value")]), &records);
+    let rows: Vec<Value> = as_json(&decoded.rows);
+    assert_eq!(
+        rows,
+        [
+            json!({"record": null, "value": null}),
+            json!({"record": "shop.Made", "value": "{\"id\":7}"}),
+            json!({"record": "shop.Paid", "value": "{\"id\":-1}"}),
+            json!({"record": null, "value": "x"}),
+        ]
+    );
+    assert_eq!(decoded.rejects.iter().map(|bad| bad.record).collect::<Vec<_>>(), [4]);
+    // Nobody who does not ask gets it.
+    let columns = writer.columns().unwrap();
+    assert_eq!(columns.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>(), ["value"]);
+}
+
 fn order() -> Arc<Schema> {
     parsed(&json!({"type": "record", "name": "Order", "namespace": "shop", "fields": [
         {"name": "id", "type": "long"},

@@ -16,9 +16,12 @@ use rdkafka::{
 use tidemill_config::KafkaSink;
 
 use crate::{
-    kafka::{LOGIN, On, Operation, is_denied, missing, no_client},
+    kafka::{LOGIN, Meaning, On, Operation, meaning, missing, no_client},
     sink::SinkError,
 };
+
+/// librdkafka's own limit of a batch of records, where `batch.size` says nothing else.
+const BATCH_BYTES: usize = 1_000_000;
 
 /// How long one question to the brokers may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
@@ -47,6 +50,14 @@ pub(super) fn to_keep_marks(topic: &str) -> Right<'_> {
 /// The right to a transactional id. All ids of a job begin with its marks' topic, and one rule is enough for all of them.
 pub(super) fn to_take(id: &str) -> Right<'_> {
     (&[Operation::Write], On::Ids(id.find('/').map_or(id, |end| &id[..=end])))
+}
+
+/// How a producer sends rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    pub(super) compression: &'static str,
+    /// Of a batch of records, beside one that is longer by itself.
+    pub(super) batch_bytes: usize,
 }
 
 /// The brokers, and how they are spoken to.
@@ -113,10 +124,17 @@ impl Cluster {
         config
     }
 
+    /// How many bytes a batch of records has at most, as the job says.
+    pub(super) fn batch_bytes(&self) -> usize {
+        self.property("batch.size").and_then(|bytes| bytes.parse().ok()).unwrap_or(BATCH_BYTES)
+    }
+
     /// How rows are sent.
-    fn for_rows(&self, compression: &str) -> ClientConfig {
+    fn for_rows(&self, how: How) -> ClientConfig {
         let mut config = self.config();
-        config.set("compression.codec", compression);
+        config.set("compression.codec", how.compression);
+        // A record that is longer goes in a batch of its own.
+        config.set("batch.size", how.batch_bytes.clamp(1, self.batch_bytes()).to_string());
         if self.property("partitioner").is_none() {
             config.set("partitioner", "murmur2_random");
         }
@@ -132,17 +150,17 @@ impl Cluster {
         &self,
         id: &str,
         timeout: Duration,
-        compression: &str,
+        how: How,
     ) -> Result<BaseProducer<Context>, SinkError> {
-        let mut config = self.for_rows(compression);
+        let mut config = self.for_rows(how);
         config.set("transactional.id", id);
         config.set("transaction.timeout.ms", timeout.as_millis().to_string());
         self.make(&config)
     }
 
     /// A producer without transactions, whose own tries to send a record again neither double nor reorder anything.
-    pub(super) fn idempotent(&self, compression: &str) -> Result<BaseProducer<Context>, SinkError> {
-        let mut config = self.for_rows(compression);
+    pub(super) fn idempotent(&self, how: How) -> Result<BaseProducer<Context>, SinkError> {
+        let mut config = self.for_rows(how);
         config.set("enable.idempotence", "true");
         self.make(&config)
     }
@@ -188,29 +206,52 @@ impl Cluster {
                 cause: format!("the login was refused ({said}): {LOGIN}"),
             }
         };
-        match code {
+        let passes = |cause: String| SinkError::Transient { what: format!("{what} at {brokers}"), cause };
+        let stops = |why: &str| SinkError::Fatal(format!("{what} at {brokers}: {why}"));
+        match code.map(meaning) {
             // Rights are changed while a job runs: it waits for one that was taken, as for a broker that went.
-            code if is_denied(code) => {
-                SinkError::Transient { what: format!("{what} at {brokers}"), cause: self.lacks(needs) }
-            }
-            Some(Code::SaslAuthenticationFailed | Code::Authentication) => login(text),
-            Some(Code::InvalidTransactionTimeout) => SinkError::Fatal(format!(
-                "{what} at {brokers}: `transaction_timeout` is longer than the brokers allow \
-                 (transaction.max.timeout.ms): make it shorter"
-            )),
-            Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => SinkError::Fatal(format!(
-                "{what} at {brokers}: the topic refuses a record of this size: raise its max.message.bytes, or lower \
-                 `message.max.bytes` in `properties`: larger rows go to the dead letters then"
-            )),
-            Some(Code::UnsupportedVersion | Code::UnsupportedFeature) => SinkError::Fatal(format!(
-                "{what} at {brokers}: the brokers cannot do transactions ({text}): Kafka 2.5 or newer is needed"
-            )),
+            Some(Meaning::Denied) => passes(self.lacks(needs)),
+            Some(Meaning::Login) => login(text),
+            Some(Meaning::Absent) => passes(match needs.1 {
+                On::Topic(topic) => self.no_topic(topic),
+                _ => text.to_owned(),
+            }),
+            Some(Meaning::Row) => stops(&match code {
+                Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => "the topic refuses a record of this \
+                    size: raise its max.message.bytes, or lower `message.max.bytes` in `properties`: larger rows go to \
+                    the dead letters then"
+                    .to_owned(),
+                _ => format!("the brokers refuse a record ({text})"),
+            }),
+            Some(Meaning::Stops) => stops(&match code {
+                Some(Code::InvalidTransactionTimeout) => "`transaction_timeout` is longer than the brokers allow \
+                    (transaction.max.timeout.ms): make it shorter"
+                    .to_owned(),
+                Some(Code::UnsupportedVersion | Code::UnsupportedFeature) => {
+                    format!("the brokers cannot do transactions ({text}): Kafka 2.5 or newer is needed")
+                }
+                Some(Code::UnsupportedCompressionType) => {
+                    format!("the brokers do not know this compression ({text}): write another `compression:`")
+                }
+                Some(Code::PolicyViolation) => {
+                    format!("a policy of the brokers forbids it ({text}): ask who manages the cluster")
+                }
+                _ => format!("refused by the brokers ({text}), and a new try would be too"),
+            }),
             _ if said.contains("uthentication") => login(&said),
-            _ => {
-                let cause = if said.is_empty() { text.to_owned() } else { format!("{text} ({said})") };
-                SinkError::Transient { what: format!("{what} at {brokers}"), cause }
+            Some(Meaning::Aside | Meaning::Passes) | None => {
+                passes(if said.is_empty() { text.to_owned() } else { format!("{text} ({said})") })
             }
         }
+    }
+
+    /// That a topic is not there, and how it is made.
+    pub(super) fn no_topic(&self, topic: &str) -> String {
+        let brokers = &self.brokers;
+        format!(
+            "there is no topic `{topic}` at {brokers}, or this user may not see it: make it, with the partitions that you \
+             want: kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions 6"
+        )
     }
 }
 
@@ -219,6 +260,7 @@ impl Cluster {
 pub(super) struct Context {
     error: Mutex<Option<(Instant, String)>>,
     undelivered: Mutex<Option<Undelivered>>,
+    refused: Mutex<Vec<Refusal>>,
     /// The last offset in each partition to which a record was sent, of whatever topic; below 0: not known.
     delivered: Mutex<BTreeMap<i32, i64>>,
 }
@@ -231,10 +273,22 @@ pub(super) struct Undelivered {
 }
 
 impl Undelivered {
-    /// It was thrown away by the client, because of something else that the brokers refused.
+    /// It was thrown away by the client, or refused with its batch, because of something else that the brokers refused.
     pub(super) fn is_purged(&self) -> bool {
-        matches!(self.code, Code::PurgeQueue | Code::PurgeInflight | Code::Fatal)
+        meaning(self.code) == Meaning::Aside
     }
+}
+
+/// What a record of a row carries through the client: the row's number and one; 0 is a record of no row.
+pub(super) type Tag = usize;
+
+/// A record that the brokers refused for what it is, or for what it was sent with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// Of the row among those of its batch.
+    pub(super) row: u64,
+    pub(super) partition: i32,
+    pub(super) code: Code,
 }
 
 impl Context {
@@ -251,6 +305,31 @@ impl Context {
     /// The first record that the brokers did not take since the last call.
     pub(super) fn take_undelivered(&self) -> Option<Undelivered> {
         self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Records that are at fault by themselves, or may be, since the last call.
+    pub(super) fn take_refused(&self) -> Vec<Refusal> {
+        std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The brokers, or the client, did not take a record.
+    pub(super) fn refused(&self, error: &KafkaError, topic: &str, partition: i32, has_key: bool, tag: Tag) {
+        let code = match error.rdkafka_error_code().unwrap_or(Code::Fail) {
+            // As brokers before 2.4 say it of a compacted topic.
+            Code::InvalidMessage if !has_key => Code::InvalidRecord,
+            code => code,
+        };
+        let is_told = meaning(code) == Meaning::Row || code == Code::InvalidDifferentRecord;
+        if let (true, Some(row)) = (is_told, tag.checked_sub(1)) {
+            let refusal = Refusal { row: row as u64, partition, code };
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(refusal);
+        }
+        let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was thrown away for the sake of another says less than that one.
+        if first.as_ref().is_none_or(|first| first.is_purged() && meaning(code) != Meaning::Aside) {
+            let topic = topic.to_owned();
+            *first = Some(Undelivered { code, text: format!("topic {topic}: {error}"), topic });
+        }
     }
 
     /// Where the records are that were sent since the last call: the last offset of each partition; below 0 where a broker
@@ -278,9 +357,9 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {}
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = ();
+    type DeliveryOpaque = Tag;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, tag: Tag) {
         let (error, message) = match result {
             Ok(message) => {
                 let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -291,12 +370,7 @@ impl ProducerContext for Context {
             }
             Err((error, message)) => (error, message),
         };
-        let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
-        if first.is_none() {
-            let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
-            let topic = message.topic().to_owned();
-            *first = Some(Undelivered { code, text: format!("topic {topic}: {error}"), topic });
-        }
+        self.refused(error, message.topic(), message.partition(), message.key().is_some(), tag);
     }
 }
 

@@ -97,7 +97,7 @@ impl Inner {
                 tracing::info!(lane = %place.lane, partition, "a transaction may lack its end among the marks, and its rows are there: it is committed");
                 let record = place.beat(Generation::default(), 0);
                 let sent = writer.transact(|writer| {
-                    writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)
+                    writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref())
                 });
                 sent.map_err(Failure::error)?;
             }
@@ -144,10 +144,9 @@ impl Inner {
         writer.undone(|writer| {
             if let Some(partition) = marks {
                 let value = record.value.as_deref();
-                writer.send(&self.marks_topic, Some(partition), Some(&record.key), value, None)?;
+                writer.send(&self.marks_topic, Some(partition), Some(&record.key), value)?;
             }
-            rows.keys()
-                .try_for_each(|partition| writer.send(&self.topic, Some(*partition), Some(&record.key), None, None))
+            rows.keys().try_for_each(|partition| writer.send(&self.topic, Some(*partition), Some(&record.key), None))
         })
     }
 

@@ -13,6 +13,7 @@ use super::{
     Inner,
     encode::Rows,
     hanging::Hanging,
+    limits::Again,
     marks::{Kept, Owned, Place, Record},
     reader::End,
     writer::{Failure, Writer, passed},
@@ -29,6 +30,8 @@ pub(super) const SWEPT: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct Slot {
     live: Option<Live>,
+    /// What the next producer's batches have at most, where the sink's own bound is too much for rows of this lane.
+    batch_bytes: Option<usize>,
 }
 
 struct Live {
@@ -61,6 +64,7 @@ impl Inner {
         &self,
         place: &Place,
         mine: Generation,
+        batch_bytes: Option<usize>,
         may: &dyn Fn(Option<&Owned>) -> Result<(), SinkError>,
     ) -> Result<(Writer, Kept), SinkError> {
         // What is out of sight yet may be one's own claim: only what is as new as that counts at this look.
@@ -70,7 +74,7 @@ impl Inner {
         passed("kafka.before-init")?;
         let id = format!("{}/{}/{}/{}", self.marks_topic, place.job, place.sink, place.lane);
         let mut writer =
-            Writer::open(&self.cluster, &self.marks_topic, &id, self.transaction_timeout, self.compression)?;
+            Writer::open(&self.cluster, &self.marks_topic, &id, self.transaction_timeout, self.how(batch_bytes))?;
         passed("kafka.after-init")?;
         let kept = self.kept(place, End::All(OPEN_TRANSACTIONS)).or_else(|error| {
             match self.end_hanging(&mut writer, place) {
@@ -95,7 +99,7 @@ impl Inner {
         slot.close();
         self.make_marks_topic()?;
         let partition = place.partition();
-        let (mut writer, kept) = self.take(place, generation, &may)?;
+        let (mut writer, kept) = self.take(place, generation, None, &may)?;
         let claim = Claim { generation, owner: key.owner.clone(), released: false };
         let (mark, rows) =
             kept.owned.as_ref().map_or_else(Default::default, |owned| (owned.mark.clone(), owned.rows.clone()));
@@ -105,7 +109,7 @@ impl Inner {
         let record = place.mark(&owned);
         let sent = writer.transact(|writer| {
             passed("kafka.claim-before-mark")?;
-            writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)
+            writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref())
         });
         if let Err(failure) = sent {
             let (error, shut_out) = (failure.error(), writer.is_shut_out());
@@ -136,7 +140,7 @@ impl Inner {
         if let Some(live) = &slot.live {
             may(Some(&live.owned))?;
         } else {
-            let (writer, kept) = self.take(&place, key.generation, &may)?;
+            let (writer, kept) = self.take(&place, key.generation, slot.batch_bytes, &may)?;
             let owned = kept.owned.clone().ok_or_else(|| self.fenced(&place, Generation::default(), key.generation))?;
             let owned = Owned { unsettled: true, ..owned };
             slot.live = Some(Live { writer, owned, kept: kept.slim() });
@@ -144,8 +148,17 @@ impl Inner {
         slot.live.as_mut().ok_or_else(|| SinkError::Fatal("a producer was not kept".into()))
     }
 
-    pub(super) fn commit(&self, slot: &mut Slot, permit: &Permit, rows: &Rows) -> Result<Receipt, SinkError> {
-        let mut again = true;
+    pub(super) fn commit(&self, slot: &mut Slot, permit: &Permit, rows: &mut Rows) -> Result<Receipt, SinkError> {
+        let done = self.commit_in_batches(slot, permit, rows);
+        if slot.batch_bytes.take().is_some() {
+            // It was for these rows.
+            slot.close();
+        }
+        done
+    }
+
+    fn commit_in_batches(&self, slot: &mut Slot, permit: &Permit, rows: &mut Rows) -> Result<Receipt, SinkError> {
+        let (mut again, mut shorter) = (true, None);
         loop {
             let live = self.live(slot, permit.key())?;
             let (found, expected) = (live.owned.digest(), permit.expected());
@@ -156,10 +169,25 @@ impl Inner {
                 return Err(self.conflict(slot, permit, found));
             }
             match self.write(live, permit, rows) {
-                Ok(receipt) => return Ok(receipt),
+                Ok(receipt) => {
+                    if let Some(bytes) = shorter {
+                        self.keep_batches_below(bytes);
+                    }
+                    return Ok(receipt);
+                }
                 Err(Failure::Undone(error)) => {
                     live.owned.unsettled = true;
-                    return Err(error);
+                    let (refusals, batch_bytes) = (live.writer.take_refused(), live.writer.batch_bytes());
+                    let again = self.bring_down(rows, &refusals, batch_bytes)?;
+                    match again {
+                        None => return Err(error),
+                        Some(Again::Without(_)) => {}
+                        Some(Again::Shorter(bytes)) => (slot.batch_bytes, shorter) = (Some(bytes), Some(bytes)),
+                        Some(Again::Alone) => slot.batch_bytes = Some(1),
+                    }
+                    // What was refused leaves a gap in the producer's numbers, and one of other batches is another one: the
+                    // lane is taken anew, as after a failure.
+                    slot.close();
                 }
                 // The marks tell whether it is there, and whose the lane is: read with a new producer.
                 Err(Failure::Unknown(error)) => {
@@ -208,17 +236,18 @@ impl Inner {
         // What this plan reads may have to be read again, by a replay of it: it goes with the next plan.
         records.extend(kept.done_rejects(&place, owned.mark.as_ref().map_or(0, read)));
         let rejects = rows.rejects(permit, kept.next_reject().max(read(permit.mark())));
-        records.extend(rejects.iter().flat_map(|reject| place.reject(reject, self.format.max_bytes())));
+        let part_bytes = self.format.max_bytes(&self.limits());
+        records.extend(rejects.iter().flat_map(|reject| place.reject(reject, part_bytes)));
         let partition = place.partition();
         writer.transact(|writer| {
             passed("kafka.before-rows")?;
-            rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
+            rows.each(|record| writer.send_row(&self.topic, record))?;
             // A mark that is under way hides every later one of its partition: it waits until the rows are there.
             writer.settle()?;
             next.rows.extend(writer.settled());
             records.push(place.mark(&next));
             for record in &records {
-                writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;
+                writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref())?;
             }
             Ok(())
         })?;
@@ -239,7 +268,7 @@ impl Inner {
         let record = place.mark(&released);
         let partition = place.partition();
         let result = live.writer.transact(|writer| {
-            writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)
+            writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref())
         });
         slot.close();
         match result.map_err(Failure::error) {
@@ -255,11 +284,11 @@ impl Inner {
     /// Takes every record of the lane away, and shuts its owner out.
     pub(super) fn forget(&self, slot: &mut Slot, place: &Place) -> Result<(), SinkError> {
         slot.close();
-        let (mut writer, kept) = self.take(place, Generation::default(), &|_| Ok(()))?;
+        let (mut writer, kept) = self.take(place, Generation::default(), None, &|_| Ok(()))?;
         let partition = place.partition();
         let sent = writer.transact(|writer| {
             for record in kept.gone(place) {
-                writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref(), None)?;
+                writer.send(&self.marks_topic, Some(partition), Some(&record.key), record.value.as_deref())?;
             }
             Ok(())
         });

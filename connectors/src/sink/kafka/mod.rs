@@ -4,8 +4,8 @@
 //! Every lane has a producer with a `transactional.id` of its own, which stays the same: the broker lets the newest
 //! producer of an id write, and no other. Start with [`lane`]: how a lane is claimed, and how it commits. [`marks`] says
 //! what the marks' topic holds, [`reader`] how far it must be read, [`writer`] what becomes of a transaction, [`encode`]
-//! how rows become records, [`dead_letters`] the same for rejects, [`topic`] makes and looks for topics, [`cluster`] makes
-//! clients and knows what their errors mean.
+//! how rows become records, [`dead_letters`] the same for rejects, [`limits`] which of them a topic takes, [`topic`] makes
+//! and looks for topics, [`cluster`] makes clients and knows what their errors mean.
 //!
 //! **Claim**: read the mark (a stored generation that is not lower: `Fenced`, and nobody was disturbed); take the
 //! transactional id, which shuts out every earlier owner and ends its transaction; read again, up to the true end of the
@@ -23,6 +23,7 @@ mod dead_letters;
 mod encode;
 mod hanging;
 mod lane;
+mod limits;
 mod marks;
 mod plain;
 mod reader;
@@ -53,14 +54,16 @@ pub(super) fn fits(id: &SinkId, config: &KafkaSink, schema: &SchemaRef) -> Resul
 }
 
 use self::{
-    cluster::{ANSWER, Cluster, Context, to_write},
-    encode::{Format, Rows},
+    cluster::{ANSWER, Cluster, Context, How, Refusal, to_write},
+    encode::{Format, NULL_KEY, REFUSED, Rows, TOO_BIG},
     lane::Slot,
+    limits::{Again, Limits, is_too_long},
     marks::{Book, Kept, Place},
     reader::{End, Reader},
     writer::Writer,
 };
 use super::{Marks, Sink, SinkError, SinkReject, StageContext, Staged, blocking, commit_as_one};
+use crate::codec::records;
 
 /// Lanes of a group whose transactions are committed at the same time.
 const COMMITTING: usize = 32;
@@ -90,6 +93,8 @@ struct Inner {
     plain: Mutex<Option<Writer>>,
     beats: Mutex<Option<BaseProducer<Context>>>,
     last_beat: AtomicU64,
+    /// What the topic takes.
+    limits: Mutex<Limits>,
     /// Set once the marks' topic is known to keep them.
     keeps_marks: OnceLock<()>,
 }
@@ -119,6 +124,7 @@ impl Kafka {
             plain: Mutex::default(),
             beats: Mutex::default(),
             last_beat: AtomicU64::default(),
+            limits: Mutex::default(),
             keeps_marks: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -134,6 +140,116 @@ impl Kafka {
 }
 
 impl Inner {
+    fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    /// From now on batches have at most so many bytes: longer ones were refused.
+    fn keep_batches_below(&self, bytes: usize) {
+        tracing::warn!(
+            sink = self.id.name(),
+            topic = self.topic,
+            bytes,
+            "kafka: the topic refuses longer batches of records: they are kept below so many bytes from now on (its max.message.bytes, which this user may not see)"
+        );
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.batch_bytes = Some(limits.batch_bytes.map_or(bytes, |before| before.min(bytes)));
+    }
+
+    /// How rows are sent. `batch_bytes`: of a batch of them, where the topic's own bound is too much.
+    fn how(&self, batch_bytes: Option<usize>) -> How {
+        let limits = self.limits();
+        let bounds = [batch_bytes, limits.batch_bytes, limits.max_bytes];
+        let batch_bytes = bounds.into_iter().flatten().fold(self.cluster.batch_bytes(), usize::min);
+        How { compression: self.compression, batch_bytes }
+    }
+
+    fn is_of_dead_letters(&self) -> bool {
+        self.id.name() == SinkId::DEAD_LETTERS
+    }
+
+    /// The records of rows, for the topic as it is: where some do not fit it is asked once more, after a while.
+    fn encode(&self, rows: &[RecordBatch], writer: Option<&dyn records::Writer>) -> Result<Rows, SinkError> {
+        let encoded = self.format.encode(rows, writer, &self.limits())?;
+        if !encoded.is_limited() || !self.limits().is_old() {
+            return Ok(encoded);
+        }
+        let limits = self.ask_limits()?;
+        self.format.encode(rows, writer, &limits)
+    }
+
+    /// What follows from refusals of a batch's records that were sent in batches of so many bytes; rows that are at fault
+    /// are taken out. `None`: no row is to blame.
+    fn bring_down(
+        &self,
+        rows: &mut Rows,
+        refusals: &[Refusal],
+        batch_bytes: usize,
+    ) -> Result<Option<Again>, SinkError> {
+        let again = Again::of(refusals, |row| rows.size(row), batch_bytes);
+        let Some(Again::Without(at_fault)) = &again else { return Ok(again) };
+        if self.is_of_dead_letters() {
+            return Err(self.letter_refused(rows, at_fault));
+        }
+        let topic = &self.topic;
+        let mut refused = Vec::new();
+        let mut needs_key = false;
+        for (row, code) in at_fault {
+            let bytes = rows.size(*row);
+            refused.push(match code {
+                code if is_too_long(*code) => (
+                    *row,
+                    TOO_BIG,
+                    format!(
+                        "the record has {bytes} bytes, and topic {topic} refuses it ({code}): see its max.message.bytes"
+                    ),
+                ),
+                _ if !rows.has_key(*row) => {
+                    needs_key = true;
+                    continue;
+                }
+                code => (*row, REFUSED, format!("topic {topic} refuses the record: {code}")),
+            });
+        }
+        if needs_key {
+            if !self.format.has_keys() {
+                return Err(SinkError::Fatal(format!(
+                    "topic {topic} refuses records without a key, as compacted topics do: add `key: COLUMN` to the sink, or                      take cleanup.policy=compact from the topic"
+                )));
+            }
+            let why = format!("the key is null, and topic {topic} refuses records without one, as compacted topics do");
+            refused.extend(rows.keyless().into_iter().map(|row| (row, NULL_KEY, why.clone())));
+            self.limits.lock().unwrap_or_else(PoisonError::into_inner).compacted = true;
+        }
+        tracing::debug!(topic, rows = refused.len(), "the brokers refuse rows: they are rejects");
+        rows.refuse(refused);
+        Ok(again)
+    }
+
+    /// A dead letter that the topic does not take: shorter ones are tried, since it has no further place to go to.
+    fn letter_refused(&self, rows: &Rows, at_fault: &[(u64, rdkafka::error::RDKafkaErrorCode)]) -> SinkError {
+        let topic = &self.topic;
+        let long = at_fault.iter().filter(|(_, code)| is_too_long(*code)).map(|(row, _)| rows.size(*row)).min();
+        let Some(bytes) = long else {
+            return SinkError::Fatal(format!(
+                "topic {topic} refuses a dead letter ({}): dead letters have no key, and a compacted topic takes none of them:                  name another topic",
+                at_fault.first().map_or_else(String::new, |(_, code)| code.to_string())
+            ));
+        };
+        let most = bytes / 2;
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).max_bytes = Some(most);
+        SinkError::Transient {
+            what: format!("sending dead letters to topic {topic}"),
+            cause: format!(
+                "it refuses one of {bytes} bytes (see its max.message.bytes): they are cut to {most} bytes from now on"
+            ),
+        }
+    }
+
     fn place(&self, lane: &Lane) -> Place {
         Place { job: self.job.clone(), sink: self.id.clone(), lane: lane.clone() }
     }
@@ -187,9 +303,9 @@ impl Inner {
             Some(producer) => producer,
             none => none.insert(self.cluster.plain()?),
         };
-        let mut sent = BaseRecord::<[u8], [u8]>::to(&self.marks_topic).partition(0).key(&record.key);
+        let mut sent = BaseRecord::with_opaque_to(&self.marks_topic, 0).partition(0).key(&record.key[..]);
         sent.payload = record.value.as_deref();
-        writer::send(producer, &self.cluster, sent, ANSWER)?;
+        writer::send(producer, &self.cluster, sent, ANSWER, || Ok(()))?;
         let (what, needs) = ("sending a beat", to_write(&self.marks_topic));
         let flushed = writer::flush(producer, ANSWER);
         let context = producer.context();
@@ -260,7 +376,11 @@ impl Sink for Kafka {
     async fn prepare(&self, schema: &SchemaRef) -> Result<(), SinkError> {
         self.inner.format.check(schema)?;
         self.inner.format.writer(schema).await?;
-        self.run(|inner| inner.find_topic()).await
+        self.run(|inner| {
+            inner.find_topic()?;
+            inner.look_at_topic()
+        })
+        .await
     }
 
     async fn stage(&self, context: &StageContext, rows: &[RecordBatch]) -> Result<Staged, SinkError> {
@@ -270,17 +390,17 @@ impl Sink for Kafka {
         }
         let rows = rows.to_vec();
         let writer = self.inner.format.writer(&rows[0].schema()).await?;
-        let encoded = self.run(move |inner| inner.format.encode(&rows, writer.as_deref())).await?;
+        let encoded = self.run(move |inner| inner.encode(&rows, writer.as_deref())).await?;
         Ok(Staged { rows: count, bytes: encoded.bytes(), data: Box::new(encoded) })
     }
 
     async fn commit(&self, group: Vec<(Permit, Staged)>) -> Vec<Result<Receipt, SinkError>> {
         if self.guarantee() == Guarantee::AtLeastOnce {
-            return commit_as_one(group, |group| self.run(move |inner| Ok(inner.send_group(&group)))).await;
+            return commit_as_one(group, |mut group| self.run(move |inner| Ok(inner.send_group(&mut group)))).await;
         }
         let commits = group.into_iter().map(|(permit, staged)| async move {
-            let rows: Rows = staged.unpack()?;
-            self.run(move |inner| inner.on(&permit.key().lane, |slot| inner.commit(slot, &permit, &rows))).await
+            let mut rows: Rows = staged.unpack()?;
+            self.run(move |inner| inner.on(&permit.key().lane, |slot| inner.commit(slot, &permit, &mut rows))).await
         });
         stream::iter(commits).buffered(COMMITTING).collect().await
     }

@@ -9,39 +9,93 @@ use tidemill_checkpoint::{Permit, Receipt};
 
 use super::{
     Inner,
+    cluster::Refusal,
     encode::Rows,
+    limits::Again,
     writer::{Writer, passed},
 };
 use crate::sink::{SinkError, unmarked};
 
 type Receipts = Vec<Result<Receipt, SinkError>>;
 
+/// Records that were not all taken.
+struct Failed {
+    error: SinkError,
+    /// Those of rows that may be to blame.
+    refusals: Vec<Refusal>,
+    /// What their batches had at most.
+    batch_bytes: usize,
+}
+
+impl From<SinkError> for Failed {
+    fn from(error: SinkError) -> Self {
+        Self { error, refusals: Vec::new(), batch_bytes: 0 }
+    }
+}
+
 impl Inner {
     /// Sends the records of a group together; where that cannot be, lane by lane, so that no lane's records stop another.
-    pub(super) fn send_group(&self, group: &[(Permit, Rows)]) -> Receipts {
-        let alone =
-            |lane: &(Permit, Rows)| self.send_lanes(std::slice::from_ref(lane)).unwrap_or_else(|e| vec![Err(e)]);
-        match self.send_lanes(group) {
+    pub(super) fn send_group(&self, group: &mut [(Permit, Rows)]) -> Receipts {
+        if let [(permit, rows)] = group {
+            return vec![self.send_alone(permit, rows)];
+        }
+        let sets: Vec<(&Permit, &Rows)> = group.iter().map(|(permit, rows)| (permit, rows)).collect();
+        match self.send_lanes(&sets, None) {
             Ok(receipts) => receipts,
-            Err(SinkError::Fatal(_)) if group.len() > 1 => group.iter().flat_map(alone).collect(),
-            Err(error) => group.iter().map(|_| Err(error.clone())).collect(),
+            Err(failed) if failed.error.is_transient() && failed.refusals.is_empty() => {
+                group.iter().map(|_| Err(failed.error.clone())).collect()
+            }
+            Err(_) => group.iter_mut().map(|(permit, rows)| self.send_alone(permit, rows)).collect(),
         }
     }
 
-    fn send_lanes(&self, group: &[(Permit, Rows)]) -> Result<Receipts, SinkError> {
+    /// Sends one lane's records, in batches that the topic takes.
+    fn send_alone(&self, permit: &Permit, rows: &mut Rows) -> Result<Receipt, SinkError> {
+        let (mut batch_bytes, mut shorter) = (None, None);
+        loop {
+            let failed = match self.send_lanes(&[(permit, rows)], batch_bytes) {
+                Ok(mut receipts) => {
+                    if let Some(bytes) = shorter {
+                        self.keep_batches_below(bytes);
+                    }
+                    return receipts.pop().unwrap_or_else(|| Ok(Receipt::written(permit)));
+                }
+                Err(failed) => failed,
+            };
+            match self.bring_down(rows, &failed.refusals, failed.batch_bytes)? {
+                None => return Err(failed.error),
+                Some(Again::Without(_)) => {
+                    let refused = unmarked::refused(&rows.rejects(permit, 0), "others of the batch may be written");
+                    return Err(refused.unwrap_or(failed.error));
+                }
+                Some(Again::Shorter(bytes)) => (batch_bytes, shorter) = (Some(bytes), Some(bytes)),
+                Some(Again::Alone) => batch_bytes = Some(1),
+            }
+        }
+    }
+
+    fn send_lanes(&self, group: &[(&Permit, &Rows)], batch_bytes: Option<usize>) -> Result<Receipts, Failed> {
         let receipts: Receipts =
             group.iter().map(|(permit, rows)| unmarked::receipt(permit, &rows.rejects(permit, 0))).collect();
         let mut place = self.plain.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut writer = match place.take() {
+        let how = self.how(batch_bytes);
+        let mut writer = match place.take().filter(|writer| writer.batch_bytes() == how.batch_bytes) {
             Some(writer) => writer,
-            None => Writer::plain(&self.cluster, self.transaction_timeout, self.compression)?,
+            None => Writer::plain(&self.cluster, self.transaction_timeout, how)?,
         };
         passed("kafka.before-rows")?;
+        writer.take_refused();
+        let failed = |writer: &Writer, error| Failed {
+            error,
+            refusals: writer.take_refused(),
+            batch_bytes: writer.batch_bytes(),
+        };
         for ((_, rows), _) in group.iter().zip(&receipts).filter(|(_, receipt)| receipt.is_ok()) {
-            rows.each(|record| writer.send(&self.topic, None, record.key, record.value, record.headers))?;
+            let sent = rows.each(|record| writer.send_row(&self.topic, record));
+            sent.map_err(|error| failed(&writer, error))?;
         }
         passed("kafka.after-rows")?;
-        writer.settle()?;
+        writer.settle().map_err(|error| failed(&writer, error))?;
         *place = Some(writer);
         passed("kafka.after-commit")?;
         Ok(receipts)

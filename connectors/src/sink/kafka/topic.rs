@@ -6,7 +6,7 @@ use std::{
 };
 
 use rdkafka::{
-    admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     error::RDKafkaErrorCode as Code,
 };
 use tidemill_config::Guarantee;
@@ -14,12 +14,13 @@ use tidemill_config::Guarantee;
 use super::{
     Inner,
     cluster::{ANSWER, to_read, to_write},
+    limits::Limits,
     marks::PARTITIONS,
     writer::Writer,
 };
 use crate::{
     kafka::{
-        On, Operation,
+        Meaning, On, Operation, meaning,
         native::{self, Ask},
     },
     sink::SinkError,
@@ -37,17 +38,66 @@ pub fn marks_topic(job: &str) -> String {
     format!("tidemill-marks-{job}")
 }
 
+fn value_of<'c>(found: &'c ConfigResource, name: &str) -> Option<&'c str> {
+    found.get(name).and_then(|entry| entry.value.as_deref())
+}
+
 impl Inner {
     /// Whether the user's topic is there.
     pub(super) fn find_topic(&self) -> Result<(), SinkError> {
         if self.reader.finds(&self.topic, to_write(&self.topic))? {
             return Ok(());
         }
+        Err(SinkError::Fatal(self.cluster.no_topic(&self.topic)))
+    }
+
+    /// Asks what the user's topic takes, and refuses one in which no record of this sink would be taken.
+    pub(super) fn look_at_topic(&self) -> Result<(), SinkError> {
+        let limits = self.ask_limits()?;
         let (topic, brokers) = (&self.topic, &self.cluster.brokers);
+        if !limits.compacted || self.format.has_keys() {
+            return Ok(());
+        }
+        let (what, instead) = match self.is_of_dead_letters() {
+            true => ("dead letters have none", "name a topic that is not compacted"),
+            false => ("this sink gives none", "add `key: COLUMN` to it"),
+        };
         Err(SinkError::Fatal(format!(
-            "there is no topic `{topic}` at {brokers}, or this user may not see it: make it, with the partitions that you \
-             want: kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions 6"
+            "topic {topic} is compacted (its cleanup.policy): each record in it needs a key, and {what}: {instead}, or \
+             kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config \
+             cleanup.policy=delete"
         )))
+    }
+
+    /// Asks what the user's topic takes, and keeps the answer.
+    pub(super) fn ask_limits(&self) -> Result<Limits, SinkError> {
+        let what = format!("asking how topic {} is configured", self.topic);
+        let mut limits = self.limits();
+        limits.asked = Some(Instant::now());
+        // Whoever may write there need not be allowed to see this: what the brokers refuse tells it then.
+        if let Some(found) = self.configuration(&self.topic, &what)? {
+            limits.compacted = value_of(&found, "cleanup.policy").is_some_and(|policy| policy.contains("compact"));
+            limits.max_bytes = value_of(&found, "max.message.bytes").and_then(|bytes| bytes.parse().ok());
+        }
+        self.set_limits(limits);
+        Ok(limits)
+    }
+
+    /// How a topic is configured; `None`: this user may not see it, or the brokers do not tell.
+    fn configuration(&self, topic: &str, what: &str) -> Result<Option<ConfigResource>, SinkError> {
+        let admin = self.cluster.admin()?;
+        let options = AdminOptions::new().request_timeout(Some(ANSWER));
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let answer = tokio::runtime::Handle::current().block_on(admin.describe_configs(&asked, &options));
+        let context = admin.inner().context();
+        let answer = answer.map_err(|error| self.cluster.explain(what, to_read(topic), &error, context))?;
+        match answer.into_iter().next() {
+            Some(Ok(found)) => Ok(Some(found)),
+            Some(Err(code)) if !matches!(meaning(code), Meaning::Denied | Meaning::Stops) => {
+                Err(self.cluster.explain_code(what, to_read(topic), Some(code), &code.to_string(), context))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Makes the marks' topic where it is absent.
@@ -100,23 +150,13 @@ impl Inner {
         }
         let (topic, brokers) = (&self.marks_topic, &self.cluster.brokers);
         let what = format!("looking how the marks' topic {topic} is cleaned");
-        let admin = self.cluster.admin()?;
-        let options = AdminOptions::new().request_timeout(Some(ANSWER));
-        let asked = [ResourceSpecifier::Topic(topic)];
-        let answer = tokio::runtime::Handle::current().block_on(admin.describe_configs(&asked, &options));
-        let context = admin.inner().context();
-        let answer = answer.map_err(|error| self.cluster.explain(&what, to_read(topic), &error, context))?;
-        let policy = match answer.into_iter().next() {
-            Some(Ok(found)) => found.get("cleanup.policy").and_then(|entry| entry.value.clone()),
+        let policy = match self.configuration(topic, &what)? {
+            Some(found) => value_of(&found, "cleanup.policy").map(str::to_owned),
             // Whoever may write there need not be allowed to see this.
-            Some(Err(Code::TopicAuthorizationFailed)) => {
+            None => {
                 tracing::warn!(topic, "not allowed to see whether the marks' topic has cleanup.policy=compact");
                 None
             }
-            Some(Err(code)) => {
-                return Err(self.cluster.explain_code(&what, to_read(topic), Some(code), &code.to_string(), context));
-            }
-            None => None,
         };
         if let Some(policy) = policy.filter(|policy| policy != "compact") {
             return Err(SinkError::Fatal(format!(
@@ -133,6 +173,7 @@ impl Inner {
     pub(super) fn check(&self) -> Result<(), SinkError> {
         self.find_topic()?;
         self.may(&self.topic, &[Operation::Write])?;
+        self.look_at_topic()?;
         if self.guarantee == Guarantee::AtLeastOnce {
             return Ok(());
         }
@@ -144,7 +185,7 @@ impl Inner {
         }
         // An id of its own, which shuts nobody out: whether transactions work here, and this user may use such ids.
         let id = format!("{}/check", self.marks_topic);
-        Writer::open(&self.cluster, &self.topic, &id, self.transaction_timeout, self.compression).map(drop)
+        Writer::open(&self.cluster, &self.topic, &id, self.transaction_timeout, self.how(None)).map(drop)
     }
 
     /// Whether this user may do these things with a topic that is there, as far as the brokers tell. Nothing is written to

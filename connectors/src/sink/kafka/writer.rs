@@ -1,20 +1,28 @@
 //! The producer of one lane: transactions, and what can become of them. Also the one that has none.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     thread,
     time::{Duration, Instant},
 };
 
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode as Code},
-    message::OwnedHeaders,
     producer::{BaseProducer, BaseRecord, Producer},
 };
 use tidemill_checkpoint::failpoint;
 
-use super::cluster::{ANSWER, Cluster, Context, to_take, to_write};
-use crate::{kafka::is_denied, sink::SinkError};
+use super::{
+    cluster::{ANSWER, Cluster, Context, How, Refusal, Tag, to_take, to_write},
+    encode::Out,
+};
+use crate::{
+    kafka::{
+        Meaning, is_denied, meaning,
+        native::{self, Ask},
+    },
+    sink::SinkError,
+};
 
 /// How long the coordinator may take to end a former owner's transaction.
 const SHUTTING_OUT: Duration = Duration::from_secs(60);
@@ -22,6 +30,11 @@ const SHUTTING_OUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Between two looks at what is on its way.
 const LOOK: Duration = Duration::from_micros(500);
+/// Records that are not answered for so long are a reason to look whether their topics are there: the client itself waits
+/// for a topic that is gone until its records are too old.
+const UNANSWERED: Duration = Duration::from_secs(3);
+/// What a record that was never sent is in.
+const ANY_PARTITION: i32 = -1;
 /// Reports of delivery are taken in after so many records.
 const REPORTS_EVERY: usize = 10_000;
 
@@ -32,7 +45,10 @@ pub(super) struct Writer {
     /// The name, where it has one.
     id: Option<String>,
     timeout: Duration,
+    how: How,
     sent: usize,
+    /// To which records were sent.
+    topics: BTreeSet<String>,
 }
 
 /// Why a transaction is not known to be committed.
@@ -58,9 +74,9 @@ impl Writer {
         topic: &str,
         id: &str,
         timeout: Duration,
-        compression: &str,
+        how: How,
     ) -> Result<Self, SinkError> {
-        let producer = cluster.transactional(id, timeout, compression)?;
+        let producer = cluster.transactional(id, timeout, how)?;
         let what = format!("taking the transactional id {id}");
         let begun = Instant::now();
         // librdkafka looks for the coordinator at once where it is connected, else half a second later.
@@ -75,19 +91,41 @@ impl Writer {
             }
             thread::sleep(PAUSE);
         }
-        Ok(Self { producer, cluster: cluster.clone(), id: Some(id.to_owned()), timeout, sent: 0 })
+        Ok(Self::new(producer, cluster, Some(id.to_owned()), timeout, how))
     }
 
     /// One without a name: it sends, and waits no longer than `timeout` for the answers.
-    pub(super) fn plain(cluster: &Cluster, timeout: Duration, compression: &str) -> Result<Self, SinkError> {
-        let producer = cluster.idempotent(compression)?;
-        Ok(Self { producer, cluster: cluster.clone(), id: None, timeout, sent: 0 })
+    pub(super) fn plain(cluster: &Cluster, timeout: Duration, how: How) -> Result<Self, SinkError> {
+        let producer = cluster.idempotent(how)?;
+        Ok(Self::new(producer, cluster, None, timeout, how))
+    }
+
+    fn new(
+        producer: BaseProducer<Context>,
+        cluster: &Cluster,
+        id: Option<String>,
+        timeout: Duration,
+        how: How,
+    ) -> Self {
+        Self { producer, cluster: cluster.clone(), id, timeout, how, sent: 0, topics: BTreeSet::new() }
+    }
+
+    /// What a batch of records has at most.
+    pub(super) fn batch_bytes(&self) -> usize {
+        self.how.batch_bytes
+    }
+
+    /// Records of rows that were refused since the last call, or since a transaction began.
+    pub(super) fn take_refused(&self) -> Vec<Refusal> {
+        self.producer.poll(Duration::ZERO);
+        self.producer.context().take_refused()
     }
 
     /// Sends everything that `send` gives, and commits it.
     pub(super) fn transact(&mut self, send: impl FnOnce(&mut Self) -> Result<(), SinkError>) -> Result<(), Failure> {
         let begun = Instant::now();
         self.producer.context().take_undelivered();
+        self.producer.context().take_refused();
         self.producer.context().take_delivered();
         if let Err(error) = self.producer.begin_transaction() {
             return Err(Failure::Unknown(self.explain("beginning a transaction", &error)));
@@ -127,10 +165,26 @@ impl Writer {
 
     /// Waits until the brokers have every record that was handed over.
     pub(super) fn settle(&self) -> Result<(), SinkError> {
-        if !flush(&self.producer, self.timeout) {
-            return Err(self.explain("sending records", &KafkaError::Flush(Code::OperationTimedOut)));
+        let begun = Instant::now();
+        while !flush(&self.producer, UNANSWERED) {
+            self.looks_for_topics()?;
+            if begun.elapsed() > self.timeout {
+                return Err(self.explain("sending records", &KafkaError::Flush(Code::OperationTimedOut)));
+            }
         }
         self.undelivered().map_or(Ok(()), Err)
+    }
+
+    /// An error where a topic is gone to which records were sent. Asked so that nobody makes it.
+    fn looks_for_topics(&self) -> Result<(), SinkError> {
+        let names: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        let found = native::describe_topics(self.producer.client(), &names, Ask::Topics, UNANSWERED);
+        let gone =
+            found.into_iter().flatten().filter_map(Result::err).find(|(_, code)| meaning(*code) == Meaning::Absent);
+        let Some((topic, code)) = gone else { return Ok(()) };
+        let what = format!("sending records to topic {topic}");
+        let context = self.producer.context();
+        Err(self.cluster.explain_code(&what, to_write(&topic), Some(code), &code.to_string(), context))
     }
 
     /// Where the transaction's records are that have settled: the last offset of each partition.
@@ -190,14 +244,24 @@ impl Writer {
         partition: Option<i32>,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
-        headers: Option<OwnedHeaders>,
     ) -> Result<(), SinkError> {
-        let mut record = BaseRecord::<[u8], [u8]>::to(topic);
-        record.partition = partition;
-        record.key = key;
-        record.payload = value;
-        record.headers = headers;
-        send(&self.producer, &self.cluster, record, self.timeout)?;
+        let mut record = BaseRecord::with_opaque_to(topic, 0);
+        (record.partition, record.key, record.payload) = (partition, key, value);
+        self.hand_over(record)
+    }
+
+    /// The same with a row's record.
+    pub(super) fn send_row(&mut self, topic: &str, row: Out<'_>) -> Result<(), SinkError> {
+        let mut record = BaseRecord::with_opaque_to(topic, row.tag);
+        (record.key, record.payload, record.headers, record.timestamp) = (row.key, row.value, row.headers, row.time);
+        self.hand_over(record)
+    }
+
+    fn hand_over(&mut self, record: BaseRecord<'_, [u8], [u8], Tag>) -> Result<(), SinkError> {
+        if !self.topics.contains(record.topic) {
+            self.topics.insert(record.topic.to_owned());
+        }
+        send(&self.producer, &self.cluster, record, self.timeout, || self.looks_for_topics())?;
         self.sent += 1;
         if self.sent.is_multiple_of(REPORTS_EVERY) {
             self.producer.poll(Duration::ZERO);
@@ -228,24 +292,32 @@ pub(super) fn flush(producer: &BaseProducer<Context>, patience: Duration) -> boo
     true
 }
 
-/// Hands a record over, waiting while the producer's queue is full.
+/// Hands a record over, waiting while the producer's queue is full, and as long as `may_wait` has no error.
 pub(super) fn send(
     producer: &BaseProducer<Context>,
     cluster: &Cluster,
-    mut record: BaseRecord<'_, [u8], [u8]>,
+    mut record: BaseRecord<'_, [u8], [u8], Tag>,
     patience: Duration,
+    may_wait: impl Fn() -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
     let (begun, topic) = (Instant::now(), record.topic);
+    let mut looked = begun;
     loop {
         match producer.send(record) {
             Ok(()) => return Ok(()),
             Err((error, back)) => {
                 let full = error.rdkafka_error_code() == Some(Code::QueueFull);
                 if !full || begun.elapsed() > patience {
+                    let (has_key, tag) = (back.key.is_some(), back.delivery_opaque);
+                    producer.context().refused(&error, topic, ANY_PARTITION, has_key, tag);
                     return Err(cluster.explain("sending records", to_write(topic), &error, producer.context()));
                 }
                 record = back;
                 look(producer);
+                if looked.elapsed() > UNANSWERED {
+                    may_wait()?;
+                    looked = Instant::now();
+                }
             }
         }
     }

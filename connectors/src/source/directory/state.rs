@@ -297,7 +297,12 @@ impl State {
         let (number, offset) = self.head;
         let listed: u64 =
             (number..self.known.next()).filter_map(|n| self.known.get(n)).map(|file| file.stamp.size).sum();
-        (listed.saturating_sub(offset) + self.pending.ready_bytes(), self.pending.oldest_mtime_ns())
+        let waits = |n: u64| {
+            let stamp = self.known.get(n)?.stamp;
+            (stamp.size > if n == number { offset } else { 0 }).then_some(stamp.mtime_ns)
+        };
+        let oldest = (number..self.known.next()).filter_map(waits).chain(self.pending.oldest_mtime_ns()).min();
+        (listed.saturating_sub(offset) + self.pending.ready_bytes(), oldest)
     }
 
     pub(super) fn origin(&self) -> Result<Origin, SourceError> {
@@ -402,9 +407,8 @@ impl State {
 
     pub(super) fn measure(&self) -> Lag {
         let (bytes, oldest) = self.lag();
-        let age =
-            oldest.map(|mtime| Duration::from_nanos(u64::try_from(clock_ns().saturating_sub(mtime)).unwrap_or(0)));
-        Lag { records: None, bytes: Some(bytes), oldest: age, spool_bytes: None }
+        let age = |mtime| Duration::from_nanos(u64::try_from(clock_ns().saturating_sub(mtime)).unwrap_or(0));
+        Lag { records: None, bytes: Some(bytes), oldest: Some(oldest.map_or(Duration::ZERO, age)), spool_bytes: None }
     }
 }
 

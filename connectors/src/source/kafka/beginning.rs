@@ -10,7 +10,7 @@
 //!   that are no later: what lies between is read, and not passed over.
 //! - Brokers take offsets of who is no member only as long as the group has none. Who is refused comes to a group that has
 //!   begun.
-//! - Offsets that another program wrote are none: Tidemill's carry [`WORD`].
+//! - Offsets that another program wrote are none: Tidemill's carry its name ([`job_of`]).
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use rdkafka::{
 use super::{
     client::{ANSWER_LIMIT, Context},
     core::Core,
-    offsets::{WORD, by_partition, offset_list},
+    offsets::{by_partition, job_of, offset_list},
     topics::{Partition, Topology},
 };
 use crate::{
@@ -60,7 +60,7 @@ pub(super) fn pin(core: &Core) -> Result<(), SourceError> {
     if !committed(core, &client, &partitions)?.is_empty() {
         return Ok(());
     }
-    let Some(list) = offset_list(&ends) else { return Ok(()) };
+    let Some(list) = offset_list(&core.job, &ends) else { return Ok(()) };
     match client.commit(&list, CommitMode::Sync) {
         Ok(()) => {
             tracing::info!(
@@ -121,7 +121,7 @@ pub(super) fn committed(
     let mut found = BTreeMap::new();
     for one in list.elements() {
         one.error().map_err(failed)?;
-        if let (Offset::Offset(offset), WORD) = (one.offset(), one.metadata()) {
+        if let (Offset::Offset(offset), Some(_)) = (one.offset(), job_of(one.metadata())) {
             let partition = Partition::new(one.topic(), one.partition());
             found.insert(partition, u64::try_from(offset).unwrap_or(0));
         }

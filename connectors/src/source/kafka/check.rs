@@ -10,7 +10,7 @@ use rdkafka::{
 
 use super::{
     beginning,
-    client::{ANSWER_LIMIT, Context, explained},
+    client::{ANSWER_LIMIT, Context, explained, hear},
     core::Core,
     topics::{Partition, Topology},
 };
@@ -19,9 +19,6 @@ use crate::{
     source::SourceError,
 };
 
-/// How long a client is served, from one complaint to the next, and how many there may be.
-const SERVE: Duration = Duration::from_millis(50);
-const MOST_COMPLAINTS: usize = 50;
 /// One look for an answer.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -49,18 +46,13 @@ fn reach(core: &Core, client: &BaseConsumer<Context>) -> Result<(), SourceError>
     let deadline = Instant::now() + ANSWER_LIMIT;
     loop {
         let answer = client.fetch_metadata(Some("__tidemill-no-topic"), LOOK);
-        // Complaints are heard when the client is served; they stand behind lines of its log, which a poll of no time would
-        // take one by one.
-        for _ in 0..MOST_COMPLAINTS {
-            if client.poll(SERVE).is_none() {
-                break;
-            }
-        }
+        hear(client);
         let complaint = core.voice.recent();
         match (answer, complaint) {
             (Ok(_), _) => return Ok(()),
             (Err(_), Some((code, reason)))
                 if reason.contains("SSL")
+                    || reason.contains("ApiVersion")
                     || matches!(
                         code,
                         RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL | RDKafkaErrorCode::Resolve

@@ -26,6 +26,8 @@ const SLICE_BYTES: usize = 256 * 1024;
 const RECORD_BYTES: usize = 16;
 /// The column that tells records without a value, which no codec sees.
 pub const TOMBSTONE: &str = "tombstone";
+/// The column of keys as they are, which those that decode keys read.
+pub const KEY_BYTES: &str = "key_bytes";
 
 /// How much something is, for budgets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,12 +59,20 @@ pub(super) struct Form {
 }
 
 impl Form {
-    pub fn new(metadata: impl IntoIterator<Item = impl AsRef<str>>, tombstones: Tombstones) -> Self {
+    /// `decodes_keys`: the keys' bytes are asked for, whatever the job says of metadata.
+    pub fn new(
+        metadata: impl IntoIterator<Item = impl AsRef<str>>,
+        tombstones: Tombstones,
+        decodes_keys: bool,
+    ) -> Self {
         /// `position` is made from every slice, whatever its source.
         const KNOWN: [&str; 8] =
             ["key", "key_bytes", "topic", "partition", "offset", "timestamp", "headers", TOMBSTONE];
         let given: Vec<String> = metadata.into_iter().map(|name| name.as_ref().to_owned()).collect();
         let mut metadata: Vec<_> = KNOWN.into_iter().filter(|known| given.iter().any(|name| name == known)).collect();
+        if decodes_keys && !metadata.contains(&KEY_BYTES) {
+            metadata.push(KEY_BYTES);
+        }
         // The rows of records that are kept are told by it.
         if tombstones == Tombstones::Keep && !metadata.contains(&TOMBSTONE) {
             metadata.push(TOMBSTONE);

@@ -8,7 +8,7 @@ use std::{
 use rdkafka::{
     ClientConfig, ClientContext, TopicPartitionList,
     config::RDKafkaLogLevel,
-    consumer::ConsumerContext,
+    consumer::{BaseConsumer, ConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 use tidemill_config::KafkaSource as Config;
@@ -115,7 +115,7 @@ impl Voice {
         // That a connection failed, and that all are down, follows from the reason that came before: a login, say.
         let rank = |code: RDKafkaErrorCode, reason: &str| match code {
             AllBrokersDown => 0,
-            BrokerTransportFailure if !reason.contains("SSL") => 1,
+            BrokerTransportFailure if !reason.contains("SSL") && !reason.contains("ApiVersion") => 1,
             _ => 2,
         };
         let keeps = |(at, kept, text): &(Instant, RDKafkaErrorCode, String)| {
@@ -141,9 +141,28 @@ pub(super) struct Context {
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
+        // That a connection ended at its first bytes is a line of the log, and no error.
+        if facility == "FAIL" && message.contains("ApiVersion") {
+            let reason = message.rsplit_once("]: ").map_or(message, |(_, reason)| reason);
+            self.voice.says(RDKafkaErrorCode::BrokerTransportFailure, reason);
+        }
     }
     fn error(&self, error: KafkaError, reason: &str) {
         heard(&self.voice, &error, reason);
+    }
+}
+
+/// How long a client is served, from one complaint to the next, and how many there may be.
+const SERVE: Duration = Duration::from_millis(50);
+const MOST_COMPLAINTS: usize = 50;
+
+/// Hears what a client that asks has to say: why there was no answer. Complaints stand behind lines of its log, which a poll
+/// of no time would take one by one.
+pub(super) fn hear(client: &BaseConsumer<Context>) {
+    for _ in 0..MOST_COMPLAINTS {
+        if client.poll(SERVE).is_none() {
+            break;
+        }
     }
 }
 
@@ -214,6 +233,13 @@ pub(super) fn explained(code: RDKafkaErrorCode, reason: &str) -> Option<String> 
             format!("no TLS connection ({reason}): look at security.protocol and ssl.ca.location")
         }
         Code::Resolve => format!("no such host ({reason}): look at `brokers`"),
+        // So a listener of TLS ends a connection that begins without.
+        Code::BrokerTransportFailure if reason.contains("security.protocol") || reason.contains("ApiVersion") => {
+            format!(
+                "the brokers end the connection at its first bytes ({reason}): do they want TLS there? Set security.protocol to \
+             SSL, or to SASL_SSL with a login"
+            )
+        }
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::OperationTimedOut => {
             format!(
                 "no broker can be reached ({reason}): look at `brokers`, and at security.protocol where they want TLS or a login"
@@ -225,7 +251,6 @@ pub(super) fn explained(code: RDKafkaErrorCode, reason: &str) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::consumer::BaseConsumer;
     use tidemill_config::{OnLostOffsets, Start, Tombstones};
 
     use super::*;
@@ -237,6 +262,7 @@ mod tests {
             group: None,
             start: Start::Earliest,
             on_lost_offsets: OnLostOffsets::Stop,
+            key: None,
             tombstones: Tombstones::Reject,
             members: 1,
             properties: properties.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),

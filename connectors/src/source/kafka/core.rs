@@ -41,6 +41,7 @@ const END_PAUSE: Duration = Duration::from_millis(700);
 /// See the module.
 pub(super) struct Core {
     pub name: String,
+    pub job: String,
     pub config: config::KafkaSource,
     pub group: String,
     pub wanted: Wanted,
@@ -81,15 +82,20 @@ impl Core {
     pub fn new(source: &config::Source, kafka: &config::KafkaSource, settings: &Settings) -> Result<Self, SourceError> {
         let topics: Vec<String> = kafka.topics.iter().map(|topic| topic.value.clone()).collect();
         let wanted = Wanted::new(&topics).map_err(SourceError::Fatal)?;
-        let group = kafka.group.clone().unwrap_or_else(|| format!("tidemill-{}", settings.job));
+        let group = kafka.group.clone().unwrap_or_else(|| config::KafkaSource::usual_group(&settings.job));
         let core = Self {
             name: source.name.value.clone(),
+            job: settings.job.clone(),
             config: kafka.clone(),
             group,
             wanted,
             partitioned: settings.partitioned,
             members: Members::default(),
-            form: Form::new(source.metadata.iter().map(|item| item.value.as_str()), kafka.tombstones),
+            form: Form::new(
+                source.metadata.iter().map(|item| item.value.as_str()),
+                kafka.tombstones,
+                kafka.key.is_some(),
+            ),
             ahead_bytes: settings.ahead_bytes,
             voice: Arc::default(),
             wake: Arc::default(),
@@ -128,7 +134,7 @@ impl Core {
 
     /// A member joins the group, unless so many are there; whether it did.
     pub fn join(&self, most: usize) -> Result<bool, SourceError> {
-        self.members.join(&self.config, &self.group, &self.voice, &self.wake, most)
+        self.members.join(&self.config, (&self.job, &self.group), &self.voice, &self.wake, most)
     }
 
     pub fn view(&self) -> MutexGuard<'_, View> {
@@ -231,7 +237,15 @@ impl Core {
     /// Asks for the topics, and keeps the answer.
     pub fn refresh(&self) -> Result<Topology, SourceError> {
         let topology = Topology::fetch(&*self.query()?, &self.wanted, Ask::Topics, &self.voice)?;
-        self.view().topology = topology.clone();
+        let before = std::mem::replace(&mut self.view().topology, topology.clone());
+        for topic in before.topics.keys().filter(|topic| !topology.topics.contains_key(*topic)) {
+            let cause = topology.missing.get(&**topic).map_or_else(String::new, |code| format!(" ({code})"));
+            tracing::warn!(
+                source = self.name,
+                topic = &**topic,
+                "kafka: the topic is not there any more{cause}: it was deleted, or this user may not see it now; its partitions are read no further"
+            );
+        }
         Ok(topology)
     }
 
@@ -474,11 +488,16 @@ impl Core {
             Some(high.saturating_sub(from.map_or(*low, |from| from.max(*low))))
         };
         let of_shard = |(shard, position): (&ShardId, &Position)| {
-            let (partition, _) = parse_shard(shard)?;
+            let Some((partition, _)) = parse_shard(shard) else { return Some(0) };
             let is_current = view.topology.shard(&self.name, &partition).as_ref() == Some(shard);
-            is_current.then(|| waits(&partition, position.as_number())).flatten()
+            // A topic that was deleted has no records that wait.
+            if is_current { waits(&partition, position.as_number()) } else { Some(0) }
         };
-        (!view.watermarks.is_empty()).then(|| at.iter().filter_map(of_shard).sum())
+        // Where a lane stands, or where a partition ends, is not known at first: then nobody knows what waits.
+        if view.watermarks.is_empty() || at.is_empty() {
+            return None;
+        }
+        at.iter().map(of_shard).sum()
     }
 
     /// The records of a plan's spans, from the reader where it still has them, else from the topic.

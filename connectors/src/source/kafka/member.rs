@@ -6,7 +6,7 @@
 //! them to somebody else. The group decides who works; that nobody works twice, the sinks' generations decide.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -32,7 +32,10 @@ use super::{
     topics::Partition,
 };
 use crate::{
-    kafka::{On, Operation, missing},
+    kafka::{
+        Meaning, On, Operation, meaning, missing,
+        native::{self, Ask},
+    },
     source::SourceError,
 };
 
@@ -40,6 +43,8 @@ use crate::{
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(300);
 /// A batch that is committed when its lane is revoked gets so long at most.
 const LONGEST_LET_GO: Duration = Duration::from_secs(30);
+/// How long the brokers may take to say whether topics are there: the group waits meanwhile.
+const TOPICS_ANSWER: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(100);
 
 /// Hears the member's client.
@@ -48,6 +53,7 @@ struct Context {
     voice: Arc<Voice>,
     group: Arc<Group>,
     wake: Arc<Notify>,
+    job: String,
     limit: Duration,
     /// What to say where the brokers do not let it into the group.
     kept_out: String,
@@ -78,10 +84,9 @@ impl ConsumerContext for Context {
             moved
         } else {
             if consumer.assignment_lost() {
-                tracing::warn!(
-                    partitions = shown(&partitions),
-                    "kafka: the group took partitions away: it had not heard of this daemon in time"
-                );
+                for (cause, partitions) in why_lost(&partitions, gone(consumer, &partitions).as_ref()) {
+                    tracing::warn!(partitions = shown(&partitions), "kafka: the group took partitions away: {cause}");
+                }
                 self.group.lost(self.id, partitions);
             } else {
                 tracing::info!(partitions = shown(&partitions), "kafka: the group takes partitions back");
@@ -100,12 +105,34 @@ impl ConsumerContext for Context {
     }
 }
 
+/// The topics of partitions that are not there any more; `None`: the brokers do not say.
+fn gone(consumer: &BaseConsumer<Context>, partitions: &[Partition]) -> Option<BTreeSet<Arc<str>>> {
+    let topics: BTreeSet<Arc<str>> = partitions.iter().map(|one| one.topic.clone()).collect();
+    let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+    let found = native::describe_topics(consumer.client(), &names, Ask::Topics, TOPICS_ANSWER).ok()?;
+    let absent = found.into_iter().filter_map(Result::err).filter(|(_, code)| meaning(*code) == Meaning::Absent);
+    Some(absent.map(|(topic, _)| topic.into()).collect())
+}
+
+/// Why the group took partitions away, and which for each reason: `gone` are the topics that are not there any more.
+fn why_lost(partitions: &[Partition], gone: Option<&BTreeSet<Arc<str>>>) -> Vec<(&'static str, Vec<Partition>)> {
+    let is_gone = |one: &Partition| gone.is_some_and(|gone| gone.contains(&one.topic));
+    let (deleted, others): (Vec<_>, Vec<_>) = partitions.iter().cloned().partition(is_gone);
+    let silent = match gone {
+        Some(_) => "it had not heard of this daemon in time",
+        None => "it had not heard of this daemon in time, or their topic was deleted (the brokers do not say which)",
+    };
+    let mut told = vec![("their topic is not there any more", deleted), (silent, others)];
+    told.retain(|(_, partitions)| !partitions.is_empty());
+    told
+}
+
 fn shown(partitions: &[Partition]) -> String {
     partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn commit(consumer: &BaseConsumer<Context>, offsets: &BTreeMap<Partition, u64>, mode: CommitMode) {
-    if let Some(list) = offset_list(offsets)
+    if let Some(list) = offset_list(&consumer.context().job, offsets)
         && let Err(error) = consumer.commit(&list, mode)
     {
         client::committed(&Err(error));
@@ -154,12 +181,12 @@ impl Members {
         self.team().members.iter().filter(|member| member.stays()).count()
     }
 
-    /// One joins the group `name`, unless so many are there; whether it did. Of several that are allowed the first is not joined
+    /// One joins the group `name` of a job, unless so many are there; whether it did. Of several that are allowed the first is not joined
     /// so: a source that was stopped meanwhile stays so.
     pub fn join(
         &self,
         config: &Config,
-        name: &str,
+        (job, name): (&str, &str),
         voice: &Arc<Voice>,
         wake: &Arc<Notify>,
         most: usize,
@@ -176,6 +203,7 @@ impl Members {
             voice: voice.clone(),
             group: team.group.clone(),
             wake: wake.clone(),
+            job: job.to_owned(),
             limit: let_go_limit(config),
             kept_out: missing(&config.brokers, &config.properties, &[Operation::Read], On::Group(name)),
         };
@@ -281,5 +309,23 @@ struct Obituary(Id, Arc<Group>);
 impl Drop for Obituary {
     fn drop(&mut self) {
         self.1.ended(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_was_deleted_is_no_session_that_timed_out() {
+        let (a, b) = (Partition::new("a", 0), Partition::new("b", 1));
+        let both = [a.clone(), b.clone()];
+        let gone = |topics: &[&str]| Some(topics.iter().map(|topic| Arc::from(*topic)).collect::<BTreeSet<Arc<str>>>());
+        let told = |gone: Option<BTreeSet<Arc<str>>>| why_lost(&both, gone.as_ref());
+        let (deleted, silent) = ("their topic is not there any more", "it had not heard of this daemon in time");
+        assert_eq!(told(gone(&[])), [(silent, both.to_vec())]);
+        assert_eq!(told(gone(&["a"])), [(deleted, vec![a]), (silent, vec![b])]);
+        assert_eq!(told(gone(&["a", "b"])), [(deleted, both.to_vec())]);
+        assert!(told(None)[0].0.contains("or their topic was deleted"));
     }
 }

@@ -5,6 +5,7 @@
 //! - `member` is in the consumer group, with `lanes: partition`: which partitions are this daemon's. `group` is what several
 //!   members know together, `share` says how many there are. With `lanes: single` nobody is in the group, and who works the
 //!   sinks' generations say alone.
+//! - `others` looks for whoever else is in the group.
 //! - `beginning` says where a lane begins that nobody has worked on, with `start: latest`.
 //! - `core` keeps what all calls share and asks the brokers; `watch` is the thread that keeps it fresh.
 //! - Truth is in the sinks' marks. The group's offsets are for monitors, and for lanes that have no mark yet (`beginning`).
@@ -18,6 +19,7 @@ mod group;
 mod lost;
 mod member;
 mod offsets;
+mod others;
 mod reader;
 mod replay;
 mod share;
@@ -34,7 +36,7 @@ use async_trait::async_trait;
 use tidemill_checkpoint::{Lane, Position, Positions, ShardId, Span};
 use tidemill_config as config;
 
-pub use self::chunk::{TOMBSTONE, metadata_type};
+pub use self::chunk::{KEY_BYTES, TOMBSTONE, metadata_type};
 use self::{
     core::Core,
     group::{Group, Move},
@@ -349,6 +351,10 @@ impl Source for KafkaSource {
 
     fn lag(&self, at: &Positions) -> Lag {
         Lag { records: self.core.lag(at), ..Lag::default() }
+    }
+
+    fn lag_counts_from_positions(&self) -> bool {
+        true
     }
 
     fn worked(&self, worked: Duration, passed: Duration) {

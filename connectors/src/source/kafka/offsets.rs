@@ -11,8 +11,22 @@ use rdkafka::{Offset, TopicPartitionList, error::KafkaResult};
 use super::{client, topics::Partition};
 use crate::kafka::offsets::known;
 
-/// What Tidemill's offsets of a group carry, as their metadata: those of other programs say nothing of its jobs.
+/// What the metadata of Tidemill's offsets begin with: those of other programs say nothing of its jobs. Older versions wrote
+/// nothing else.
 pub(super) const WORD: &str = "tidemill";
+
+/// The metadata of a job's offsets.
+pub(super) fn word(job: &str) -> String {
+    format!("{WORD} {job}")
+}
+
+/// The job that wrote an offset with this metadata: `None` where it was not Tidemill, `Some(None)` where it did not say.
+pub(super) fn job_of(metadata: &str) -> Option<Option<&str>> {
+    match metadata.strip_prefix(WORD)? {
+        "" => Some(None),
+        rest => rest.strip_prefix(' ').map(Some),
+    }
+}
 /// How long an answer is waited for.
 const ANSWERED_AFTER: Duration = Duration::from_secs(5);
 
@@ -70,13 +84,14 @@ pub(super) fn by_partition(known: Vec<(String, i32, i64)>) -> BTreeMap<Partition
     known.map(|(topic, one, at)| (Partition::new(&topic, one), u64::try_from(at).unwrap_or(0))).collect()
 }
 
-/// Offsets as librdkafka takes them; `None` where there are none.
-pub(super) fn offset_list(offsets: &BTreeMap<Partition, u64>) -> Option<TopicPartitionList> {
+/// A job's offsets as librdkafka takes them; `None` where there are none.
+pub(super) fn offset_list(job: &str, offsets: &BTreeMap<Partition, u64>) -> Option<TopicPartitionList> {
+    let word = word(job);
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for (partition, offset) in offsets {
         let mut one = list.add_partition(&partition.topic, partition.number);
         one.set_offset(Offset::Offset(i64::try_from(*offset).unwrap_or(i64::MAX))).ok()?;
-        one.set_metadata(WORD);
+        one.set_metadata(&word);
     }
     (!offsets.is_empty()).then_some(list)
 }

@@ -9,7 +9,7 @@ use rdkafka::{
 };
 use tidemill_checkpoint::{Lane, ShardId};
 
-use super::client::{ANSWER_LIMIT, Context, Voice, transient};
+use super::client::{ANSWER_LIMIT, Context, Voice, hear, transient};
 use crate::{
     kafka::{
         Operation,
@@ -108,7 +108,10 @@ impl Topology {
         voice: &Voice,
     ) -> Result<Self, SourceError> {
         let client = consumer.client();
-        let failed = |error: KafkaError| transient(voice, WHAT, error.to_string());
+        let failed = |error: KafkaError| {
+            hear(consumer);
+            transient(voice, WHAT, error.to_string())
+        };
         let mut names = wanted.names.clone();
         if !wanted.patterns.is_empty() {
             let metadata = client.fetch_metadata(None, ANSWER_LIMIT).map_err(failed)?;
@@ -129,11 +132,15 @@ impl Topology {
         ask: Ask,
         voice: &Voice,
     ) -> Result<Self, SourceError> {
-        let (client, what) = (consumer.client(), WHAT);
-        let cluster = cluster_id(client).ok_or_else(|| transient(voice, what, "no answer"))?;
+        let client = consumer.client();
+        let failed = |cause: String| {
+            hear(consumer);
+            transient(voice, WHAT, cause)
+        };
+        let cluster = cluster_id(client).ok_or_else(|| failed("no answer".to_owned()))?;
         let described = native::describe_topics(client, names, ask, ANSWER_LIMIT);
         let mut topology = Self::default();
-        for topic in described.map_err(|error| transient(voice, what, error))? {
+        for topic in described.map_err(failed)? {
             match topic {
                 Ok(Described { name, id, partitions, rights }) => {
                     let incarnation = format!("{cluster}.{}", id.as_deref().unwrap_or("-"));

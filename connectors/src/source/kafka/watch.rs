@@ -21,6 +21,7 @@ use super::{
     client::committed,
     core::Core,
     offsets::offset_list,
+    others::Others,
     reader::Reader,
     share,
     topics::{Partition, Topology},
@@ -71,7 +72,7 @@ impl Drop for Watch {
 
 fn watch(core: &Core, ending: &AtomicBool) {
     let (mut asked, mut silent): (Option<Instant>, Vec<Partition>) = (None, Vec::new());
-    let mut answered = Instant::now();
+    let (mut answered, mut others) = (Instant::now(), Others::new());
     while !ending.load(Ordering::Acquire) {
         let Some(query) = core.existing_query() else {
             // Nothing was asked of the source yet.
@@ -83,6 +84,7 @@ fn watch(core: &Core, ending: &AtomicBool) {
         serve(core, ending);
         commit(core, CommitMode::Async);
         share::look(core, &query);
+        others.look(core, &query);
         let hurry = { core.view().finishing && core.view().ends.is_none() };
         let due = asked.is_none_or(|at| at.elapsed() >= if hurry { SERVE } else { REFRESH });
         if !due {
@@ -126,7 +128,7 @@ fn serve(core: &Core, ending: &AtomicBool) {
 /// Writes the group's offsets, with `lanes: single`: nobody is a member of the group then.
 fn commit(core: &Core, mode: CommitMode) {
     let offsets = std::mem::take(&mut core.view().offsets);
-    if let (Some(list), Some(query)) = (offset_list(&offsets), core.existing_query())
+    if let (Some(list), Some(query)) = (offset_list(&core.job, &offsets), core.existing_query())
         && let Err(error) = query.commit(&list, mode)
     {
         committed(&Err(error));

@@ -522,9 +522,13 @@ impl Source for SocketSource {
         Lag {
             records: Some(records),
             bytes: Some(if records == 0 { 0 } else { spool.end().saturating_sub(position) }),
-            oldest: (records > 0).then(|| Duration::from_millis(age)),
+            oldest: Some(Duration::from_millis(if records == 0 { 0 } else { age })),
             spool_bytes: Some(spool.bytes()),
         }
+    }
+
+    fn lag_counts_from_positions(&self) -> bool {
+        true
     }
 
     fn fault(&self) -> Option<String> {

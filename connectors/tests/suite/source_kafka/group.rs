@@ -39,6 +39,13 @@ fn the_groups_offsets_are_those_that_every_sink_has() {
             }
             assert!(begun.elapsed() < SOON, "{said:?}");
         }
+        // They carry the job's name: another job in the group is known by it.
+        let asking: rdkafka::consumer::BaseConsumer =
+            crate::sinks::kafka::client(&topic.brokers).set("group.id", &group).create().unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition(&topic.name, 0);
+        let known = rdkafka::consumer::Consumer::committed_offsets(&asking, list, SOON).unwrap();
+        assert_eq!(known.elements()[0].metadata(), "tidemill job");
         life.read_until(5, 16).await;
         // The last offsets are written when the source ends, at the latest.
         drop(life);

@@ -480,6 +480,12 @@ fn what_is_wrong_with_the_configuration_is_told_before_anything_is_read() {
         assert!(error.to_string().contains("set sasl.mechanism to PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"), "{error}");
         let error = check(KafkaSource { properties: tls.properties[..1].to_vec(), ..tls }).await.unwrap_err();
         assert!(error.to_string().contains("no TLS connection"), "{error}");
+        // A port that wants TLS, by a client that does not speak it: at `validate --connect`, and at the start.
+        let plain = KafkaSource { brokers: kafka.tls_brokers.clone(), ..topic.config() };
+        let error = check(plain.clone()).await.unwrap_err();
+        assert!(error.to_string().contains("do they want TLS there"), "{error}");
+        let error = open_with(plain, &[], false).unwrap().origin(&Lane::single()).await.map(drop).unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("do they want TLS there"), "{error}");
         let missing = Located { value: "no-such-topic".to_owned(), at: Default::default() };
         let error = check(KafkaSource { topics: vec![missing], ..topic.config() }).await.unwrap_err();
         assert!(error.to_string().contains("there is no topic no-such-topic: make it, or correct `topics`"), "{error}");

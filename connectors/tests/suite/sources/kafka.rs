@@ -141,6 +141,7 @@ impl Topic {
     pub fn config(&self) -> KafkaSource {
         KafkaSource {
             members: 1,
+            key: None,
             brokers: self.brokers.clone(),
             topics: vec![Located { value: self.name.clone(), at: Default::default() }],
             group: Some(format!("g-{}", self.name)),
