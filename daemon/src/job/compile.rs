@@ -25,7 +25,7 @@ use tidemill_connectors::{
 };
 use tidemill_steps::{BatchContext, Pipeline, Rows, Schemas, StepError, StepStats, lookup::Tables};
 
-use super::readable::Readable;
+use super::{LetterText, readable::Readable};
 use crate::status::StepReport;
 
 /// Schemas pinned so far, by the name that the source's shards have: what the codec decodes, without metadata columns.
@@ -73,6 +73,8 @@ pub struct Computed {
     pub rejects: Vec<RecordBatch>,
     /// How many rejects by (step, reason).
     pub rejected: BTreeMap<(String, String), u64>,
+    /// The first of them.
+    pub example: Option<LetterText>,
     /// What each step did.
     pub steps: Vec<StepReport>,
     /// Seconds to decode and to run the steps.
@@ -371,6 +373,7 @@ impl Compiled {
             };
             letters.push(name, at, &reject.step, &reject.reason, &reject.detail, record);
         }
+        computed.example = letters.example.take();
         for (step, reason) in letters.counted() {
             *computed.rejected.entry((step, reason)).or_default() += 1;
         }
@@ -474,6 +477,7 @@ pub fn dead_letters_schema() -> SchemaRef {
 struct Letters {
     columns: [StringBuilder; LETTER.len()],
     reasons: Vec<(String, String)>,
+    example: Option<LetterText>,
 }
 
 impl Letters {
@@ -487,6 +491,10 @@ impl Letters {
         record: Option<&[u8]>,
     ) {
         let text = record.map(std::str::from_utf8);
+        if self.example.is_none() {
+            let place = at.as_ref().map_or_else(String::new, |(shard, position)| format!("{shard} {position}"));
+            self.example = Some(LetterText::new(step, &place, detail, text.and_then(Result::ok)));
+        }
         let base64 = match text {
             Some(Err(_)) => record.map(codec::base64),
             _ => None,

@@ -35,6 +35,7 @@ mod lookup_databases;
 mod lookups;
 mod mysql;
 mod once;
+mod operator;
 mod ownership;
 mod postgres;
 mod powercut;
