@@ -280,7 +280,7 @@ fn run_once_ends_with_0_where_all_is_done_1_where_a_lane_stopped_and_78_where_th
     assert_has(&done.stdout(), &["batch 1 · 2 rows", "double"]);
     assert_has(
         &done.stderr(),
-        &["done in", "records=4", "rejected=1", "job=\"shop\"", "rows=\"db 2, files 1, screen 2\""],
+        &["done in", "records=4", "rejected=1", "job=\"shop\"", "rows=\"db 2, files 2, screen 2\""],
     );
     let letters = folder.join("data/shop/dead-letters").display().to_string();
     assert_has(

@@ -179,6 +179,7 @@ fn the_command_that_leaves_a_poisoned_batch_out_works_as_it_is() {
 #[test]
 fn show_passes_over_a_job_that_the_daemon_does_not_run() {
     let folder = Folder::new();
+    folder.publish("in/a.json", records(0..10, 0));
     let older = job("").replace("job: watched", "job: older").replace("path: out", "path: out-older");
     Run::new(&folder).job(&older).once().expect_success();
     let mut daemon = Run::new(&folder).job(&job("")).spawn();
