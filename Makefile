@@ -3,10 +3,12 @@
 # CARGO_FLAGS goes to every build (`make test CARGO_FLAGS=--offline`). Tools that make fetches lie in target/tools.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test services-up services-down lint fmt bench torture dist picture build-needs
+.PHONY: help demo install test services-up services-down lint fmt bench torture dist picture build-needs
 
 CARGO ?= cargo
 CARGO_FLAGS ?=
+# Where `make install` puts the binary: PREFIX/bin.
+PREFIX ?= $(HOME)/.local
 TOOLS := $(CURDIR)/target/tools
 export PATH := $(TOOLS)/bin:$(PATH)
 
@@ -18,6 +20,12 @@ demo: build-needs ## run the whole thing once, with nothing set up: feed, clean,
 	@test -x target/debug/tidemill || { echo "make demo: building Tidemill first: minutes the first time, seconds after that"; \
 		$(CARGO) build $(CARGO_FLAGS) -p tidemill; }
 	@$(CARGO) run -q $(CARGO_FLAGS) -p tidemill -- demo
+
+install: build-needs ## the fastest binary into PREFIX/bin (default ~/.local; /usr for all): the build takes a while
+	$(CARGO) build $(CARGO_FLAGS) --profile dist -p tidemill
+	@install -D -m 0755 target/dist/tidemill "$(DESTDIR)$(PREFIX)/bin/tidemill"
+	@echo "installed: $(DESTDIR)$(PREFIX)/bin/tidemill"
+	@case ":$$PATH:" in *":$(PREFIX)/bin:"*) ;; *) echo "add it to your PATH: export PATH=\"$(PREFIX)/bin:\$$PATH\"" ;; esac
 
 test: build-needs ## all tests: unit, conformance, golden, end to end, crash, power cuts
 	@tests/tools.sh

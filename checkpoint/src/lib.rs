@@ -24,7 +24,7 @@ pub mod position;
 pub use decide::{Decision, Facts, Stop, decide};
 pub use ident::{Digest, Generation, Lane, LaneScheme, LogName, Owner, SinkId, Timestamp};
 pub use ledger::Ledger;
-pub use mark::{Claim, Entry, Held, LogState, Mark};
+pub use mark::{Claim, Entry, Had, Held, LogState, Mark};
 pub use permit::{LaneKey, Permit, Receipt};
 pub use plan::{Checks, Plan, PlanKind, Touch};
 pub use position::{Position, Positions, ShardId, Span, Spans};

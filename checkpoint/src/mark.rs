@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Digest, Generation, LaneScheme, LogName, Owner, Plan, PlanKind, Positions, SinkId, Timestamp, Touch,
     plan::{Checks, LogRange},
-    position::{SpanError, advance},
+    position::{Position, SpanError, advance},
 };
 
 /// How far a log of the anchor goes.
@@ -69,6 +69,29 @@ pub struct Mark {
     /// Digest of the steps' state after the plan, where the job has state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<Digest>,
+    /// Sinks that began later than the lane, and where the lane stood then: what came before is not in them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub since: BTreeMap<SinkId, Positions>,
+    /// Of a sink that is being filled with what came before it began: the part that it has already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub had: Option<Had>,
+}
+
+/// What a sink that is filled from the beginning has already: once it stands at `from`, it goes on at `to`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Had {
+    /// Where the sink began.
+    pub from: Positions,
+    /// How far it was when it was told to be filled.
+    pub to: Positions,
+}
+
+impl Had {
+    /// Whether a sink that stands at `positions` has all that lies before `from`. A shard that nothing was read of counts.
+    pub fn is_reached_by(&self, positions: &Positions) -> bool {
+        let is_beginning = |at: &Position| at.as_number() == Some(0) || at.as_pair() == Some((0, 0));
+        self.from.iter().all(|(shard, at)| positions.get(shard).map_or_else(|| is_beginning(at), |now| now >= at))
+    }
 }
 
 impl Mark {
@@ -92,6 +115,8 @@ impl Mark {
             owner: owner.clone(),
             checks: plan.checks.clone(),
             state: None,
+            since: BTreeMap::new(),
+            had: None,
             plan,
         }
     }
@@ -117,8 +142,29 @@ impl Mark {
             owner: owner.clone(),
             checks,
             state: self.state,
+            since: self.since_after(&plan),
+            had: None,
             plan,
         })
+    }
+
+    /// Where sinks began, after a plan: one that held nothing begins with it, and one that was caught up lacks nothing.
+    fn since_after(&self, plan: &Plan) -> BTreeMap<SinkId, Positions> {
+        let mut since = self.since.clone();
+        for (sink, touch) in plan.touches.iter().filter(|(sink, _)| !sink.is_local() && **sink != SinkId::ledger()) {
+            match touch {
+                Touch::Joined { before: None, touched: true } => {
+                    since.insert(sink.clone(), self.positions.clone());
+                }
+                Touch::Joined { before: Some(_), .. }
+                    if matches!(self.plan.touches.get(sink), Some(Touch::CatchingUp)) =>
+                {
+                    since.remove(sink);
+                }
+                _ => {}
+            }
+        }
+        since
     }
 
     /// The same mark as another sink holds it: the head's plan brought to a sink that lacked it.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Digest, Entry, Generation, Lane, LaneKey, LaneScheme, LogName, LogState, Mark, Owner, Permit, Plan, PlanKind,
+    Digest, Entry, Generation, Had, Lane, LaneKey, LaneScheme, LogName, LogState, Mark, Owner, Permit, Plan, PlanKind,
     Positions, Receipt, SinkId, Spans, Timestamp, Touch,
     mark::checks_after,
     plan::{Checks, LogRange},
@@ -217,9 +217,43 @@ pub fn catch_up(
         checks: content.checks,
     };
     let digest = plan.digest();
+    let (positions, had) = match own.and_then(|mark| mark.had.clone()) {
+        Some(had) if had.is_reached_by(&positions) => (had.to, None),
+        had => (positions, had),
+    };
     let checks = checks_after(own, &positions, &plan);
-    let mark = Mark { digest, positions, checks, plan, ..head.held_by(sink, writer.generation, writer.owner) };
+    let mark = Mark { digest, positions, checks, plan, had, ..head.held_by(sink, writer.generation, writer.owner) };
     Ok(Step { mark, entries: Vec::new() })
+}
+
+/// The plan by which a sink that is at the head, and began later than the lane, is set back to the lane's beginning, to be
+/// filled by catch-up plans up to where it began: a catch-up without records. `None`: it lacks nothing that is known.
+///
+/// Committed to the sink alone and before the head lists it as catching up: a crash in between leaves a sink that is behind the
+/// head, a stop whose command (`--catch-up`) goes on.
+pub fn fill(
+    head: &Mark,
+    own: &Mark,
+    sink: &SinkId,
+    content: Content,
+    writer: Writer<'_>,
+) -> Result<Option<Step>, Error> {
+    let Some(since) = head.since.get(sink) else { return Ok(None) };
+    let mut start = head.positions.clone();
+    for (shard, began) in since {
+        // A shard that the lane's beginning does not know is read from its own.
+        match head.start.get(shard) {
+            Some(first) => start.insert(shard.clone(), first.min(began).clone()),
+            None => start.remove(shard),
+        };
+    }
+    let had = Had { from: since.clone(), to: head.positions.clone() };
+    if had.is_reached_by(&start) {
+        return Ok(None);
+    }
+    let content = Content { spans: Spans::new(), ..content };
+    let base = Mark { had: Some(had), ..own.clone() };
+    catch_up(head, Some(&base), sink, &start, content, writer).map(Some)
 }
 
 /// What an operator's jump does with one sink.

@@ -59,6 +59,7 @@ struct JobOptions {
     batch: BatchOptions,
     #[serde(deserialize_with = "units::de_duration")]
     takeover_after: Duration,
+    max_rejected: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -105,6 +106,7 @@ pub(crate) fn job(root: &Node, value: &Value, file: &Path, text: &str) -> Built<
         sinks: sinks.collect::<Built<_>>()?,
         dead_letters: dead_letters.transpose()?,
         takeover_after: own.takeover_after,
+        max_rejected: own.max_rejected.map(|share| units::check_share(&share)).transpose()?,
     })
 }
 

@@ -26,5 +26,6 @@ mod units;
 pub use build::{KeyPart, key_parts};
 pub use error::{Error, Errors};
 pub use model::*;
-pub use schema::{json_schema, options_markdown, sections};
+pub use schema::{daemon_json_schema, json_schema, options_markdown, sections};
 pub use substitute::{Environment, ProcessEnvironment};
+pub use units::duration;

@@ -104,6 +104,37 @@ pub struct Job {
     pub dead_letters: Option<Sink>,
     /// After how long a silent owner is taken over (default 30 s).
     pub takeover_after: Duration,
+    /// How many rejects stop the job; `None`: no number of them.
+    pub max_rejected: Option<MaxRejected>,
+}
+
+/// `max_rejected:`
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MaxRejected {
+    /// More than so many records.
+    Records(u64),
+    /// More than this part of the records, in percent.
+    Percent(f64),
+}
+
+impl MaxRejected {
+    /// Whether so many rejects of so many records are too many.
+    pub fn is_exceeded_by(self, rejected: u64, records: u64) -> bool {
+        match self {
+            Self::Records(most) => rejected > most,
+            #[allow(clippy::cast_precision_loss)] // counts of a window of records
+            Self::Percent(most) => rejected as f64 * 100.0 > most * records as f64,
+        }
+    }
+}
+
+impl fmt::Display for MaxRejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Records(most) => write!(f, "{most}"),
+            Self::Percent(most) => write!(f, "{most}%"),
+        }
+    }
 }
 
 /// `lanes:`

@@ -64,6 +64,20 @@ pub(crate) fn check_size(text: &str) -> Result<u64, Problem> {
     quantity(text, &SIZES, "a size", "MiB")
 }
 
+/// Reads a number of records or a part of them: `100`, `5%`, `0.5%`.
+pub(crate) fn check_share(text: &str) -> Result<crate::MaxRejected, Problem> {
+    let wrong = || Problem::new(format!("`{text}` is neither a number of records nor a percentage"));
+    let help = "write a whole number like `100`, or a percentage from `0%` to `100%` like `5%`";
+    let Some(percent) = text.strip_suffix('%') else {
+        return whole(text).map(crate::MaxRejected::Records).ok_or_else(|| wrong().help(help));
+    };
+    let percent = percent.trim_end();
+    let is_plain =
+        percent.starts_with(|c: char| c.is_ascii_digit()) && percent.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let value = percent.parse::<f64>().ok().filter(|value| is_plain && (0.0..=100.0).contains(value));
+    value.map(crate::MaxRejected::Percent).ok_or_else(|| wrong().help(help))
+}
+
 /// Reads a whole number, with `_` between digits.
 pub(crate) fn whole(text: &str) -> Option<u64> {
     let tidy = text.starts_with(|c: char| c.is_ascii_digit()) && !text.ends_with('_') && !text.contains("__");

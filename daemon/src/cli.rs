@@ -1,12 +1,18 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
     checkpoint::{Operation, Request},
-    control, demo, explain, feed, start,
+    control::{self, Answer},
+    demo, explain, feed,
+    start::{self, KnownJob, Told},
 };
 
 /// Tidemill: a fault-tolerant ETL daemon. Micro-batches from sockets and directories through YAML-configured steps to
@@ -15,7 +21,8 @@ use crate::{
 #[command(
     name = "tidemill",
     version,
-    after_help = "Start with `tidemill demo`. Exit codes: 0 done, 1 failed, 78 the configuration is wrong."
+    after_help = "Start with `tidemill demo`. Exit codes: 0 done, 1 failed, 2 a wrong option, 65 records were rejected (with \
+                  --fail-on-rejects), 78 the configuration is wrong."
 )]
 pub struct Arguments {
     #[command(subcommand)]
@@ -24,14 +31,17 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run jobs until told to stop (SIGTERM, SIGINT); SIGHUP reloads them
+    /// Run jobs until told to stop (SIGTERM, SIGINT); SIGHUP reloads them, and starts those again that had stopped
     Run(RunArguments),
     /// Check jobs without running them
     Validate {
         /// Job files
-        #[arg(required = true)]
+        #[arg(required_unless_present = "config")]
         jobs: Vec<PathBuf>,
-        /// Also try to reach every sink; claims and creates nothing
+        /// The daemon's own file: checked itself, and with it the jobs that it names
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Also reach every source, lookup and sink, and compare columns where they are known; claims and creates nothing
         #[arg(long)]
         connect: bool,
     },
@@ -42,10 +52,23 @@ enum Command {
     },
     /// Serve a file's records over TCP: the other end of a socket source
     Feed(FeedArguments),
-    /// Look at the ledger and the marks, and the ways out of a stop
+    /// Inspect what each sink holds, and resolve a stopped job
     Checkpoint(CheckpointArguments),
+    /// Start a job of a running daemon again, from the text that its file has now: where it stopped, and the cause is fixed
+    Restart {
+        /// Jobs, by name
+        #[arg(required = true)]
+        jobs: Vec<String>,
+        /// The daemon's data dir
+        #[arg(long, value_name = "DIR", default_value = start::DATA_DIR)]
+        data_dir: PathBuf,
+    },
     /// Print the JSON Schema of jobs, for editors
-    Schema,
+    Schema {
+        /// That of the daemon's own file
+        #[arg(long)]
+        config: bool,
+    },
     /// The main job with nothing set up: feeds posts, cleans them, prints each second's first ten, stores them, counts them
     Demo {
         /// Where the demo's files go (default: a new folder in the temporary directory)
@@ -77,6 +100,13 @@ pub struct RunArguments {
     /// Take lanes at once that another owner holds, and fence it
     #[arg(long)]
     pub take_over: bool,
+    /// With --once: exit with 65 where all was done and records were rejected
+    #[arg(long, requires = "once")]
+    pub fail_on_rejects: bool,
+    /// With --once: how long a server that cannot be reached (or another owner of a lane) is waited for, e.g. 30s, 10m. Then
+    /// the job has failed
+    #[arg(long, value_name = "TIME", requires = "once", default_value = "5m", value_parser = tidemill_config::duration)]
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -107,15 +137,23 @@ struct CheckpointArguments {
     /// The data dir
     #[arg(long, value_name = "DIR", global = true, default_value = start::DATA_DIR)]
     data_dir: PathBuf,
-    /// The job, by name or by file (default: the only one that the data dir knows)
+    /// The job, by name or by file (default: the only one that the data dir knows). Needed, as a file, where the data dir
+    /// was moved or copied
     #[arg(long, value_name = "J", global = true)]
     job: Option<String>,
     /// The lane (default: all that the data dir has had, where something is shown; else the job's only one)
     #[arg(long, global = true)]
     lane: Option<String>,
-    /// Act even where another owner holds the lane, and fence it
+    /// For commands that change something: act even where another owner holds the lane, and fence it
     #[arg(long, global = true)]
     take_over: bool,
+    /// For commands that change something: do not ask. Without it a terminal is asked, and where there is none the command
+    /// ends with exit code 1
+    #[arg(long, short, global = true, overrides_with = "yes")]
+    yes: bool,
+    /// For commands that change something: say what would be changed, and change nothing
+    #[arg(long, global = true, overrides_with = "dry_run")]
+    dry_run: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -128,7 +166,7 @@ enum CheckpointCommand {
     },
     /// All of it as JSON, an object for each lane
     Export,
-    /// A way out of a stop
+    /// Resolve a stop: say how a sink, the anchor or a shard goes on. Says what it changes, and asks
     #[command(group = clap::ArgGroup::new("what").required(true))]
     Resolve {
         /// A sink that is not at the head
@@ -149,21 +187,23 @@ enum CheckpointCommand {
         /// The machine's clock is right: batches go on from it, also where the last one's time was ahead of it
         #[arg(long, group = "what")]
         clock: bool,
-        /// Yes: records may be lost, or stay twice
+        /// With --sink: the sink goes on from the head, and what it lacks is lost to it. With --shard: records of the shard
+        /// that were not read are lost
         #[arg(long)]
         accept_loss: bool,
     },
-    /// Set shards to positions
+    /// Set shards to positions: older ones, whose records are read again, or newer ones, which leaves records out. Says what
+    /// it changes, and asks
     Rewind {
-        /// SHARD=POSITION; may be given again
+        /// SHARD=POSITION, of a position that exists; may be given again
         #[arg(long, required = true, value_name = "SHARD=POSITION")]
         to: Vec<String>,
     },
-    /// The ledger forgets the job; marks in sinks stay
+    /// The ledger forgets the job, or the lane; marks in sinks stay. Says what it changes, and asks
     Forget,
-    /// Start over: every sink forgets its marks
+    /// Start over: the marks of the job are removed from every sink. Says what it changes, and asks
     Reset {
-        /// Yes, in every sink
+        /// Remove the marks in all sinks of the job (required: there is no other kind of reset)
         #[arg(long, required = true)]
         sinks: bool,
     },
@@ -173,12 +213,20 @@ enum CheckpointCommand {
 pub async fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
     match arguments.command {
         Command::Run(arguments) => start::run(arguments).await,
-        Command::Validate { jobs, connect } => explain::validate(&jobs, connect).await,
+        Command::Validate { jobs, config, connect } => {
+            let jobs = match &config {
+                Some(config) => explain::jobs_of_config(config, jobs)?,
+                None => jobs,
+            };
+            explain::validate(&jobs, connect).await
+        }
         Command::Explain { job } => explain::explain(&job).await,
         Command::Feed(arguments) => serve(arguments).await,
         Command::Checkpoint(arguments) => checkpoint(arguments).await,
-        Command::Schema => {
-            println!("{}", serde_json::to_string_pretty(&tidemill_config::json_schema())?);
+        Command::Restart { jobs, data_dir } => restart(&jobs, &data_dir),
+        Command::Schema { config } => {
+            let schema = if config { tidemill_config::daemon_json_schema() } else { tidemill_config::json_schema() };
+            println!("{}", serde_json::to_string_pretty(&schema)?);
             Ok(0)
         }
         Command::Demo { dir, seconds } => demo::run(dir, seconds).await,
@@ -199,6 +247,20 @@ async fn serve(arguments: FeedArguments) -> anyhow::Result<u8> {
         fields: arguments.field,
     };
     feed::serve(feed, &arguments.listen).await?;
+    Ok(0)
+}
+
+fn restart(jobs: &[String], data_dir: &Path) -> anyhow::Result<u8> {
+    for job in jobs {
+        match control::send_restart(data_dir, job)? {
+            Answer::Done(answer) => println!("{}", answer["done"].as_str().unwrap_or_default()),
+            Answer::NotRun(why) => anyhow::bail!("{why}"),
+            Answer::NoDaemon => anyhow::bail!(
+                "no daemon has the data dir {}: name that of the daemon with --data-dir, or start one with `tidemill run`",
+                data_dir.display()
+            ),
+        }
+    }
     Ok(0)
 }
 
@@ -237,33 +299,98 @@ async fn checkpoint(arguments: CheckpointArguments) -> anyhow::Result<u8> {
     // What it finds on its way (a damaged ledger, a file that is gone) is said here too.
     start::init_logs(false, "warn")?;
     let operation = arguments.command.operation()?;
-    let as_json = matches!(arguments.command, CheckpointCommand::Export | CheckpointCommand::Show { json: true });
-    let files = start::job_files(&arguments.data_dir, arguments.job.as_deref())?;
-    if files.len() > 1 && operation != Operation::Show {
-        let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+    let jobs = start::named_jobs(&arguments.data_dir, arguments.job.as_deref())?;
+    if jobs.len() > 1 && operation != Operation::Show {
+        let names: Vec<_> = jobs.iter().map(|job| job.name.as_str()).collect();
         anyhow::bail!("the data dir knows the jobs {}: say which with --job", names.join(", "));
     }
-    for (job, file) in files {
-        let request =
-            Request { job, lane: arguments.lane.clone(), operation: operation.clone(), take_over: arguments.take_over };
-        let answer = match control::send(&arguments.data_dir, &request)? {
-            Some(answer) => answer,
-            None => start::execute_here(&arguments.data_dir, &request, &file).await?,
+    let only = jobs.len() == 1;
+    let mut shown = 0;
+    for job in jobs {
+        let request = Request {
+            job: job.name.clone(),
+            // The daemon may have another working directory.
+            file: (job.told == Told::Named).then(|| job.file.canonicalize().unwrap_or_else(|_| job.file.clone())),
+            lane: arguments.lane.clone(),
+            operation: operation.clone(),
+            take_over: arguments.take_over,
+            dry_run: false,
         };
-        if let Some(done) = answer.get("done").and_then(|done| done.as_str()) {
-            println!("{done}");
+        if operation != Operation::Show {
+            return change(&arguments, &job, request).await;
         }
-        let Some(lanes) = answer.get("lanes").and_then(|lanes| lanes.as_array()) else { continue };
-        if lanes.is_empty() {
-            eprintln!("job {}: this data dir has had no lane of it yet; --lane names one of another's", request.job);
-        }
-        for lane in lanes {
-            if as_json {
-                println!("{}", serde_json::to_string_pretty(lane)?);
-            } else {
-                print!("{}", explain::checkpoint_table(lane));
+        match ask(&arguments.data_dir, &job, &request).await {
+            Ok(answer) => {
+                show(&arguments, &job.name, &answer)?;
+                shown += 1;
             }
+            Err(error) if !only => eprintln!("job {}: {error:#}", job.name),
+            Err(error) => return Err(error),
         }
     }
+    anyhow::ensure!(shown > 0, "none of the jobs that {} knows can be shown", arguments.data_dir.display());
     Ok(0)
+}
+
+/// Sends a request to the daemon that has the data dir, or does the work here.
+async fn ask(data_dir: &Path, job: &KnownJob, request: &Request) -> anyhow::Result<serde_json::Value> {
+    match control::send(data_dir, request)? {
+        Answer::Done(answer) => Ok(answer),
+        Answer::NotRun(why) => anyhow::bail!("{why}"),
+        Answer::NoDaemon => {
+            let file = job.certain_file(data_dir, request.operation == Operation::Show)?;
+            start::execute_here(data_dir, request, file).await
+        }
+    }
+}
+
+fn show(arguments: &CheckpointArguments, job: &str, answer: &serde_json::Value) -> anyhow::Result<()> {
+    let as_json = matches!(arguments.command, CheckpointCommand::Export | CheckpointCommand::Show { json: true });
+    let Some(lanes) = answer.get("lanes").and_then(|lanes| lanes.as_array()) else { return Ok(()) };
+    if lanes.is_empty() {
+        eprintln!("job {job}: this data dir has had no lane of it yet; --lane names one of another's");
+    }
+    for lane in lanes {
+        if as_json {
+            println!("{}", serde_json::to_string_pretty(lane)?);
+        } else {
+            print!("{}", explain::checkpoint_table(lane));
+        }
+    }
+    Ok(())
+}
+
+/// Says what will be changed, and changes it once the operator has agreed.
+async fn change(arguments: &CheckpointArguments, job: &KnownJob, request: Request) -> anyhow::Result<u8> {
+    let preview = ask(&arguments.data_dir, job, &Request { dry_run: true, ..request.clone() }).await?;
+    let lines = preview.get("changes").and_then(|changes| changes.as_array());
+    let lines: Vec<_> = lines.into_iter().flatten().filter_map(|line| line.as_str()).collect();
+    println!("this {}:", if arguments.dry_run { "would change" } else { "changes" });
+    lines.iter().for_each(|line| println!("  {line}"));
+    if arguments.dry_run {
+        println!("nothing was changed: --dry-run");
+        return Ok(0);
+    }
+    if !arguments.yes && !agrees()? {
+        anyhow::bail!("nothing was changed. To go on, give the same command with --yes");
+    }
+    let answer = ask(&arguments.data_dir, job, &request).await?;
+    if let Some(done) = answer.get("done").and_then(|done| done.as_str()) {
+        println!("{done}");
+    }
+    Ok(0)
+}
+
+/// Asks on a terminal; where there is none, nobody agrees.
+fn agrees() -> anyhow::Result<bool> {
+    let (input, mut output) = (std::io::stdin(), std::io::stderr());
+    if !input.is_terminal() || !output.is_terminal() {
+        return Ok(false);
+    }
+    write!(output, "Go on? [y/N] ")?;
+    output.flush()?;
+    // A line and no more: what follows belongs to the shell.
+    let mut answer = String::new();
+    input.read_line(&mut answer).map(drop)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }

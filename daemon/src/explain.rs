@@ -130,6 +130,18 @@ fn check_sinks(job: &config::Job) -> Result<(), String> {
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
 
+/// The daemon's own file, checked: the jobs that it names, and those that were named besides.
+pub fn jobs_of_config(file: &Path, mut jobs: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
+    let wrong = |errors: config::Errors| ConfigError(errors.to_string());
+    let daemon = config::Daemon::load(file, &ProcessEnvironment).map_err(wrong)?;
+    let named = daemon.job_files().map_err(wrong)?;
+    println!("{}: the daemon's file is valid; it names {} job{}", file.display(), named.len(), if named.len() == 1 { "" } else { "s" });
+    jobs.extend(named);
+    let mut seen = std::collections::BTreeSet::new();
+    jobs.retain(|job| seen.insert(job.clone()));
+    Ok(jobs)
+}
+
 /// `tidemill validate`: all errors of all files; exit code 78 where there are any.
 pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
     let (mut wrong, mut unreachable) = (Vec::new(), Vec::new());
@@ -518,7 +530,8 @@ fn describe_source(job: &config::Job, source: &config::Source) -> (String, &'sta
     }
 }
 
-fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
+/// What a sink is, and what it promises.
+pub fn describe_sink(job: &config::Job, sink: &config::Sink) -> String {
     let option = |key: &str, value: &dyn Display| option(job, &sink.name.at, key, value);
     match &sink.kind {
         config::SinkKind::Console { first } => {

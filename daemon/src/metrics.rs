@@ -3,7 +3,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use prometheus::{
-    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
     process_collector::ProcessCollector,
 };
@@ -30,6 +31,14 @@ pub struct Metrics {
     pub records_rejected: IntCounterVec,
     /// `records_written_total{job,sink}`
     pub records_written: IntCounterVec,
+    /// `step_rows_in_total{job,step}`
+    pub step_rows_in: IntCounterVec,
+    /// `step_rows_out_total{job,step}`
+    pub step_rows_out: IntCounterVec,
+    /// `config_last_reload_successful`
+    pub reload_successful: IntGauge,
+    /// `config_reload_failures_total`
+    pub reload_failures: IntCounter,
     /// `batches_total{job}`
     pub batches: IntCounterVec,
     /// `batch_duration_seconds{job}`
@@ -92,6 +101,17 @@ impl Metrics {
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(ProcessCollector::for_self()))?;
+        let reload_successful = IntGauge::new(
+            "tidemill_config_last_reload_successful",
+            "1 where every file of the last reload (or of the start) was right, else 0.",
+        )?;
+        registry.register(Box::new(reload_successful.clone()))?;
+        reload_successful.set(1);
+        let reload_failures = IntCounter::new(
+            "tidemill_config_reload_failures_total",
+            "Reloads of which a file was wrong, so that at least one job runs on as it was.",
+        )?;
+        registry.register(Box::new(reload_failures.clone()))?;
         Ok(Self {
             records_received: register!(
                 IntCounterVec,
@@ -117,6 +137,20 @@ impl Metrics {
                 "Rows committed to a sink.",
                 ["job", "sink"]
             ),
+            step_rows_in: register!(
+                IntCounterVec,
+                "step_rows_in_total",
+                "Rows that a step got, in batches that every sink has.",
+                ["job", "step"]
+            ),
+            step_rows_out: register!(
+                IntCounterVec,
+                "step_rows_out_total",
+                "Rows that a step gave, in batches that every sink has.",
+                ["job", "step"]
+            ),
+            reload_successful,
+            reload_failures,
             batches: register!(IntCounterVec, "batches_total", "Batches that every sink has.", ["job"]),
             batch_duration: histogram!("batch_duration_seconds", "From a batch's plan to its close.", ["job"]),
             batch_phase: histogram!("batch_phase_seconds", "Duration of one phase of a batch.", ["job", "phase"]),
@@ -154,7 +188,7 @@ impl Metrics {
             lookup_refreshed: register!(
                 GaugeVec,
                 "lookup_refresh_timestamp_seconds",
-                "When a lookup's table was found to be what it is, seconds since the epoch; 0 before the first.",
+                "When a lookup's table was last confirmed to be current, seconds since the epoch; 0 before the first.",
                 ["job", "step"]
             ),
             lookup_failures: register!(
@@ -244,6 +278,25 @@ impl Metrics {
         self.lookup_failures.with_label_values(&[job, step]);
     }
 
+    /// The same for a step.
+    pub fn begin_step(&self, job: &str, step: &str) {
+        self.step(job, step, 0, 0);
+    }
+
+    /// Rows that a step got and gave. Names of steps are those of the job's file, and no more.
+    pub fn step(&self, job: &str, step: &str, rows_in: u64, rows_out: u64) {
+        self.step_rows_in.with_label_values(&[job, step]).inc_by(rows_in);
+        self.step_rows_out.with_label_values(&[job, step]).inc_by(rows_out);
+    }
+
+    /// A reload is over.
+    pub fn reloaded(&self, is_successful: bool) {
+        self.reload_successful.set(is_successful.into());
+        if !is_successful {
+            self.reload_failures.inc();
+        }
+    }
+
     /// The exposition text.
     pub fn render(&self) -> String {
         let mut out = Vec::new();
@@ -279,6 +332,8 @@ impl Metrics {
             &self.sink_retries,
             &self.lookup_failures,
             &self.lookup_queries,
+            &self.step_rows_in,
+            &self.step_rows_out,
         ] {
             drop_of(counters, job);
         }

@@ -1,7 +1,7 @@
 //! What a person sees of `run --once`: a bar on a terminal while it works, a line per job when it is done.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     sync::OnceLock,
     time::{Duration, Instant},
@@ -9,7 +9,10 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::status::Status;
+use crate::{
+    job::{DEAD_LETTERS, account},
+    status::Status,
+};
 
 /// How often the bar is drawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(200);
@@ -66,23 +69,30 @@ pub fn conclude(statuses: &[Status], undone: &BTreeSet<String>, begun: Instant) 
     for status in statuses {
         let did = status.snapshot();
         let seconds = begun.elapsed().as_secs_f64();
+        let written: BTreeMap<_, _> = did
+            .written
+            .iter()
+            .filter(|(sink, _)| *sink != DEAD_LETTERS)
+            .map(|(sink, rows)| (sink.clone(), *rows))
+            .collect();
+        let (rows, letters) = (account::rows(&written), did.dead_letters.as_str());
+        let see = if did.rejected > 0 { format!("; rejected records are in {letters}") } else { String::new() };
         macro_rules! tell {
-            ($level:ident, $how:literal) => {
+            ($level:ident, $($text:tt)+) => {
                 tracing::$level!(
                     job = did.job,
                     batches = did.batches,
                     records = did.records_in,
-                    rows = did.rows_out,
+                    rows,
                     rejected = did.rejected,
-                    concat!($how, " {:.1} s"),
-                    seconds
+                    $($text)+
                 )
             };
         }
         if undone.contains(&did.job) {
-            tell!(warn, "ended with work undone after");
+            tell!(warn, "job {} failed after {seconds:.1} s: see the error above{see}", did.job);
         } else {
-            tell!(info, "done in");
+            tell!(info, "done in {seconds:.1} s{see}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -18,12 +19,15 @@ use crate::{
     cli::RunArguments,
     clock::Clock,
     control, explain, http,
-    job::{JOB_FILE, Surroundings},
+    job::{JOB_FILE, JOB_PLACE, Surroundings, quoted},
     memory::Memory,
     metrics::Metrics,
     progress,
     supervise::{self, Supervisor},
 };
+
+/// How long `--once` waits for a server that cannot be reached, where nobody says otherwise.
+pub const ONCE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// The data dir where nobody says otherwise.
 pub const DATA_DIR: &str = "tidemill-data";
@@ -55,6 +59,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
         memory: daemon.memory,
         take_over: arguments.take_over,
         once: arguments.once,
+        once_limit: arguments.timeout,
     })?;
     tracing::info!(data_dir = %around.data_dir.display(), "data dir");
     let supervisor = Supervisor::new(around);
@@ -75,7 +80,9 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     }
     supervisor.begun();
     let loader = Box::new(move || sources.reload());
-    let code = supervise::run(supervisor.clone(), loader, std::io::stderr().is_terminal()).await;
+    let how =
+        supervise::Once { show_progress: std::io::stderr().is_terminal(), fail_on_rejects: arguments.fail_on_rejects };
+    let code = supervise::run(supervisor.clone(), loader, how).await;
     let _ = std::fs::remove_file(control::path(&data_dir));
     code
 }
@@ -98,7 +105,7 @@ fn serve_http(supervisor: &Arc<Supervisor>, listener: TcpListener) -> anyhow::Re
 }
 
 /// Where jobs come from: files on the command line, else the globs of the daemon's file.
-struct JobSources {
+pub struct JobSources {
     files: Vec<PathBuf>,
     config: Option<PathBuf>,
 }
@@ -118,6 +125,13 @@ impl JobSources {
     fn load(&self) -> anyhow::Result<Vec<config::Job>> {
         config::Job::load_all(&self.paths()?, &ProcessEnvironment)
             .map_err(|errors| ConfigError(errors.to_string()).into())
+    }
+
+    /// One job once more, from the file that it has.
+    pub fn load_one(file: &Path) -> anyhow::Result<config::Job> {
+        let job = config::Job::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
+        explain::check(&job)?;
+        Ok(job)
     }
 
     /// For a reload: the jobs that are right, and the files that are not. `None`: the list of jobs itself cannot be had.
@@ -171,11 +185,13 @@ pub struct Settings {
     pub take_over: bool,
     /// `--once`.
     pub once: bool,
+    /// `--timeout`.
+    pub once_limit: Duration,
 }
 
 /// Opens the data dir: its UUID, its ledger.
 pub fn open(settings: Settings) -> anyhow::Result<Surroundings> {
-    let Settings { data_dir, owner, memory, take_over, once } = settings;
+    let Settings { data_dir, owner, memory, take_over, once, once_limit } = settings;
     let data_dir = config::paths::resolve(&data_dir);
     let opened = SledLedger::open(&data_dir)?;
     for warning in &opened.warnings {
@@ -192,6 +208,7 @@ pub fn open(settings: Settings) -> anyhow::Result<Surroundings> {
         owner,
         take_over,
         once,
+        once_limit,
         metrics: Metrics::new()?,
         memory: Memory::new(memory),
         clock: Clock::start(),
@@ -202,29 +219,106 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The jobs that a data dir knows, with their files; or the one that is named.
-pub fn job_files(data_dir: &Path, job: Option<&str>) -> anyhow::Result<Vec<(String, PathBuf)>> {
+/// A job that a data dir knows.
+pub struct KnownJob {
+    /// Its name.
+    pub name: String,
+    /// Its file: as it was named on the command line, or as the job ran last.
+    pub file: PathBuf,
+    /// Who says so.
+    pub told: Told,
+}
+
+/// How it is known which file a job has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The operator named it.
+    Named,
+    /// The job ran last with this file, in this very data dir.
+    Here,
+    /// The same, of an older version that did not write down in which data dir.
+    Long,
+    /// The job ran with this file in a data dir at another place: this one was moved, or is a copy.
+    Elsewhere(PathBuf),
+}
+
+impl KnownJob {
+    /// The job's file, where it is certain that it belongs to this data dir. A file that a moved or copied data dir names
+    /// may be the one of the original, whose sinks are not meant.
+    pub fn certain_file(&self, data_dir: &Path, looks_only: bool) -> anyhow::Result<&Path> {
+        let here = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+        let why = match &self.told {
+            Told::Named | Told::Here => return Ok(&self.file),
+            Told::Long if looks_only => return Ok(&self.file),
+            Told::Long => format!("nothing in {} says that its job {} has", here.display(), self.name),
+            Told::Elsewhere(before) => format!(
+                "{} was moved or copied: its job {} ran last in {}, with",
+                here.display(),
+                self.name,
+                before.display()
+            ),
+        };
+        let beside = match &self.told {
+            Told::Elsewhere(before) => moved_along(&self.file, before, &here),
+            _ => Some(self.file.clone()).filter(|file| file.is_file()),
+        };
+        let file = beside.map_or_else(|| "FILE".to_owned(), |file| quoted(&file.display().to_string()));
+        bail!(
+            "{why} the job file {}, and the sinks of that file are perhaps not those that you mean. Name the file of the job \
+             that belongs to this data dir: --job {file}",
+            self.file.display()
+        )
+    }
+}
+
+/// Where a job's file is now, if it was moved or copied together with the data dir.
+fn moved_along(file: &Path, before: &Path, here: &Path) -> Option<PathBuf> {
+    let (mut old, mut new) = (before.parent()?, here.parent()?);
+    loop {
+        if let Ok(rest) = file.strip_prefix(old) {
+            return Some(new.join(rest)).filter(|moved| moved != file && moved.is_file());
+        }
+        // Only as far up as both have the same names.
+        if old.file_name() != new.file_name() {
+            return None;
+        }
+        (old, new) = (old.parent()?, new.parent()?);
+    }
+}
+
+/// The jobs that a data dir knows.
+pub fn known_jobs(data_dir: &Path) -> std::io::Result<Vec<KnownJob>> {
+    let here = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+    let mut known = Vec::new();
+    for entry in std::fs::read_dir(data_dir)?.flatten() {
+        let Ok(file) = std::fs::read_to_string(entry.path().join(JOB_FILE)) else { continue };
+        let told = match std::fs::read_to_string(entry.path().join(JOB_PLACE)) {
+            Ok(place) if Path::new(&place) == here => Told::Here,
+            Ok(place) => Told::Elsewhere(place.into()),
+            Err(_) => Told::Long,
+        };
+        known.push(KnownJob { name: entry.file_name().to_string_lossy().into_owned(), file: file.into(), told });
+    }
+    known.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(known)
+}
+
+/// The jobs that a data dir knows; or the one that is named, by its name or its file.
+pub fn named_jobs(data_dir: &Path, job: Option<&str>) -> anyhow::Result<Vec<KnownJob>> {
     if let Some(file) = job.map(Path::new).filter(|file| file.is_file()) {
         let job = config::Job::load(file, &ProcessEnvironment).map_err(|errors| ConfigError(errors.to_string()))?;
-        return Ok(vec![(job.name, file.to_owned())]);
+        return Ok(vec![KnownJob { name: job.name, file: file.to_owned(), told: Told::Named }]);
     }
-    let entries = std::fs::read_dir(data_dir)
-        .with_context(|| format!("{} is no data dir; name it with --data-dir", data_dir.display()))?;
-    let mut known = Vec::new();
-    for entry in entries.flatten() {
-        if let Ok(path) = std::fs::read_to_string(entry.path().join(JOB_FILE)) {
-            known.push((entry.file_name().to_string_lossy().into_owned(), PathBuf::from(path)));
-        }
-    }
-    known.sort();
+    let known = known_jobs(data_dir)
+        .with_context(|| format!("there is no data dir {} here; name yours with --data-dir", data_dir.display()))?;
     let Some(job) = job else {
         if known.is_empty() {
             bail!("{} knows no job yet", data_dir.display());
         }
         return Ok(known);
     };
-    let names: Vec<_> = known.iter().map(|(name, _)| name.clone()).collect();
-    let found = known.into_iter().find(|(name, _)| name == job);
+    let names: Vec<_> = known.iter().map(|job| job.name.clone()).collect();
+    let found = known.into_iter().find(|known| known.name == job);
     found
         .map(|found| vec![found])
         .with_context(|| format!("{} knows no job {job}; it knows {}", data_dir.display(), names.join(", ")))
@@ -239,6 +333,7 @@ pub async fn execute_here(data_dir: &Path, request: &Request, file: &Path) -> an
         memory: load(None)?.memory,
         take_over: request.take_over,
         once: false,
+        once_limit: ONCE_LIMIT,
     })?;
     checkpoint::execute(request, Arc::new(job), &around).await
 }

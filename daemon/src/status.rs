@@ -8,6 +8,8 @@ use std::{
 use serde::Serialize;
 use tidemill_checkpoint::{Lane, Positions, Timestamp};
 
+use crate::job::DEAD_LETTERS;
+
 /// The state of one lane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
@@ -91,8 +93,12 @@ pub struct Progress {
     pub records_in: u64,
     /// Bytes read since the start.
     pub bytes_in: u64,
-    /// Rows written since the start, over all sinks.
+    /// Rows written since the start, over all sinks but the dead letters.
     pub rows_out: u64,
+    /// Rows written since the start, by sink; the dead letters are among them.
+    pub written: BTreeMap<String, u64>,
+    /// Where dead letters go.
+    pub dead_letters: String,
     /// Records rejected since the start.
     pub rejected: u64,
     /// Records read per second, over the last batches.
@@ -191,7 +197,12 @@ impl Status {
         progress.records_in += batch.records;
         progress.bytes_in += batch.bytes;
         progress.rejected += batch.rejected;
-        progress.rows_out += batch.written.values().sum::<u64>();
+        for (sink, rows) in &batch.written {
+            *progress.written.entry(sink.clone()).or_default() += rows;
+            if sink != DEAD_LETTERS {
+                progress.rows_out += rows;
+            }
+        }
         progress.closed_at_ms = Some(now);
         progress.last_batch = Some(batch);
     }

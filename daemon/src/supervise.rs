@@ -26,6 +26,7 @@ use crate::{
         runner::{BACKOFF_MAX, Ended, Runner, backoff},
     },
     progress,
+    start::JobSources,
     status::{LaneState, Progress, Status},
     systemd,
 };
@@ -166,6 +167,11 @@ impl Supervisor {
             let same =
                 self.config(&job.name).is_some_and(|old| digest_of(&old) == digest_of(&job) && old.file == job.file);
             if same {
+                if self.is_stopped(&job.name) {
+                    tracing::info!(job = job.name, "was stopped: started again");
+                    self.stop(&job.name).await;
+                    self.start(Arc::new(job));
+                }
                 continue;
             }
             if self.stop(&job.name).await.is_some() {
@@ -173,6 +179,32 @@ impl Supervisor {
             }
             self.start(Arc::new(job));
         }
+    }
+
+    /// Whether a lane of the job waits for an operator.
+    fn is_stopped(&self, name: &str) -> bool {
+        let jobs = self.jobs();
+        let lanes = jobs.get(name).map(|running| running.status.snapshot().lanes);
+        lanes.is_some_and(|lanes| lanes.values().any(|state| matches!(state, LaneState::Stopped { .. })))
+    }
+
+    /// Stops a job and starts it again, from the text that its file has now. What a wrong text would be is an error, and the
+    /// job runs on as it was.
+    pub async fn restart(&self, name: &str) -> anyhow::Result<()> {
+        let Some(running) = self.config(name) else { anyhow::bail!("the daemon runs no job {name}") };
+        let job = JobSources::load_one(&running.file)?;
+        anyhow::ensure!(
+            job.name == name,
+            "{} holds the job {} now: reload the daemon (SIGHUP)",
+            running.file.display(),
+            job.name
+        );
+        tracing::info!(job = name, "restarted by `tidemill restart`");
+        self.hold(name, Some("restarting"));
+        self.stop(name).await;
+        self.start(Arc::new(job));
+        self.hold(name, None);
+        Ok(())
     }
 
     /// Stops every job cleanly, at the same time.
@@ -269,12 +301,23 @@ async fn open_and_run(
     }
 }
 
+/// How `--once` is shown and judged.
+pub struct Once {
+    /// Draw a bar.
+    pub show_progress: bool,
+    /// `--fail-on-rejects`
+    pub fail_on_rejects: bool,
+}
+
+/// Everything is done, and records were rejected (sysexits.h: `EX_DATAERR`), with `--fail-on-rejects`.
+const EXIT_REJECTS: u8 = 65;
+
 /// Where a daemon's jobs come from, for a reload.
 pub type Loader = Box<dyn Fn() -> Option<(Vec<config::Job>, Vec<PathBuf>)> + Send + Sync>;
 
 /// Runs until a signal, or with `--once` until every job is done. The exit code: with `--once` a signal leaves work undone,
 /// which is a failure.
-pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: bool) -> anyhow::Result<u8> {
+pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, how: Once) -> anyhow::Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -282,7 +325,7 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
     let watchdog = tokio::spawn(watchdog(supervisor.clone()));
     let once = supervisor.around.once;
     let (statuses, begun) = (supervisor.statuses(), Instant::now());
-    let drawing = (once && show_progress).then(|| tokio::spawn(progress::draw(statuses.clone())));
+    let drawing = (once && how.show_progress).then(|| tokio::spawn(progress::draw(statuses.clone())));
     let waiting = supervisor.clone();
     let mut ended =
         std::pin::pin!(async move { if once { waiting.ended().await } else { std::future::pending().await } });
@@ -298,10 +341,19 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
                 }
                 systemd::notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
                 tracing::info!("reloading jobs");
-                if let Some((jobs, wrong)) = loader() {
-                    supervisor.reload(jobs, &wrong).await;
-                }
-                systemd::notify("READY=1");
+                let wrong = match loader() {
+                    Some((jobs, wrong)) => {
+                        supervisor.reload(jobs, &wrong).await;
+                        wrong.len()
+                    }
+                    None => 1,
+                };
+                supervisor.around.metrics.reloaded(wrong == 0);
+                // The reload is over either way; whether it went well is in the status and in the metrics.
+                systemd::notify(&match wrong {
+                    0 => "READY=1\nSTATUS=running".to_owned(),
+                    _ => format!("READY=1\nSTATUS=running; {wrong} files were wrong at the last reload, see the log"),
+                });
             }
         }
     };
@@ -313,7 +365,12 @@ pub async fn run(supervisor: Arc<Supervisor>, loader: Loader, show_progress: boo
     if once {
         progress::conclude(&statuses, &undone, begun);
     }
-    Ok(u8::from(once && !undone.is_empty()))
+    let rejected = statuses.iter().any(|status| status.lock().rejected > 0);
+    Ok(match (once, undone.is_empty()) {
+        (true, false) => 1,
+        (true, true) if how.fail_on_rejects && rejected => EXIT_REJECTS,
+        _ => 0,
+    })
 }
 
 fn monotonic_usec() -> i64 {

@@ -194,19 +194,15 @@ impl Stop {
                 ),
                 over(),
             ],
-            Self::AnchorGone { anchor: gone, sink: other, .. } => vec![
-                format!("put the sink {} back into the job", name(gone)),
-                anchor(other, "go on from what it holds"),
-                over(),
-            ],
-            Self::HistoryGone { anchor: gone, sink: other, .. } if *other == SinkId::ledger() => {
-                vec![format!("put the sink {} back into the job", name(gone)), over()]
+            Self::AnchorGone { anchor: gone, sink: other, .. } => {
+                vec![put_back(gone), anchor(other, "go on from what it holds"), over()]
             }
-            Self::HistoryGone { anchor: gone, sink: other, .. } => vec![
-                format!("put the sink {} back into the job", name(gone)),
-                anchor(other, "files that were taken already are taken again"),
-                over(),
-            ],
+            Self::HistoryGone { anchor: gone, sink: other, .. } if *other == SinkId::ledger() => {
+                vec![put_back(gone), over()]
+            }
+            Self::HistoryGone { anchor: gone, sink: other, .. } => {
+                vec![put_back(gone), anchor(other, "files that were taken already are taken again"), over()]
+            }
             // A local sink is never the anchor, and nothing is brought to it from elsewhere.
             Self::Gap { sink: id, why: Misfit::Beyond, .. } if id.is_local() => {
                 vec![sink(id, "join", "it gets new rows from the head on, some of them twice")]
@@ -239,16 +235,18 @@ impl Stop {
                 format!("put the right {} back", name(id)),
                 "`tidemill checkpoint forget` (believe the sinks, not the ledger)".to_owned(),
             ],
-            Self::Restored { anchor: id, problem, .. } => {
+            Self::Restored { anchor: id, problem, stands, .. } => {
                 let back = match problem {
                     RestoreProblem::State => {
-                        "`tidemill checkpoint rewind` (read again from an older position, with empty state)"
+                        let to = stands.iter().map(|(shard, at)| format!(" --to {shard}={at}")).collect::<String>();
+                        format!("`tidemill checkpoint rewind{to}` (read again from there, with empty state)")
                     }
-                    _ => "`tidemill checkpoint forget` (go on from the anchor, if the source still has the records)",
+                    _ => "`tidemill checkpoint forget` (go on from the anchor, if the source still has the records)"
+                        .to_owned(),
                 };
                 vec![
                     sink(id, "accept-loss", "go on from the ledger's position; what lies between is not written again"),
-                    back.to_owned(),
+                    back,
                 ]
             }
         }
@@ -257,6 +255,12 @@ impl Stop {
     fn ways_text(&self) -> String {
         format!("Way out: {}", self.ways_out().join(", or "))
     }
+}
+
+/// A sink that is gone from the job may have another name there now.
+fn put_back(gone: &SinkId) -> String {
+    let gone = name(gone);
+    format!("put the sink {gone} back into the job, or write `formerly: {gone}` at the sink that is its new name")
 }
 
 fn name(id: &SinkId) -> &str {

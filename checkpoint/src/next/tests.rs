@@ -99,6 +99,49 @@ fn logs_are_numbered_on() {
     assert_eq!(head.logs[&log("l")].next, 3);
 }
 
+/// A sink that began later is filled up to where it began, and goes on where it was.
+#[test]
+fn a_sink_that_began_later_is_filled_with_what_came_before() {
+    let (first, owner) = (begin(&["a"]), owner());
+    let batch = |head: &Mark, holds: &[(&str, Option<&Mark>)], from: u64, to: u64| {
+        let draft = Draft::batch(head, &sink("a"), reads(from, to)).unwrap();
+        draft.finish(head, &joined(holds), &BTreeSet::from([sink("b")]), writer(&owner)).unwrap().mark
+    };
+    let head = batch(&first, &[("a", Some(&first))], 0, 5);
+    assert_eq!(head.since, BTreeMap::new(), "who was there from the beginning lacks nothing");
+    let head = batch(&head, &[("a", Some(&head)), ("b", None)], 5, 8);
+    assert_eq!(head.since, BTreeMap::from([(sink("b"), at(5))]));
+    let own = head.held_by(&sink("b"), Generation(7), &owner);
+    let head = batch(&head, &[("a", Some(&head)), ("b", Some(&own))], 8, 9);
+    let own = head.held_by(&sink("b"), Generation(7), &owner);
+    assert_eq!(head.since.len(), 1, "it is remembered");
+    assert!(fill(&head, &head, &sink("a"), Content::default(), writer(&owner)).unwrap().is_none());
+
+    let step = fill(&head, &own, &sink("b"), reads(0, 1), writer(&owner)).unwrap().unwrap();
+    assert_eq!((&step.mark.positions, step.before(&sink("b"))), (&at(0), Some(own.digest)));
+    assert!(step.plan().spans.is_empty() && step.mark.digest == step.plan().digest());
+    let had = Had { from: at(5), to: at(9) };
+    assert_eq!(step.mark.had, Some(had.clone()));
+    let part = catch_up(&head, Some(&step.mark), &sink("b"), &at(0), reads(0, 3), writer(&owner)).unwrap().mark;
+    assert_eq!((&part.positions, &part.had), (&at(3), &Some(had)));
+    let whole = catch_up(&head, Some(&part), &sink("b"), &at(3), reads(3, 5), writer(&owner)).unwrap().mark;
+    assert_eq!((&whole.positions, &whole.had), (&head.positions, &None), "what it had is not read again");
+    // It joins, and lacks nothing any more.
+    let mut waiting = head.clone();
+    waiting.plan.touches.insert(sink("b"), Touch::CatchingUp);
+    let next = batch(&waiting, &[("a", Some(&head)), ("b", Some(&whole))], 9, 10);
+    assert_eq!(next.since, BTreeMap::new());
+}
+
+#[test]
+fn a_mark_of_an_older_version_says_nothing_of_later_sinks() {
+    let head = begin(&["a"]);
+    let mut text = serde_json::to_value(&head).unwrap();
+    assert!(text.get("since").is_none() && text.get("had").is_none(), "nor does a new one that has none: {text}");
+    text.as_object_mut().unwrap().remove("since");
+    assert_eq!(serde_json::from_value::<Mark>(text).unwrap(), head);
+}
+
 #[test]
 fn a_catch_up_is_of_one_sink_and_ends_at_the_head() {
     let (first, owner) = (begin(&["a"]), owner());

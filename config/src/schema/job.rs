@@ -59,6 +59,11 @@ pub(crate) static JOB: Object = Object {
             "30s",
             "After how long without a sign of life another daemon's lane is taken over.",
         ),
+        optional(
+            "max_rejected",
+            Kind::Scalar(Scalar::Share),
+            "More rejected records than so many (`100`), or than this part (`5%`), stop the job before the batch with them is committed. Judged over the last 1,000 records, or over the batch where it has more. Left out: nothing stops it.",
+        ),
         required(
             "sources",
             Kind::Map { key: Scalar::Name, value: &SOURCE, noun: "source" },

@@ -1,14 +1,23 @@
-//! The JSON Schema of jobs (draft 2020-12), for editors.
+//! The JSON Schemas of jobs and of the daemon's file (draft 2020-12), for editors.
 
 use serde_json::{Map, Value, json};
 
-use super::{Key, Kind, Need, Object, Scalar, State, Variant, Variants, Word, job};
+use super::{Key, Kind, Need, Object, Scalar, State, Variant, Variants, Word, daemon, job};
 
 /// The JSON Schema of a job. Stricter things (references, globs, expressions) are for `tidemill validate`.
 pub fn json_schema() -> Value {
-    let mut schema = object(&job::JOB);
+    titled(object(&job::JOB), "A job of Tidemill", "urn:tidemill:job")
+}
+
+/// The JSON Schema of the daemon's own file.
+pub fn daemon_json_schema() -> Value {
+    titled(object(&daemon::DAEMON), "The file of a Tidemill daemon", "urn:tidemill:daemon")
+}
+
+fn titled(mut schema: Value, title: &str, id: &str) -> Value {
     schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
-    schema["title"] = json!("A job of Tidemill");
+    schema["$id"] = json!(id);
+    schema["title"] = json!(title);
     schema
 }
 
@@ -84,6 +93,7 @@ const PUT_IN: Pattern = Pattern(r"\$\{");
 const DURATION: Pattern = Pattern(r"^\s*[0-9][0-9_]*\s*(ms|s|m|h|d)\s*$|\$\{");
 const TRIGGER: Pattern = Pattern(r"^asap$|^\s*[0-9][0-9_]*\s*(ms|s|m|h|d)\s*$");
 const SIZE: Pattern = Pattern(r"^\s*[0-9][0-9_]*\s*([kMGT]?B|[KMGT]iB)\s*$|\$\{");
+const SHARE: Pattern = Pattern(r"^[0-9][0-9_]*$|^[0-9]+(\.[0-9]+)?\s*%$");
 const COUNT: Pattern = Pattern(r"^[0-9][0-9_]*$|\$\{");
 const FLAG: Pattern = Pattern(r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$|\$\{");
 const ADDRESS: Pattern = Pattern(r"^[^/\s]+:[0-9]{1,5}$|\$\{");
@@ -104,6 +114,7 @@ fn text(scalar: Scalar) -> Value {
         Scalar::Count { min, max } => {
             json!({ "anyOf": [{ "type": "integer", "minimum": min, "maximum": max }, COUNT.pattern()] })
         }
+        Scalar::Share => json!({ "anyOf": [{ "type": "integer", "minimum": 0 }, SHARE.pattern()] }),
         Scalar::Name => json!({ "type": "string", "pattern": "^[a-z][a-z0-9-]*$", "maxLength": 63 }),
         Scalar::Duration { .. } => DURATION.pattern(),
         Scalar::Trigger => TRIGGER.pattern(),
@@ -118,13 +129,25 @@ fn text(scalar: Scalar) -> Value {
     }
 }
 
+/// `type:` decides which keys there are: as `if` and `then`, so that an editor offers and blames those of the type that is
+/// written, and not of the first that is known.
 fn variants(all: &Variants) -> Value {
-    let mut any: Vec<Value> = all.listed().map(|one| variant(all, one)).collect();
+    let names: Vec<_> = all.listed().map(|one| one.name).collect();
+    let of_type = |one: &'static Variant| {
+        let is_it = json!({ "properties": { "type": { "const": one.name } }, "required": ["type"] });
+        json!({ "if": is_it, "then": variant(all, one) })
+    };
+    let mut whole = json!({
+        "type": "object",
+        "properties": { "type": { "enum": names } },
+        "required": ["type"],
+        "allOf": all.listed().map(of_type).collect::<Vec<_>>(),
+    });
     if all.short {
-        let names: Vec<_> = all.listed().map(|one| one.name).collect();
-        any.insert(0, json!({ "anyOf": [{ "enum": names }, PUT_IN.pattern()] }));
+        let name = json!({ "anyOf": [{ "enum": names }, PUT_IN.pattern()] });
+        whole = json!({ "if": { "type": "object" }, "then": whole, "else": name });
     }
-    json!({ "anyOf": any })
+    whole
 }
 
 fn variant(all: &Variants, one: &Variant) -> Value {

@@ -63,7 +63,7 @@ static KEYS: &[Key] = &[
         "members",
         Kind::Scalar(Scalar::Count { min: 1, max: 64 }),
         "4",
-        "With `lanes: partition`: a daemon that has time while lanes of others wait joins the group again, up to so many times, and gets more partitions. `1`: all daemons get equally many.",
+        "With `lanes: partition`: an idle daemon may join the consumer group up to this many times, to take over partitions that other daemons are slow to process. `1`: all daemons get equally many.",
     ),
     optional(
         "properties",

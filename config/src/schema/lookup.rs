@@ -43,13 +43,13 @@ pub(crate) static LOOKUP: Object = Object {
             "on_missing",
             Kind::Words(&[word("null"), word("reject"), word("drop")]),
             "\"null\"",
-            "A row that the table has nothing for gets nulls, becomes a dead letter, or is left out.",
+            "A row without a match gets nulls, becomes a dead letter, or is left out.",
         ),
         default(
             "duplicates",
             Kind::Words(&[word("fail"), word("first"), word("last")]),
             "fail",
-            "A table that has a key twice is refused, or its first or last row of the key counts.",
+            "If a key occurs more than once: refuse the table, or use the first or the last such row.",
         ),
         optional(
             "schema",
@@ -69,7 +69,7 @@ pub(crate) static LOOKUP: Object = Object {
         optional(
             "refresh",
             duration(MIN_REFRESH_MS),
-            "With `mode: snapshot`: how often it is looked for a newer table. Left out: `1s` for files, `60s` for databases.",
+            "With `mode: snapshot`: how often to check for a newer version of the table. Left out: `1s` for files, `60s` for databases.",
         ),
         default(
             "max_bytes",
@@ -80,10 +80,10 @@ pub(crate) static LOOKUP: Object = Object {
         optional(
             "on_lost_table",
             Kind::Words(&[word("continue"), word("stop")]),
-            "With `mode: snapshot`: what a replay does where the table of its batch is not kept here and has changed since: go on with the table as it is now, or stop. Left out: `continue` with `lanes: partition`, where a batch may be replayed on another machine, unless the table decides in which of several sinks, or dead letters, a row is; else `stop`.",
+            "With `mode: snapshot`: what a replay does where the table of its batch is not kept here and has changed since: go on with the table as it is now, or stop. Left out: `stop`; with `lanes: partition`, where a batch may be replayed on another machine, `continue`, except where the table decides which of several sinks (or the dead letters) a row goes to.",
         ),
         default("cache", Kind::Object(&CACHE), "{}", "With `mode: query`: rows that are remembered."),
-        default("timeout", duration(1), "30s", "Longer a database is not waited for; then the batch is tried again."),
+        default("timeout", duration(1), "30s", "How long to wait for the database before the batch is retried."),
         default(
             "value",
             Kind::Words(&[word("hash"), word("json"), word("text")]),

@@ -90,7 +90,7 @@ fn types(all: &Variants) -> String {
     let later = all.variants.iter().filter(|one| one.state == State::Later).map(|one| format!("`{}`", one.name));
     let later: Vec<_> = later.collect();
     if !later.is_empty() {
-        let _ = writeln!(out, "\nKnown, and not in this version: {}.", later.join(", "));
+        let _ = writeln!(out, "\nPlanned, not available yet: {}.", later.join(", "));
     }
     out
 }
@@ -101,7 +101,7 @@ fn verbs() -> String {
         let _ = writeln!(out, "| `{}` | {} | `{}` |", verb.name, cell(verb.doc), cell(verb.example));
     }
     let later = job::VERBS.iter().filter(|verb| verb.kind.is_none()).map(|verb| format!("`{}`", verb.name));
-    let _ = writeln!(out, "\nKnown, and not in this version: {}.", later.collect::<Vec<_>>().join(", "));
+    let _ = writeln!(out, "\nPlanned, not available yet: {}.", later.collect::<Vec<_>>().join(", "));
     out
 }
 

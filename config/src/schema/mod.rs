@@ -17,7 +17,7 @@ mod markdown;
 pub(crate) mod scalar;
 pub(crate) mod sql_source;
 
-pub use json::json_schema;
+pub use json::{daemon_json_schema, json_schema};
 pub use markdown::{options_markdown, sections};
 pub(crate) use scalar::Scalar;
 

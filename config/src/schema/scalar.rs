@@ -45,6 +45,8 @@ pub(crate) enum Scalar {
         min: u64,
         max: u64,
     },
+    /// A whole number, or a percentage: `100`, `5%`.
+    Share,
     Flag,
     Type,
     /// One ASCII character.
@@ -101,6 +103,7 @@ impl Scalar {
             Self::Trigger => "a duration like `1s`, or `asap`",
             Self::Size { .. } => "a size like `64MiB`",
             Self::Count { .. } => "a whole number",
+            Self::Share => "a whole number or a percentage like `5%`",
             Self::Flag => "`true` or `false`",
             Self::Type => "a type like `int64`",
             Self::Character | Self::Delimiter => "one ASCII character",
@@ -125,6 +128,7 @@ impl Scalar {
             Self::Path => "path",
             Self::Connect | Self::Listen => "host:port",
             Self::Trigger => "duration or `asap`",
+            Self::Share => "number or `N%`",
             Self::Flag => "`true`, `false`",
             Self::Type => "type",
             Self::Character => "character",
@@ -193,7 +197,8 @@ impl Scalar {
             Self::Trigger => {
                 let every = units::check_duration(text).map_err(|p| p.maybe(did_you_mean(text, ["asap"])))?;
                 if every.is_zero() {
-                    return Err(Problem::new("a trigger of no time").help("as soon as there is data: `trigger: asap`"));
+                    return Err(Problem::new("the trigger must be longer than 0")
+                        .help("as soon as there is data: `trigger: asap`"));
                 }
             }
             Self::Size { min, max } => {
@@ -203,6 +208,7 @@ impl Scalar {
                 }
             }
             Self::Count { min, max } => return count(text, min, max),
+            Self::Share => drop(units::check_share(text)?),
             Self::Flag => return flag(text),
             Self::Type => drop(types::check(text)?),
             Self::Character => return character(text),

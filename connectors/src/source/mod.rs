@@ -9,7 +9,15 @@ pub mod socket;
 pub mod sql;
 pub mod testing;
 
-use std::{any::Any, borrow::Cow, collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    borrow::Cow,
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arrow::array::ArrayRef;
 use async_trait::async_trait;
@@ -302,6 +310,18 @@ pub trait Source: Send + Sync {
         None
     }
 
+    /// Since when the other side cannot be reached, and why, where a source waits for it by itself and says nothing else of it
+    /// ([`Source::event`] does not fail).
+    fn unreachable(&self) -> Option<Unreachable> {
+        None
+    }
+
+    /// Whether all that will ever come is there: a batch of `--once` need not wait for its trigger. A source of which more may
+    /// come while it is read (a socket whose peer is connected) says no.
+    fn is_complete(&self) -> bool {
+        true
+    }
+
     /// The job's batch loop worked for so long of the time that passed since it last said so. A source whose lanes are shared
     /// out among daemons takes more of them, or fewer.
     fn worked(&self, worked: Duration, passed: Duration) {
@@ -311,6 +331,15 @@ pub trait Source: Send + Sync {
     /// `--once`: from now on [`Source::event`] answers `End` when what was there at this call is planned
     /// (a socket: when its peer has closed and the spool is planned).
     fn finish(&self);
+}
+
+/// A server that does not answer.
+#[derive(Clone, Debug)]
+pub struct Unreachable {
+    /// Since the first of the attempts in a row that failed.
+    pub since: Instant,
+    /// What the last one came to.
+    pub why: String,
 }
 
 /// How much waits in a source. `None`: not known, or not of such a source.
@@ -324,6 +353,39 @@ pub struct Lag {
     pub oldest: Option<Duration>,
     /// Bytes in a spool.
     pub spool_bytes: Option<u64>,
+}
+
+/// What a source has at a position of a shard, as far as can be seen without opening the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The position exists.
+    There {
+        /// Nothing waits behind it.
+        is_end: bool,
+    },
+    /// It does not: where the shard begins and ends, in words.
+    Nowhere(String),
+    /// The shard is not here now (a spool that is lost, a topic that was made again): why, in words.
+    Foreign(String),
+}
+
+/// Looks for a position of a shard before an operator's command sets the lane to it. Changes nothing, and works beside a
+/// daemon that has the source open. `history` has the anchor's logs as far as they could be read.
+pub async fn find(
+    config: &tidemill_config::Source,
+    settings: &Settings,
+    shard: &ShardId,
+    position: &Position,
+    history: &History,
+) -> Result<Found, SourceError> {
+    use tidemill_config::SourceKind;
+    match &config.kind {
+        SourceKind::Socket(_) => socket::find(&settings.spool, shard, position),
+        SourceKind::Directory(directory) => Ok(directory::find(directory, shard, position, history)),
+        SourceKind::Kafka(kafka) => kafka::KafkaSource::open(config, kafka, settings)?.find(shard, position).await,
+        SourceKind::Sql(sql) => sql::SqlSource::open(config, sql)?.find(position).await,
+        SourceKind::Test(_) => Ok(Found::There { is_end: false }),
+    }
 }
 
 /// Whether a source keeps records in memory before a batch asks for them.

@@ -1,13 +1,14 @@
 //! How a lane is had: peek, wait or claim, then what `decide()` says, until every sink is at the head.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::StreamExt;
 use rand::RngExt;
-use tidemill_checkpoint::{Decision, Digest, Lane, Mark, SinkId};
+use tidemill_checkpoint::{Decision, Digest, Lane, LaneScheme, Mark, SinkId};
 use tidemill_connectors::source::History;
 
 use super::{
@@ -16,6 +17,7 @@ use super::{
     lane::{AtOnce, LaneError, Owned, Watch, describe_head, joined_after},
     runner::{Phase, Runner, Running},
     schemas::{parse_schema, source_of_log},
+    window::Window,
 };
 use crate::status::LaneState;
 
@@ -57,8 +59,17 @@ impl Runner {
                 Ok(Ok(running)) => {
                     let mark = &running.head.mark;
                     // Positions of many partitions fill a screen: they are in `/jobs/JOB` and `checkpoint show`.
-                    tracing::info!(job = self.job.name(), lane = %lane, batch = mark.plan.seq, digest = %mark.digest.short(), shards = mark.positions.len(), "lane owned");
-                    tracing::debug!(job = self.job.name(), lane = %lane, head = describe_head(mark), "where the lane stands");
+                    tracing::debug!(job = self.job.name(), lane = %lane, head = describe_head(mark), "lane owned");
+                    // A job with one lane need not know the word.
+                    let named = (self.job.scheme == LaneScheme::Partition).then(|| tracing::field::display(&lane));
+                    match mark.plan.seq {
+                        0 => {
+                            tracing::info!(job = self.job.name(), lane = named, "running: nothing was processed before")
+                        }
+                        seq => {
+                            tracing::info!(job = self.job.name(), lane = named, "running: goes on after batch {seq}")
+                        }
+                    }
                     let running = Running { failures, ..running };
                     self.lanes.insert(lane.clone(), Phase::Running(Box::new(running)));
                     // What was planned and not committed is planned again: no source is at its end.
@@ -148,10 +159,11 @@ impl Runner {
                     if let Some(before) = rewound_from {
                         tracing::warn!(job = self.job.name(), lane = %lane, was = describe_head(before), now = describe_head(head), "rows and marks went back together (a restored backup?): going on from there");
                     }
+                    self.greet_new_sinks(lane, head, &joined);
                     let history = self.adopted(lane, head, &mut adopted).await?;
                     let pinned = self.pinned(history);
                     self.job.lookups.uses(&head.plan);
-                    let head = Head { mark: head.clone(), joined, pinned };
+                    let head = Head { mark: head.clone(), joined, pinned, window: Window::load(&self.job, lane) };
                     return Ok(Ok(Running {
                         head,
                         owned: Arc::new(owned),
@@ -170,7 +182,8 @@ impl Runner {
                     self.job.lookups.uses(&head.plan);
                     let pinned = self.pinned(self.adopted(lane, head, &mut adopted).await?);
                     let own = marks.get(&sink).and_then(Option::as_ref);
-                    let head = Head { mark: head.clone(), joined: joined_after(head), pinned };
+                    let window = Window::default();
+                    let head = Head { mark: head.clone(), joined: joined_after(head), pinned, window };
                     tracing::info!(job = self.job.name(), lane = %lane, sink = %sink, from = super::describe(&from), "catching up");
                     self.job.catch_up(&owned, &head, &sink, own, &from, &self.schemas).await?;
                     self.refresh(lane, &mut owned).await?;
@@ -186,6 +199,27 @@ impl Runner {
                     return Err(LaneError::Fenced(format!("lane {lane}: another owner claimed it meanwhile")));
                 }
             }
+        }
+    }
+
+    /// A sink that the head does not know begins with the next batch: where that is, and how it gets what came before.
+    fn greet_new_sinks(&self, lane: &Lane, head: &Mark, joined: &BTreeMap<SinkId, Option<Digest>>) {
+        let is_new = |(id, holds): &(&SinkId, &Option<Digest>)| {
+            holds.is_none() && !id.is_local() && **id != SinkId::ledger() && !head.plan.touches.contains_key(*id)
+        };
+        let begun = head.start != head.positions;
+        for (id, _) in joined.iter().filter(is_new).filter(|_| begun) {
+            let name = self.job.sink(id).map_or_else(|| id.name(), |slot| &slot.name);
+            let command = lane.in_commands(&format!("`tidemill checkpoint resolve --sink {name} --catch-up`"));
+            tracing::warn!(
+                job = self.job.name(),
+                lane = %lane,
+                sink = name,
+                "this sink is new: it begins after batch {}, at {}, and has nothing of what came before. To fill it with that too: {}",
+                head.plan.seq,
+                super::describe(&head.positions),
+                self.job.around.in_commands(self.job.name(), &command)
+            );
         }
     }
 

@@ -25,14 +25,17 @@ use tidemill_connectors::{
 use tidemill_steps::BatchContext;
 
 use super::{
-    Job, Role, SinkSlot,
+    Job, LetterText, Role, SinkSlot,
     commit::any_key,
     compile::{Compiled, ComputeError, Computed, Pinned, dead_letters_schema},
     lane::{LaneError, Owned, joined_after},
     lookups::BatchTables,
-    probe,
+    probe, quoted,
     readable::Readable,
+    rejects,
     schemas::{Schemas, schema_log, schema_text, versions},
+    unread::Unread,
+    window::Window,
 };
 use crate::{memory::Lease, status::LastBatch};
 
@@ -48,6 +51,8 @@ pub struct Head {
     pub joined: BTreeMap<SinkId, Option<Digest>>,
     /// Schemas pinned up to here.
     pub pinned: Pinned,
+    /// Rejects among the last records, for `max_rejected`.
+    pub window: Window,
 }
 
 /// A batch that is ready to be committed.
@@ -86,6 +91,8 @@ pub struct Batch {
     pub(super) report: LastBatch,
     pub(super) rejected: BTreeMap<(String, String), u64>,
     pub(super) received: Vec<(String, u64, u64)>,
+    /// The first of its rejects.
+    pub(super) example: Option<LetterText>,
     _lease: Lease,
 }
 
@@ -97,6 +104,13 @@ impl Batch {
 }
 
 impl Job {
+    /// The commands by which a sink goes on without what cannot be computed again, for every sink that may need one.
+    pub(super) fn do_without_any(&self) -> String {
+        let names =
+            self.marked().filter(|slot| slot.role != Role::Ledger).map(|slot| super::replay::do_without(&slot.name));
+        names.collect::<Vec<_>>().join(", ")
+    }
+
     /// Asks every source what it has, within the budget. `None`: nothing to do.
     pub(super) async fn propose(
         &self,
@@ -200,11 +214,25 @@ impl Job {
         let compiled = schemas.compiled_for(self, self.digest, &pinned, &tables.schemas, &raw)?;
         compiled.prepare(&raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
         content.versions.extend(compiled.readable(&raw).versions());
+        let entries = content.entries.clone();
         let draft = Draft::batch(&head.mark, head.mark.anchor(), content).map_err(|error| cannot_plan(lane, &error))?;
         let raw = Arc::new(raw);
         self.lookups.uses(draft.plan());
-        let computed = self.compute(&compiled, &raw, draft.plan(), &tables).await?;
+        let computed = self.compute(&compiled, &raw, draft.plan(), &tables).await.inspect_err(|error| {
+            if matches!(error, LaneError::Stop(_)) {
+                Unread::keep(self, head.mark.digest, draft.plan(), &entries);
+            }
+        })?;
         pass("compute")?;
+        let total: u64 = computed.rejected.values().sum();
+        // Dead letters that their own sink refused are brought again after each start: they were judged once.
+        let again = raw.iter().flat_map(|batch| &batch.rejects).filter(|r| rejects::are_dead_letters(&r.shard)).count();
+        let window = head.window.after(records, total.saturating_sub(again as u64));
+        if total > again as u64 {
+            self.judge(&window, &computed, draft.plan()).inspect_err(|_| {
+                Unread::keep(self, head.mark.digest, draft.plan(), &entries);
+            })?;
+        }
         let with_rows = self
             .marked()
             .filter(|slot| !rows_for(slot, &computed, &compiled).is_empty())
@@ -245,17 +273,40 @@ impl Job {
         let batch = Batch {
             lane: lane.clone(),
             full,
-            next: Head { joined: joined_after(&mark), mark, pinned },
+            next: Head { joined: joined_after(&mark), mark, pinned, window },
             entries,
             expected: head.joined.clone(),
             keys: owned.keys.clone(),
             begun,
             report,
             rejected: computed.rejected,
+            example: computed.example,
             received,
             _lease: lease,
         };
         Ok(Some(Prepared { batch, staged }))
+    }
+
+    /// Whether so many rejects are too many for the job. The batch stays open: nothing of it is committed.
+    fn judge(&self, window: &Window, computed: &Computed, plan: &Plan) -> Result<(), LaneError> {
+        let Some(limit) = self.config.max_rejected else { return Ok(()) };
+        let (records, rejected) = window.totals();
+        if !limit.is_exceeded_by(rejected, records) {
+            return Ok(());
+        }
+        let kinds = computed.rejected.iter().map(|((step, reason), count)| format!("{count} {reason} ({step})"));
+        let kinds: Vec<_> = kinds.take(KINDS_SHOWN).collect();
+        let example = computed.example.as_ref().map_or_else(String::new, |first| format!("; the first: {first}"));
+        Err(LaneError::Stop(format!(
+            "lane {}: {rejected} of the last {records} records were rejected, more than `max_rejected: {limit}` allows. In {}: \
+             {}{example}. Nothing of this batch is written. To go on: fix the source or the step, or raise `max_rejected`, and \
+             {}; or leave these records out: {}",
+            plan.lane,
+            describe_spans(plan),
+            kinds.join(", "),
+            self.around.restart_command(self.name()),
+            leave_out(plan)
+        )))
     }
 
     /// Runs the computation off the runtime, counted as an attempt: a batch that kills the process is found out. It is
@@ -272,8 +323,9 @@ impl Job {
         if let Some(source) = compiled.lost(raw, &readable) {
             return Err(LaneError::Transient(format!(
                 "source {source}: the registry has lost a schema that batch {} was made with: register it again under its id, \
-                 or `tidemill checkpoint resolve --accept-loss` for the sinks that lack the batch",
-                plan.seq
+                 or let each sink that lacks the batch do without it: {}",
+                plan.seq,
+                self.do_without_any()
             )));
         }
         let batch = Digest::of_json(&(&plan.lane, &plan.parent));
@@ -415,6 +467,8 @@ impl Job {
 
 /// The command that sets a lane to the machine's clock.
 const SET_CLOCK: &str = "`tidemill checkpoint resolve --clock`";
+/// Kinds of rejects that a stop names.
+const KINDS_SHOWN: usize = 8;
 /// A clock may be so far behind the last plan's without a warning.
 const CLOCK_TOLERANCE_MS: i64 = 1_000;
 /// New files of a batch that mean that more wait.
@@ -472,13 +526,21 @@ fn describe_spans(plan: &Plan) -> String {
     format!("batch {}: {}", plan.seq, parts.join(", "))
 }
 
+/// The command that leaves out what a plan reads of sources.
+fn leave_out(plan: &Plan) -> String {
+    let spans = plan.spans.iter().filter(|(shard, _)| rejects::sink_of(shard).is_none());
+    let to = spans.map(|(shard, span)| format!(" --to {}", quoted(&format!("{shard}={}", span.to))));
+    format!("`tidemill checkpoint rewind{}`", to.collect::<String>())
+}
+
 /// Names the spans of a plan that kills the process.
 pub fn poison_text(plan: &Plan) -> String {
     format!(
         "lane {}: {} kills the process: it died in it three times, and a trial in a process of its own died too. \
-         Way out: mend the step, or `tidemill checkpoint rewind --to <positions after it>` to leave it out",
+         Way out: fix the step, or leave these records out: {}",
         plan.lane,
-        describe_spans(plan)
+        describe_spans(plan),
+        leave_out(plan)
     )
 }
 

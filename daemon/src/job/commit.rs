@@ -177,7 +177,7 @@ impl Job {
         let (job, lane, seq) = (self.name(), &batch.lane, batch.mark().plan.seq);
         match slot.role {
             Role::DeadLetters => {
-                tracing::error!(job, %lane, batch = seq, sink = slot.name, rows = refused, "the sink refused dead letters: it keeps them, and they are not where you look for them. Mend its table: the next start brings them there");
+                tracing::error!(job, %lane, batch = seq, sink = slot.name, rows = refused, "the sink refused dead letters: it keeps them, and they are not where you look for them. Fix its table: the next start brings them there");
             }
             _ => {
                 tracing::warn!(job, %lane, batch = seq, sink = slot.name, rows = refused, "the sink refused rows: they go to the dead letters with a next batch");
@@ -244,15 +244,11 @@ impl Job {
         metrics.batch_duration.with_label_values(&[job]).observe(report.duration_seconds);
         #[allow(clippy::cast_precision_loss)] // milliseconds since the epoch fit a double
         metrics.last_batch.with_label_values(&[job]).set(Timestamp::now().0 as f64 / 1000.0);
-        tracing::info!(
-            job,
-            lane = %batch.lane,
-            batch = report.seq,
-            records = report.records,
-            rejected = report.rejected,
-            ms = format!("{:.1}", report.duration_seconds * 1000.0),
-            "closed"
-        );
+        for step in &report.steps {
+            metrics.step(job, &step.step, step.rows_in, step.rows_out);
+        }
+        batch.next.window.keep(self, &batch.lane);
+        self.account.closed(&report, &batch.rejected, batch.example.as_ref());
         self.status.lock().positions.insert(batch.lane.to_string(), batch.mark().positions.clone());
         self.status.closed(report);
     }

@@ -28,6 +28,7 @@ use tidemill_connectors::{
 use tidemill_steps::{BatchContext, Pipeline, Rows, Schemas, StepError, StepStats, lookup::Tables};
 
 use super::{
+    LetterText,
     keys::{self, Keys},
     readable::Readable,
 };
@@ -80,6 +81,8 @@ pub struct Computed {
     pub rejects: Vec<RecordBatch>,
     /// How many rejects by (step, reason).
     pub rejected: BTreeMap<(String, String), u64>,
+    /// The first of them.
+    pub example: Option<LetterText>,
     /// What each step did.
     pub steps: Vec<StepReport>,
     /// Seconds to decode and to run the steps.
@@ -454,6 +457,7 @@ impl Compiled {
             let bytes = slice.record(record as usize);
             letters.push(&source.name.value, at, &reject.step, &reject.reason, &reject.detail, Some(bytes), &place);
         }
+        computed.example = letters.example.take();
         for (step, reason) in letters.counted() {
             *computed.rejected.entry((step, reason)).or_default() += 1;
         }
@@ -666,6 +670,7 @@ struct Letters {
     texts: [StringBuilder; PLACE_TEXTS.len()],
     numbers: [Int64Builder; PLACE_NUMBERS.len()],
     reasons: Vec<(String, String)>,
+    example: Option<LetterText>,
 }
 
 impl Letters {
@@ -681,6 +686,10 @@ impl Letters {
         place: &Place<'_>,
     ) {
         let text = record.and_then(|record| readable(record, place));
+        if self.example.is_none() {
+            let place = at.as_ref().map_or_else(String::new, |(shard, position)| format!("{shard} {position}"));
+            self.example = Some(LetterText::new(step, &place, detail, text.as_deref()));
+        }
         // The text is for eyes, and enough where it is the very bytes.
         let is_exact = record.is_none_or(|record| text.as_ref().is_some_and(|text| text.as_bytes() == record));
         let base64 = record.filter(|_| !is_exact).map(codec::base64);

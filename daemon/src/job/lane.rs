@@ -99,6 +99,11 @@ fn anchor_of<'a>(marks: impl Iterator<Item = (&'a SinkId, &'a Mark)>) -> Option<
     marks.max_by_key(|(id, mark)| (mark.plan.seq, mark.anchor() == *id)).map(|(_, mark)| mark.anchor())
 }
 
+/// The anchor that these marks name, where there is any.
+pub fn anchor_of_all(marks: &BTreeMap<SinkId, Option<Mark>>) -> Option<&SinkId> {
+    anchor_of(marks.iter().filter_map(|(id, mark)| Some((id, mark.as_ref()?))))
+}
+
 impl Owned {
     /// The key whose beats are sent: a beat is a record in the anchor alone.
     pub fn beaten(&self) -> Option<&LaneKey> {
@@ -107,7 +112,7 @@ impl Owned {
 
     /// The anchor, where any sink has a mark.
     pub fn anchor(&self) -> Option<&SinkId> {
-        anchor_of(self.marks.iter().filter_map(|(id, mark)| Some((id, mark.as_ref()?))))
+        anchor_of_all(&self.marks)
     }
 }
 
@@ -263,6 +268,7 @@ impl Job {
             let adopted =
                 source.adopt(lane, &at, history).await.map_err(|error| LaneError::of_source(source.name(), &error))?;
             for warning in adopted.warnings {
+                let warning = self.around.in_commands(self.name(), &lane.in_commands(&warning));
                 tracing::warn!(job = self.name(), lane = %lane, source = source.name(), "{warning}");
             }
         }

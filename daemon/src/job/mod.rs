@@ -13,6 +13,7 @@
 //!   `pulse`: how others know that it lives; `load`: how busy it is.
 
 mod absent;
+pub mod account;
 mod acquire;
 pub mod batch;
 pub mod commit;
@@ -30,14 +31,17 @@ pub mod replay;
 pub mod runner;
 pub mod schemas;
 pub mod scheme;
+pub mod unread;
+pub mod window;
 
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use tidemill_checkpoint::{Digest, LaneScheme, Ledger, Owner, Positions, SinkId};
+use tidemill_checkpoint::{Digest, LaneScheme, Ledger, Owner, Positions, ShardId, SinkId};
 use tidemill_config as config;
 use tidemill_connectors::{
     sink::{self, Guarantee, Sink, ledger::LedgerSink},
@@ -46,6 +50,7 @@ use tidemill_connectors::{
 
 use crate::{
     clock::Clock,
+    explain,
     memory::{Memory, Reserve},
     metrics::Metrics,
     start,
@@ -57,6 +62,39 @@ pub const DEAD_LETTERS: &str = SinkId::DEAD_LETTERS;
 
 /// In a job's folder in the data dir: the path of its YAML.
 pub const JOB_FILE: &str = "job-file";
+
+/// Beside it: the path of the data dir in which it was written.
+pub const JOB_PLACE: &str = "data-dir";
+
+/// A dead letter as a message shows it: the step, the place, what is wrong, and the beginning of the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterText(String);
+
+impl LetterText {
+    /// Bytes of a detail, and of a record, that a message shows.
+    const SHOWN: usize = 200;
+
+    /// Of one reject. Control characters are escaped: a record may hold anything.
+    pub fn new(step: &str, at: &str, detail: &str, record: Option<&str>) -> Self {
+        let cut = |text: &str| {
+            let end = (0..=Self::SHOWN.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+            let more = if end < text.len() { "..." } else { "" };
+            let mut shown = String::new();
+            for c in text[..end].chars() {
+                if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+            }
+            shown + more
+        };
+        let record = record.map_or_else(String::new, |record| format!(", in `{}`", cut(record)));
+        Self(format!("{} ({step}, at {}){record}", cut(detail), cut(at)))
+    }
+}
+
+impl std::fmt::Display for LetterText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// What a sink gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +144,8 @@ pub struct Surroundings {
     pub take_over: bool,
     /// `--once`.
     pub once: bool,
+    /// `--timeout`: how long `--once` waits for a server, or for another owner, that does not let it get on.
+    pub once_limit: Duration,
     /// Metrics of the process.
     pub metrics: Metrics,
     /// The byte budget of all jobs.
@@ -114,23 +154,48 @@ pub struct Surroundings {
     pub clock: Clock,
 }
 
-/// What a path has that no shell takes for something else.
-const PLAIN: &str = "/._-+:@";
+/// What a word has that no shell takes for something else.
+const PLAIN: &str = "/._-+:@=,";
+
+/// A word of a command as a shell takes it.
+pub fn quoted(word: &str) -> String {
+    let is_plain = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || PLAIN.contains(c));
+    if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+/// Commands of `tidemill checkpoint` that change something, and ask before they do.
+const CHANGES: [&str; 4] = ["resolve", "rewind", "forget", "reset"];
 
 impl Surroundings {
+    /// The command that starts a job again.
+    pub fn restart_command(&self, job: &str) -> String {
+        format!("`tidemill restart {} --data-dir {}`", quoted(job), quoted(&self.data_dir.display().to_string()))
+    }
+
     /// A text in which every `tidemill checkpoint` command names the data dir, so that it can be pasted anywhere, and the
-    /// job, where the data dir knows several.
+    /// job, where the data dir knows several, and one that changes something has the `--yes` without which it only asks.
     pub fn in_commands(&self, job: &str, text: &str) -> String {
         const COMMAND: &str = "`tidemill checkpoint ";
         let mut named = COMMAND.to_owned();
-        let dir = self.data_dir.display().to_string();
-        let is_plain = dir.chars().all(|c| c.is_alphanumeric() || PLAIN.contains(c));
-        let quoted = if is_plain { dir } else { format!("'{}'", dir.replace('\'', r"'\''")) };
-        named += &format!("--data-dir {quoted} ");
-        if start::job_files(&self.data_dir, None).is_ok_and(|known| known.len() > 1) {
-            named += &format!("--job {job} ");
+        named += &format!("--data-dir {} ", quoted(&self.data_dir.display().to_string()));
+        if start::known_jobs(&self.data_dir).is_ok_and(|known| known.len() > 1) {
+            named += &format!("--job {} ", quoted(job));
         }
-        text.replace(COMMAND, &named)
+        let mut parts = text.split(COMMAND);
+        let mut whole = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (command, rest) = part.split_once('`').map_or((part, None), |(command, rest)| (command, Some(rest)));
+            let mut words = command.split(' ');
+            let changes = words.clone().any(|word| CHANGES.contains(&word)) && !words.any(|word| word == "--yes");
+            whole += &named;
+            whole += command;
+            whole += if changes { " --yes" } else { "" };
+            if let Some(rest) = rest {
+                whole.push('`');
+                whole += rest;
+            }
+        }
+        whole
     }
 }
 
@@ -156,6 +221,8 @@ pub struct Job {
     pub around: Surroundings,
     /// What the outside sees.
     pub status: Status,
+    /// What the log says of its batches.
+    pub account: account::Account,
     /// Sinks that an operator told to catch up where they could join.
     pub catch_up: BTreeSet<SinkId>,
     /// What sources may keep beside the batches, of the budget of all jobs.
@@ -205,7 +272,7 @@ fn sink_id(sink: &config::Sink) -> SinkId {
 }
 
 /// A source's config as the connector sees it: under the name that its shards have.
-fn for_connector(source: &config::Source) -> config::Source {
+pub fn for_connector(source: &config::Source) -> config::Source {
     let mut source = source.clone();
     source.name.value = shard_name(&source);
     source
@@ -219,14 +286,7 @@ impl Job {
             let wanted = if source::reads_ahead(&source.kind) { job.config.batch.max_bytes } else { 0 };
             let (ahead_bytes, part) = job.around.memory.reserve(wanted);
             job.ahead.extend(part);
-            let settings = source::Settings {
-                partitioned: job.scheme == LaneScheme::Partition,
-                spool: job.spool(source),
-                owner: job.around.owner.name.clone(),
-                job: job.config.name.clone(),
-                ahead_bytes,
-                trigger: job.config.trigger.interval(),
-            };
+            let settings = job.settings_of(source, ahead_bytes);
             job.sources.push(source::open(&for_connector(source), &settings)?);
         }
         Ok(job)
@@ -275,7 +335,16 @@ impl Job {
         let refusing = sinks.iter().filter(|slot| slot.role != Role::Ledger && slot.is_marked());
         let rejects = refusing.map(rejects::SinkRejects::new).collect();
         let lookups = lookups::Lookups::open(&config, folder.join("lookups"), scheme, &around)?;
+        let letters = match &config.dead_letters {
+            Some(sink) => explain::describe_sink(&config, sink).split(';').next().unwrap_or_default().to_owned(),
+            None => folder.join("dead-letters").display().to_string(),
+        };
+        status.lock().dead_letters = letters.clone();
+        for step in &config.steps {
+            around.metrics.begin_step(&config.name, &step.name);
+        }
         Ok(Self {
+            account: account::Account::new(&config.name, letters),
             rejects,
             digest,
             scheme,
@@ -294,6 +363,23 @@ impl Job {
     /// Where a source keeps what cannot be read again.
     pub fn spool(&self, source: &config::Source) -> PathBuf {
         self.folder().join("spool").join(shard_name(source))
+    }
+
+    /// What a source needs to be opened.
+    pub fn settings_of(&self, source: &config::Source, ahead_bytes: usize) -> source::Settings {
+        source::Settings {
+            partitioned: self.scheme == LaneScheme::Partition,
+            spool: self.spool(source),
+            owner: self.around.owner.name.clone(),
+            job: self.config.name.clone(),
+            ahead_bytes,
+            trigger: self.config.trigger.interval(),
+        }
+    }
+
+    /// The source that a shard belongs to, by the name that its shards have.
+    pub fn source_of(&self, shard: &ShardId) -> Option<&config::Source> {
+        self.config.sources.iter().find(|source| shard_name(source) == shard.source())
     }
 
     /// The job's name.
@@ -343,11 +429,14 @@ impl Job {
         sync_folder(&self.around.data_dir)
     }
 
-    /// Keeps where the job's file is, so that `tidemill checkpoint --job NAME` finds it.
+    /// Keeps where the job's file is, so that `tidemill checkpoint --job NAME` finds it, and for which data dir that is true:
+    /// a copy of this one is another. In this order: a crash in between leaves a pair that is not believed.
     fn keep_place(&self) -> std::io::Result<()> {
         std::fs::create_dir_all(self.folder())?;
+        let data_dir = self.around.data_dir.canonicalize().unwrap_or_else(|_| self.around.data_dir.clone());
         let file = config::paths::of_file(&self.config.file);
-        std::fs::write(self.folder().join(JOB_FILE), file.as_os_str().as_encoded_bytes())
+        std::fs::write(self.folder().join(JOB_FILE), file.as_os_str().as_encoded_bytes())?;
+        std::fs::write(self.folder().join(JOB_PLACE), data_dir.as_os_str().as_encoded_bytes())
     }
 
     /// The text of another version of this job, where it was kept.
@@ -399,4 +488,62 @@ fn choose_anchor(config: &config::Job, sinks: &[SinkSlot]) -> Option<SinkId> {
 pub fn describe(positions: &Positions) -> String {
     let parts: Vec<_> = positions.iter().map(|(shard, position)| format!("{shard} at {position}")).collect();
     if parts.is_empty() { "nothing".into() } else { parts.join(", ") }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn around(data_dir: &Path) -> Surroundings {
+        let settings = start::Settings {
+            data_dir: data_dir.to_owned(),
+            owner: None,
+            memory: 1 << 26,
+            take_over: false,
+            once: false,
+            once_limit: start::ONCE_LIMIT,
+        };
+        start::open(settings).unwrap()
+    }
+
+    #[test]
+    fn commands_in_messages_have_all_that_is_needed_to_be_pasted() {
+        let folder = tempfile::tempdir().unwrap();
+        let around = around(&folder.path().join("a dir"));
+        let dir = format!("'{}'", folder.path().join("a dir").display());
+        for (text, expected) in [
+            ("`tidemill checkpoint show`", format!("`tidemill checkpoint --data-dir {dir} show`")),
+            (
+                "or `tidemill checkpoint --lane t/0 rewind --to s=1` (so), `tidemill checkpoint forget` and `more`",
+                format!(
+                    "or `tidemill checkpoint --data-dir {dir} --lane t/0 rewind --to s=1 --yes` (so), `tidemill checkpoint \
+                     --data-dir {dir} forget --yes` and `more`"
+                ),
+            ),
+            ("`tidemill checkpoint reset --sinks --yes`", format!("`tidemill checkpoint --data-dir {dir} reset --sinks --yes`")),
+            ("`tidemill checkpoint` cannot reach it", "`tidemill checkpoint` cannot reach it".to_owned()),
+            ("no command", "no command".to_owned()),
+        ] {
+            assert_eq!(around.in_commands("job", text), expected);
+        }
+        assert_eq!(around.restart_command("job"), format!("`tidemill restart job --data-dir {dir}`"));
+    }
+
+    #[test]
+    fn words_are_quoted_as_a_shell_takes_them() {
+        for (word, quoted_word) in [("in=1:0", "in=1:0"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("", "''"), ("$x;", "'$x;'")] {
+            assert_eq!(quoted(word), quoted_word);
+        }
+    }
+
+    #[test]
+    fn an_example_of_a_reject_is_short_and_has_no_control_characters() {
+        let long = "x".repeat(1000) + "\u{e9}";
+        let text = LetterText::new("decode", "in 0:7", "not\nJSON", Some(&long)).to_string();
+        assert!(text.starts_with(r"not\nJSON (decode, at in 0:7), in `xxx"), "{text}");
+        assert!(text.ends_with("x...`") && text.len() < 300, "{text}");
+        let text = LetterText::new("s", "", "d", Some("\u{1b}[31m\u{e4}")).to_string();
+        assert_eq!(text, "d (s, at ), in `\\u{1b}[31m\u{e4}`");
+    }
 }

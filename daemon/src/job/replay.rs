@@ -98,6 +98,16 @@ impl Job {
         Ok(())
     }
 
+    /// Commits a step without rows to the one sink that it is of.
+    pub async fn commit_alone(&self, step: &Step, key: &LaneKey) -> Result<(), LaneError> {
+        let id = &step.mark.sink;
+        let slot = self.sink(id).ok_or_else(|| LaneError::Stop(format!("{id} is not a sink of this job")))?;
+        let staged = self.stage(slot, key, step.plan(), &[]).await?;
+        pass("mark")?;
+        let permit = Permit::catch_up(key.clone(), step.before(id), step.mark.clone());
+        self.commit_one(slot, permit, staged).await.map(|_| ())
+    }
+
     /// Brings the head plan to sinks that lack it: the same records, the job's text and schemas as the plan names them.
     pub async fn replay(
         &self,
@@ -194,11 +204,11 @@ impl Job {
             let shards: Vec<_> = unread.keys().map(ShardId::to_string).collect();
             return Err(LaneError::Stop(format!(
                 "lane {}: batch {} is to be replayed, and {} of it belongs to no source of this job any more. Way out: put the \
-                 source back until the batch is closed, or `tidemill checkpoint resolve --sink S --accept-loss` for the sink \
-                 that lacks the batch",
+                 source back until the batch is closed, or let each sink that lacks the batch do without it: {}",
                 plan.lane,
                 plan.seq,
-                shards.join(", ")
+                shards.join(", "),
+                self.do_without_any()
             )));
         }
         let tables = self.lookups.of_plan(&text, plan).await?;
@@ -210,9 +220,12 @@ impl Job {
             if untouched && !rows_for(slot, &computed, &compiled).is_empty() {
                 return Err(LaneError::Stop(format!(
                     "lane {}: a replay of batch {} has rows for {}, the batch had none: the source, a lookup's table or a step \
-                     does not repeat itself. Way out: put back what has changed, or `tidemill checkpoint resolve --sink S \
-                     --accept-loss` for the sink that lacks the batch",
-                    plan.lane, plan.seq, slot.name
+                     does not repeat itself. Way out: put back what has changed, or let each sink that lacks the batch do \
+                     without it: {}",
+                    plan.lane,
+                    plan.seq,
+                    slot.name,
+                    self.do_without_any()
                 )));
             }
         }
@@ -247,7 +260,10 @@ impl Job {
         };
         let _lease = self.around.memory.lease(self.config.batch.max_bytes).await;
         let mut proposals = self.propose(lane, from, budget, 0).await.map_err(for_the_sink)?.unwrap_or_default();
-        cut_to(&head.mark.positions, &mut proposals);
+        let mut limit = head.mark.positions.clone();
+        // What the sink has had since it began is not written to it again.
+        limit.extend(own.and_then(|mark| mark.had.as_ref()).map(|had| had.from.clone()).unwrap_or_default());
+        cut_to(&limit, &mut proposals);
         if proposals.iter().flatten().all(|proposal| proposal.spans.is_empty()) {
             return Err(LaneError::Stop(format!(
                 "lane {lane}: {sink} stands at {}, the head at {}, and the sources have nothing between them any more. \
@@ -285,7 +301,7 @@ impl Job {
 }
 
 /// The command by which a sink goes on without what cannot be read again.
-fn do_without(sink: &str) -> String {
+pub(super) fn do_without(sink: &str) -> String {
     format!("`tidemill checkpoint resolve --sink {sink} --accept-loss`")
 }
 

@@ -111,6 +111,10 @@ pub struct Runner {
     started: bool,
     /// Which lane is the first to prepare its batch.
     turn: usize,
+    /// `--once`: since when no lane gets on.
+    stuck: Option<Instant>,
+    /// What the last source that failed said.
+    fault: Option<String>,
     /// By source.
     deaf: Vec<Deaf>,
     pub(super) load: Load,
@@ -155,6 +159,8 @@ impl Runner {
             ended: vec![false; sources],
             started: false,
             turn: 0,
+            stuck: None,
+            fault: None,
             deaf: vec![Deaf { until: Instant::now(), failures: 0, empty: 0 }; sources],
             load: Load::new(asap),
             refused,
@@ -181,6 +187,7 @@ impl Runner {
         let beats = tokio::spawn(self.pulse.clone().beat(self.job.clone(), self.refuse.clone()));
         let _beats = AbortOnDrop(beats.abort_handle());
         let ended = self.work().await;
+        self.job.account.finish();
         self.job.status.lock().finished = true;
         ended
     }
@@ -256,6 +263,7 @@ impl Runner {
                 self.load.waited(began.elapsed());
             }
             self.tell_load();
+            self.job.account.tick();
             match wake {
                 Wake::Stop => return self.shut_down(commit).await,
                 Wake::Committed | Wake::Lanes => {
@@ -316,8 +324,34 @@ impl Runner {
         }
     }
 
+    /// With `--once`: what keeps the job from getting on, where that has been so for as long as it may.
+    fn gives_up(&mut self) -> Option<Ended> {
+        let limit = self.job.around.once_limit;
+        let gave_up = |why: String| Some(Ended::Failed(format!("gave up after {limit:?} (--timeout): {why}")));
+        for source in &self.job.sources {
+            if let Some(server) = source.unreachable().filter(|server| server.since.elapsed() >= limit) {
+                return gave_up(format!("source {}: {}", source.name(), server.why));
+            }
+        }
+        let works = |phase: &Phase| matches!(phase, Phase::Running(running) if running.failures == 0);
+        if !self.lanes.is_empty() && self.lanes.values().all(works) {
+            (self.stuck, self.fault) = (None, None);
+            return None;
+        }
+        let since = *self.stuck.get_or_insert_with(Instant::now);
+        if since.elapsed() < limit {
+            return None;
+        }
+        let said = self.job.status.snapshot();
+        let of_lane = said.lanes.values().find_map(|state| match state {
+            LaneState::Waiting { reason } | LaneState::Retrying { reason, .. } => Some(reason.clone()),
+            _ => None,
+        });
+        gave_up(of_lane.or(self.fault.clone()).unwrap_or_else(|| "no lane could be worked on".to_owned()))
+    }
+
     /// With `--once` the job is done when every source has ended and nothing is open.
-    fn finished(&self, committing: bool) -> Option<Ended> {
+    fn finished(&mut self, committing: bool) -> Option<Ended> {
         if !self.job.around.once || committing {
             return None;
         }
@@ -325,6 +359,9 @@ impl Runner {
             self.lanes.values().find_map(|phase| if let Phase::Stopped(reason) = phase { Some(reason) } else { None })
         {
             return Some(Ended::Failed(reason.clone()));
+        }
+        if let Some(ended) = self.gives_up() {
+            return Some(ended);
         }
         let running = self.lanes.values().all(|phase| matches!(phase, Phase::Running(_)));
         (running && !self.lanes.is_empty() && self.ended.iter().all(|ended| *ended)).then_some(Ended::Done)
@@ -346,7 +383,9 @@ impl Runner {
         let wake_at = lane_due.chain(batch_due).min().map_or(longest, |at| at.min(longest));
         // Records are of use to an owner only; a runner that owns nothing hears of lanes. Beside a commit a batch is prepared
         // where the last one was full: one with the first record that comes would wait with it, and keep the next ones waiting.
-        let takes_data = owns && (once || (self.job.config.trigger == config::Trigger::Asap && commit.is_none()));
+        // With `--once` what is there already waits for no trigger; what a peer still sends does.
+        let asap = self.job.config.trigger == config::Trigger::Asap;
+        let is_due = |idle: bool, complete: bool| owns && ((once && (asap || complete)) || (asap && idle));
         let mut stop = self.stop.clone();
         loop {
             if *stop.borrow_and_update() {
@@ -389,7 +428,9 @@ impl Runner {
                         self.deaf[index].failures = 0;
                     }
                     match event {
-                        Ok(SourceEvent::Data) if takes_data => return Wake::Data(index),
+                        Ok(SourceEvent::Data) if is_due(commit.is_none(), self.job.sources[index].is_complete()) => {
+                            return Wake::Data(index);
+                        }
                         Ok(SourceEvent::Data) => {}
                         Ok(SourceEvent::End) => {
                             self.ended[index] = true;
@@ -401,7 +442,11 @@ impl Runner {
                         }
                         Err(error) => {
                             let source = self.job.sources[index].name().to_owned();
-                            tracing::warn!(job = self.job.name(), source, %error, "source failed");
+                            self.fault = Some(format!("source {source}: {error}"));
+                            // Else it is said of the lanes that it fails.
+                            if !owns {
+                                tracing::warn!(job = self.job.name(), source, %error, "source failed");
+                            }
                             let deaf = &mut self.deaf[index];
                             deaf.until = Instant::now() + backoff(deaf.failures);
                             deaf.failures += 1;

@@ -157,9 +157,10 @@ fn older(job: &Job, digest: Digest) -> Result<config::Job, LaneError> {
     let text = job.kept_text(&digest).ok_or_else(|| {
         LaneError::Stop(format!(
             "the open batch was planned by another text of this job (digest {digest}), the text now is {}; the older one is not in {}. \
-             Way out: put the older text back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`",
+             Way out: put the older text back until the batch is closed, or let each sink that lacks the batch do without it: {}",
             job.digest,
-            job.folder().join("texts").display()
+            job.folder().join("texts").display(),
+            job.do_without_any()
         ))
     })?;
     let older = config::Job::parse(&text, &job.config.file, &config::ProcessEnvironment)
@@ -167,7 +168,9 @@ fn older(job: &Job, digest: Digest) -> Result<config::Job, LaneError> {
     if super::digest_of(&older) != digest {
         return Err(LaneError::Stop(format!(
             "the open batch was planned with other values of the environment in `where:` or `partition_by:`, or with other \
-             contents of a codec's schema file (digest {digest}). Way out: set them back until the batch is closed, or `tidemill checkpoint resolve --accept-loss`"
+             contents of a codec's schema file (digest {digest}). Way out: set them back until the batch is closed, or let each \
+             sink that lacks the batch do without it: {}",
+            job.do_without_any()
         )));
     }
     Ok(older)

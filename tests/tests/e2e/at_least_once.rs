@@ -288,8 +288,10 @@ fn an_anchor_that_is_to_keep_no_marks_stops_the_job_and_loses_nothing_on_the_way
     marked.clone().failpoint("after-anchor:1:kill").start().expect_killed();
     expect_first(6 * BATCH);
     // The other one: the job begins anew.
-    let done =
-        tidemill(&folder, &["checkpoint", "reset", "--sinks", "--data-dir", "data", "--job", "at_least_once.yaml"]);
+    let done = tidemill(
+        &folder,
+        &["checkpoint", "reset", "--sinks", "--yes", "--data-dir", "data", "--job", "at_least_once.yaml"],
+    );
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     unmarked.clone().failpoint("before-anchor:4:kill").start().expect_killed();
     unmarked.once().expect_success();
@@ -303,12 +305,22 @@ fn an_anchor_that_is_to_keep_no_marks_stops_the_job_and_loses_nothing_on_the_way
     stopped.expect_code(1);
     let said = stopped.stderr();
     let data_dir = folder.join("data");
-    let command = format!("`tidemill checkpoint --data-dir {} resolve --sink hits --join`", data_dir.display());
+    let command = format!("`tidemill checkpoint --data-dir {} resolve --sink hits --join --yes`", data_dir.display());
     for words in ["the mark of hits belongs to another origin", &command] {
         assert!(said.contains(words), "no {words:?} in\n{said}");
     }
-    let join =
-        ["checkpoint", "resolve", "--sink", "hits", "--join", "--data-dir", "data", "--job", "exactly_once.yaml"];
+    let join = [
+        "checkpoint",
+        "resolve",
+        "--sink",
+        "hits",
+        "--join",
+        "--yes",
+        "--data-dir",
+        "data",
+        "--job",
+        "exactly_once.yaml",
+    ];
     let done = tidemill(&folder, &join);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     marked.clone().failpoint("after-anchor:1:kill").start().expect_killed();

@@ -278,7 +278,21 @@ fn run_once_ends_with_0_where_all_is_done_1_where_a_lane_stopped_and_78_where_th
     let mut done = Run::new(&folder).job(JOB).once();
     done.expect_success();
     assert_has(&done.stdout(), &["batch 1 · 2 rows", "double"]);
-    assert_has(&done.stderr(), &["done in", "records=4", "rejected=1", "job=\"shop\""]);
+    assert_has(
+        &done.stderr(),
+        &["done in", "records=4", "rejected=1", "job=\"shop\"", "rows=\"db 2, files 2, screen 2\""],
+    );
+    let letters = folder.join("data/shop/dead-letters").display().to_string();
+    assert_has(
+        &done.stderr(),
+        &[
+            "WARN 1 of 4 records rejected: 1 cast (1-cast)",
+            "; the first: ",
+            "in `{\"id\":2,\"price\":\"x\"}`",
+            &format!("See {letters}"),
+            &format!("rejected records are in {letters}"),
+        ],
+    );
     let stored = Rows::sqlite(&folder.join("out/shop.db"), "SELECT id, double FROM orders");
     stored.assert_same(&Rows::json("{\"id\":1,\"double\":4.0}\n{\"id\":3,\"double\":8.0}"), "the table");
     assert_eq!(Rows::files(&folder.join("data/shop/dead-letters")).column("record"), ["{\"id\":2,\"price\":\"x\"}"]);
@@ -287,7 +301,10 @@ fn run_once_ends_with_0_where_all_is_done_1_where_a_lane_stopped_and_78_where_th
     let strict = JOB.replace("cast: { price: float64 }", "{ cast: { price: float64 }, on_error: fail }");
     let mut failed = Run::new(&folder).job(&strict).once();
     failed.expect_code(1);
-    assert_has(&failed.stderr(), &["on_error: fail", "job=\"shop\"", "WARN ended with work undone after"]);
+    assert_has(
+        &failed.stderr(),
+        &["on_error: fail", "job=\"shop\"", "WARN job shop failed after", "see the error above"],
+    );
     assert!(!failed.stderr().contains("done in"), "{}", failed.stderr());
     Run::new(&folder).job(&JOB.replace("type: console", "type: consle")).once().expect_code(78);
     Run::new(&folder).job(JOB).once().expect_success();
@@ -298,7 +315,7 @@ fn run_once_ends_with_0_where_all_is_done_1_where_a_lane_stopped_and_78_where_th
     let mut told = Run::new(&folder).job(&endless).data_dir("endless").arg("--once").spawn();
     told.term();
     told.expect_code(1);
-    assert_has(&told.stderr(), &["WARN ended with work undone after", "job=\"endless\""]);
+    assert_has(&told.stderr(), &["WARN job endless failed after", "job=\"endless\""]);
 
     // The data dir is somebody's file; a job that is nowhere; no job.
     folder.write("file", "");

@@ -109,7 +109,7 @@ fn a_run_with_once_that_is_told_to_stop_has_failed_and_a_hangup_starts_nothing_t
     });
     daemon.term();
     daemon.expect_code(1);
-    assert_eq!(daemon.stderr().matches("lane owned").count(), 1, "{}", daemon.stderr());
+    assert_eq!(daemon.stderr().matches("running: ").count(), 1, "{}", daemon.stderr());
 }
 
 #[test]

@@ -323,7 +323,7 @@ fn partitions_and_topics_that_are_added_are_read_from_their_beginning_also_with_
     let mut daemon = Run::new(&folder).job(&text).start();
     eventually("both lanes", || {
         let said = daemon.stderr();
-        if said.matches("lane owned").count() == 2 { Ok(()) } else { Err(said) }
+        if said.matches("running: ").count() == 2 { Ok(()) } else { Err(said) }
     });
     topic.add_partitions(3);
     let later = Topic::at(&topic.brokers, &format!("{}-1", topic.name), 1, &[]);

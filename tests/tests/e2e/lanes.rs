@@ -108,7 +108,7 @@ fn a_reset_respects_the_owner_of_every_lane() {
     let _second = daemon_of(&folder, "b", &text).spawn();
     topic.append(0, 30);
     topic.expect_all("the second to work");
-    let reset = tidemill(&folder, &["checkpoint", "--data-dir", "data-a", "reset", "--sinks"]);
+    let reset = tidemill(&folder, &["checkpoint", "--data-dir", "data-a", "reset", "--sinks", "--yes"]);
     let said = String::from_utf8_lossy(&reset.stderr).into_owned();
     assert!(!reset.status.success() && said.contains("shard/0") && said.contains("owned by"), "{said}");
     topic.append(0, 30);
@@ -148,7 +148,8 @@ fn every_lane_is_shown_beside_a_daemon_and_without_one() {
         let table = String::from_utf8_lossy(&table.stdout).into_owned();
         assert!(table.contains("job lanes, lane shard/0\n") && table.contains("job lanes, lane shard/1\n"), "{table}");
         assert!(!table.contains("no mark"), "{table}");
-        let join = tidemill(&folder, &["checkpoint", "--data-dir", "data-a", "resolve", "--sink", "db", "--join"]);
+        let join =
+            tidemill(&folder, &["checkpoint", "--data-dir", "data-a", "resolve", "--sink", "db", "--join", "--yes"]);
         let said = String::from_utf8_lossy(&join.stderr).into_owned();
         assert!(said.contains("say which with --lane; this data dir has had shard/0, shard/1"), "{said}");
         if beside {

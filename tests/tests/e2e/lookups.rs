@@ -135,7 +135,18 @@ fn a_sink_may_do_without_a_batch_whose_table_is_gone() {
     folder.publish("countries.csv", NEW);
     let resolved = tidemill(
         &folder,
-        &["checkpoint", "resolve", "--sink", "out", "--accept-loss", "--job", "job.yaml", "--data-dir", "data"],
+        &[
+            "checkpoint",
+            "resolve",
+            "--sink",
+            "out",
+            "--accept-loss",
+            "--yes",
+            "--job",
+            "job.yaml",
+            "--data-dir",
+            "data",
+        ],
     );
     let said = String::from_utf8_lossy(&resolved.stderr).into_owned();
     assert!(resolved.status.success(), "{said}");

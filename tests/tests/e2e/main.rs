@@ -36,6 +36,7 @@ mod lookup_databases;
 mod lookups;
 mod mysql;
 mod once;
+mod operator;
 mod ownership;
 mod paths;
 mod postgres;

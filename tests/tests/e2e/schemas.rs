@@ -226,7 +226,8 @@ fn a_sink_catches_up_with_batches_from_before_the_schema() {
     Run::new(&folder).job(&job("")).once().expect_success();
     let run = Run::new(&folder).job(&job("  db: { type: sqlite, path: rows.db, table: rows }\n"));
     run.once().expect_success();
-    let done = tidemill(&folder, &["checkpoint", "resolve", "--sink", "db", "--catch-up", "--data-dir", "data"]);
+    let done =
+        tidemill(&folder, &["checkpoint", "resolve", "--sink", "db", "--catch-up", "--yes", "--data-dir", "data"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     folder.publish("in/2.json", "{\"n\": 1}\n{\"n\": 2}\n");
     run.once().expect_success();

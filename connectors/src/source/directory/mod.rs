@@ -26,6 +26,7 @@ mod buffers;
 mod content;
 mod done;
 mod entry;
+mod find;
 mod hash;
 mod identity;
 mod known;
@@ -52,6 +53,7 @@ use async_trait::async_trait;
 use tidemill_checkpoint::{Lane, Positions};
 use tidemill_config::model;
 
+pub(super) use self::find::find;
 use self::{
     state::{Finish, State},
     watch::Board,

@@ -233,7 +233,7 @@ impl State {
         let (name, path, ends) = (&self.name, path.display(), !matches!(self.finish, Finish::NotAsked));
         match error.kind() {
             io::ErrorKind::NotFound if ends => SourceError::Fatal(format!(
-                "source {name}: there is no folder {path}, and `--once` does not wait for it"
+                "source {name}: folder {path} does not exist, and `--once` does not wait for it"
             )),
             io::ErrorKind::NotADirectory if ends => SourceError::Fatal(format!(
                 "source {name}: {path} is a file, and a directory source reads the files of a folder: set `path` to its \
@@ -349,9 +349,14 @@ impl State {
         };
         let at = self.pair(&position)?;
         if state.is_some_and(|state| state.next != known.next()) || needed(at) > known.next() {
+            let (shard, next) = (&self.shard, known.next());
             return Err(self.lost(
-                format!("the mark stands at {position}, the list of accepted files ends at {}", known.next()),
-                "The anchor's log is incomplete: restore it, or start over with `tidemill checkpoint reset`".to_owned(),
+                format!("the mark stands at {position}, the list of accepted files ends at {next}"),
+                format!(
+                    "If the lane was set there by hand, set it back: `tidemill checkpoint rewind --to {shard}={next}:0`. Else the \
+                     anchor's log is incomplete: restore the anchor from a backup, or start over with \
+                     `tidemill checkpoint reset --sinks`"
+                ),
             ));
         }
         let taken = self.taken_from(known.next());
@@ -417,7 +422,7 @@ pub(super) fn needed((number, offset): At) -> u64 {
     number + u64::from(offset > 0)
 }
 
-fn log_name(source: &str) -> LogName {
+pub(super) fn log_name(source: &str) -> LogName {
     LogName::new(&format!("files:{source}"))
 }
 

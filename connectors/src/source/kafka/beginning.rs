@@ -34,6 +34,9 @@ use crate::{
     source::SourceError,
 };
 
+/// Commands that a message shows.
+const COMMANDS_SHOWN: usize = 4;
+
 /// One look for an answer, and how long a client is served for a complaint.
 const LOOK: Duration = Duration::from_millis(500);
 const SERVE: Duration = Duration::from_millis(50);
@@ -81,11 +84,20 @@ pub(super) fn pin(core: &Core) -> Result<(), SourceError> {
 pub(super) fn forgotten(core: &Core, partition: &Partition) -> Option<String> {
     let mut view = core.view();
     view.begun.contains(partition).then(|| view.begun.clear())?;
+    let shards = view
+        .topology
+        .partitions()
+        .filter_map(|one| Some((one.lane(&core.name), view.topology.shard(&core.name, &one)?)));
+    let commands: Vec<_> = shards
+        .take(COMMANDS_SHOWN)
+        .map(|(lane, shard)| format!("`tidemill checkpoint --lane {lane} rewind --to {shard}=0`"))
+        .collect();
     Some(format!(
         "the group {} had no offsets of this job any more when it was started (they expired, or were deleted): partitions that \
-         were added while no daemon ran were taken for old ones, and begin at the end that they had then. Way out for each of \
-         them: `tidemill checkpoint rewind --lane LANE --to SHARD=0`",
-        core.group
+         were added while no daemon ran were taken for old ones, and begin at the end that they had then. For each of them, \
+         and for no other: {}",
+        core.group,
+        commands.join(" or ")
     ))
 }
 

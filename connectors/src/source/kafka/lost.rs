@@ -9,7 +9,10 @@ use super::{
     reader::Stuck,
     topics::{Partition, parse_shard},
 };
-use crate::{kafka::is_denied, source::SourceError};
+use crate::{
+    kafka::is_denied,
+    source::{Found, SourceError},
+};
 
 /// Another incarnation of a partition that a mark knows, where it knows the present one not.
 pub(super) fn former<'p>(at: &'p Positions, partition: &Partition) -> Option<&'p ShardId> {
@@ -99,6 +102,26 @@ pub(super) fn span_gone(
     (low, high): (u64, u64),
 ) -> Loss {
     lost(shard, format!("{partition} has the offsets {low} to {high} now, and [{from}, {to}) are to be read again"))
+}
+
+/// What a shard has at an offset. Asks the brokers.
+pub(super) fn find(core: &Core, shard: &ShardId, offset: u64) -> Result<Found, SourceError> {
+    let topology = core.refresh()?;
+    let Some((partition, _)) = parse_shard(shard) else {
+        return Ok(Found::Foreign("it is not the name of a partition".to_owned()));
+    };
+    match topology.shard(&core.name, &partition) {
+        None => return Ok(Found::Foreign(format!("{partition} is not there any more"))),
+        Some(now) if now != *shard => {
+            return Ok(Found::Foreign(format!("its topic {} was deleted and made again", partition.topic)));
+        }
+        Some(_) => {}
+    }
+    let (low, high) = core.watermarks(&partition)?;
+    Ok(match (low..=high).contains(&offset) {
+        true => Found::There { is_end: offset == high },
+        false => Found::Nowhere(format!("{partition} has the offsets {low} to {high}, and {offset} is not among them")),
+    })
 }
 
 /// What becomes of a cursor that cannot go on: it is put where the job says, or it is an error. Asks the brokers.

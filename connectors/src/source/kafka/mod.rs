@@ -44,7 +44,9 @@ use self::{
     topics::{Partition, parse_shard},
     watch::Watch,
 };
-use super::{Adopted, Budget, History, Lag, Origin, Proposal, RawBatch, Settings, Source, SourceError, SourceEvent};
+use super::{
+    Adopted, Budget, Found, History, Lag, Origin, Proposal, RawBatch, Settings, Source, SourceError, SourceEvent,
+};
 
 /// What waits unheard of is looked at this often.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -82,6 +84,12 @@ impl KafkaSource {
     ) -> Result<Self, SourceError> {
         let core = Arc::new(Core::new(config, kafka, settings)?);
         Ok(Self { _watch: Watch::new(core.clone()), core })
+    }
+
+    /// What the topic has at an offset; see [`crate::source::find`].
+    pub async fn find(&self, shard: &ShardId, position: &Position) -> Result<Found, SourceError> {
+        let (shard, offset) = (shard.clone(), self.core.offset(shard, position)?);
+        self.blocking(move |core| lost::find(core, &shard, offset)).await
     }
 
     /// What its members of the group know, with `lanes: partition`.

@@ -62,7 +62,9 @@ use self::{
     reading::Stretch,
     spool::{Error, Spool},
 };
-use super::{Adopted, Budget, History, Lag, Origin, Proposal, RawBatch, Source, SourceError, SourceEvent};
+use super::{
+    Adopted, Budget, Found, History, Lag, Origin, Proposal, RawBatch, Source, SourceError, SourceEvent, Unreachable,
+};
 
 /// The most that `max_record_bytes` can be.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024 * 1024;
@@ -299,6 +301,11 @@ impl SocketSource {
     }
 }
 
+/// What a spool has at a position; see [`super::find`].
+pub(super) fn find(dir: &Path, shard: &ShardId, position: &Position) -> Result<Found, SourceError> {
+    spool::find(dir, shard.part(), number(shard, position)?).map_err(|error| to_source(error, shard))
+}
+
 fn lost(shard: &ShardId, what: String) -> SourceError {
     let way_out =
         format!("Bring its spool folder back, or `tidemill checkpoint resolve --shard {shard} --accept-loss`");
@@ -341,6 +348,7 @@ impl Source for SocketSource {
             open: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
             next: AtomicU32::new(0),
+            unreachable: Mutex::default(),
         });
         let (network, local) = self.bind(&peers).await?;
         match intake.spawn_writer(&self.name) {
@@ -533,6 +541,17 @@ impl Source for SocketSource {
 
     fn fault(&self) -> Option<String> {
         self.intake().watch().borrow().fault.as_ref().map(ToString::to_string)
+    }
+
+    fn unreachable(&self) -> Option<Unreachable> {
+        let state = self.state();
+        let peers = state.running.as_ref().map(|running| running.peers.clone())?;
+        drop(state);
+        peers.unreachable()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.state().running.as_ref().is_some_and(|running| running.peers.are_gone())
     }
 
     fn finish(&self) {

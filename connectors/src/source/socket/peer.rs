@@ -12,10 +12,10 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidemill_checkpoint::failpoint;
@@ -31,6 +31,7 @@ use super::{
     framing::Framer,
     intake::{Intake, Progress},
 };
+use crate::source::Unreachable;
 
 /// No more connections at once; others wait in the listener's backlog.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -69,9 +70,23 @@ pub struct Peers {
     pub ended: AtomicUsize,
     /// The number of the next connection.
     pub next: AtomicU32,
+    /// Since when nobody answers where the source connects to.
+    pub unreachable: Mutex<Option<Unreachable>>,
 }
 
 impl Peers {
+    /// Since when nobody answers, and why.
+    pub fn unreachable(&self) -> Option<Unreachable> {
+        self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// An attempt to connect: `None` where it succeeded, else why not.
+    fn tried(&self, failure: Option<String>) {
+        let mut known = self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = known.as_ref().map_or_else(Instant::now, |before| before.since);
+        *known = failure.map(|why| Unreachable { since, why });
+    }
+
     /// Whether the peers that `--once` waits for have come and gone.
     pub fn are_gone(&self) -> bool {
         self.ended.load(Ordering::Acquire) > 0 && self.open.load(Ordering::Acquire) == 0
@@ -134,6 +149,7 @@ pub async fn connect(peers: Arc<Peers>, address: String) {
     loop {
         match timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await {
             Ok(Ok(stream)) => {
+                peers.tried(None);
                 let open = Open::new(&peers);
                 let end = match stream.peer_addr() {
                     Ok(peer) => run(&peers, stream, peer).await,
@@ -152,6 +168,7 @@ pub async fn connect(peers: Arc<Peers>, address: String) {
             }
             Ok(Err(error)) => {
                 tracing::warn!(source = peers.name, address, %error, "cannot connect; trying again");
+                peers.tried(Some(format!("cannot connect to {address}: {error}")));
                 let refused = error.kind() == io::ErrorKind::ConnectionRefused;
                 if broken && refused && peers.finishing.load(Ordering::Acquire) {
                     // The connection broke, and nobody serves there any more: that was its end.
@@ -161,7 +178,8 @@ pub async fn connect(peers: Arc<Peers>, address: String) {
                 }
             }
             Err(_) => {
-                tracing::warn!(source = peers.name, address, "no answer within {CONNECT_TIMEOUT:?}; trying again")
+                tracing::warn!(source = peers.name, address, "no answer within {CONNECT_TIMEOUT:?}; trying again");
+                peers.tried(Some(format!("cannot connect to {address}: no answer within {CONNECT_TIMEOUT:?}")));
             }
         }
         sleep(backoff.next(rand::random())).await;

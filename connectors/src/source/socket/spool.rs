@@ -70,6 +70,7 @@ use tidemill_checkpoint::failpoint;
 use uuid::Uuid;
 
 use super::entry::{self, Chain, Flaw, Kind, Seal};
+use crate::source::Found;
 
 const MAGIC: &[u8; 8] = b"TMSPOOL1";
 /// Bytes before a segment's first entry.
@@ -521,6 +522,57 @@ fn in_place(path: &Path, file: &File) -> io::Result<()> {
         "it is not the file at this path any more: the data dir was removed, moved or replaced while the daemon runs. Nothing \
          is acknowledged until it is back in its place; where it is gone for good, restart the daemon",
     ))
+}
+
+/// What the spool in `dir` has at `position` of the spool `id`. Opens nothing for writing and removes nothing: a daemon may
+/// have the spool open.
+pub(super) fn find(dir: &Path, id: &str, position: u64) -> Result<Found, Error> {
+    let known = if dir.is_dir() { read_id(dir)? } else { None };
+    let Some(known) = known.filter(|known| known.to_string() == id) else {
+        return Ok(Found::Foreign(format!("its spool is not in {}: lost, or in another data dir", dir.display())));
+    };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        paths.extend(path.extension().is_some_and(|ending| ending == "seg").then_some(path));
+    }
+    paths.sort();
+    let heads = paths.iter().map(|path| Ok((read_head(path)?.base, path)));
+    let heads = heads.collect::<Result<Vec<_>, Error>>()?;
+    let (Some((first, _)), Some((last, last_path))) = (heads.first(), heads.last()) else {
+        return Ok(Found::Foreign(format!("its spool in {} has no segment", dir.display())));
+    };
+    let holds = heads.iter().rposition(|(base, _)| *base <= position);
+    let end = |base: &u64, path: &Path| Ok(base + fs::metadata(path).map_err(Error::io("look at", path))?.len());
+    let nowhere = |what: &str| {
+        let (dir, end) = (dir.display(), end(last, last_path)?);
+        Ok(Found::Nowhere(format!("{position} {what}: the spool in {dir} has the positions {first} to {end}")))
+    };
+    let Some(holds) = holds else { return nowhere("is before its beginning") };
+    let (base, path) = heads[holds];
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let (mut at, mut is_boundary, mut waits) = (SEGMENT_HEAD as usize, position == base, false);
+    while at <= bytes.len() {
+        let here = base + at as u64;
+        is_boundary |= here == position;
+        let Ok(entry) = entry::parse(&bytes[at..], here, Seal::of(known)) else { break };
+        waits |= here >= position && entry.kind != Kind::Group;
+        at += entry.size();
+    }
+    if position > base + at as u64 && at >= bytes.len() {
+        return nowhere("is beyond its end");
+    }
+    if !is_boundary && position <= base + at as u64 {
+        return nowhere("is in the middle of a record");
+    }
+    // Behind damage nobody can tell where records begin.
+    if !is_boundary {
+        return nowhere("is behind a place that is damaged");
+    }
+    for (base, path) in &heads[holds + 1..] {
+        waits |= end(base, path)? > base + SEGMENT_HEAD;
+    }
+    Ok(Found::There { is_end: !waits && at >= bytes.len() })
 }
 
 /// Deletes a segment; one that stays is tried again at the next release.

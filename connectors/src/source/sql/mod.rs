@@ -34,7 +34,9 @@ use self::{
     page::{Cut, Row, cut},
     select::{Dialect, Edge, Key, Kind, Range, Select, beginning},
 };
-use super::{Adopted, Base, Budget, History, Origin, Proposal, RawBatch, Slice, Source, SourceError, SourceEvent};
+use super::{
+    Adopted, Base, Budget, Found, History, Origin, Proposal, RawBatch, Slice, Source, SourceError, SourceEvent,
+};
 use crate::{codec::to_arrow, sink::SinkError};
 
 /// Rows of the first page of a plan, where nothing is known yet of how big rows are.
@@ -158,6 +160,21 @@ impl SqlSource {
             finishing: AtomicBool::new(false),
             woken: Notify::new(),
             name,
+        })
+    }
+
+    /// What the table has at a position; see [`crate::source::find`]. Asks the database.
+    pub async fn find(&self, position: &Position) -> Result<Found, SourceError> {
+        if *position == beginning() {
+            return Ok(Found::There { is_end: false });
+        }
+        if let Err(error) = self.edge(position) {
+            return Ok(Found::Nowhere(error.to_string()));
+        }
+        let end = self.database.last().await?.map_or_else(beginning, |key| Position::behind_key(&key));
+        Ok(match *position > end {
+            true => Found::Nowhere(format!("its rows end at {end}, before {position}")),
+            false => Found::There { is_end: *position == end },
         })
     }
 

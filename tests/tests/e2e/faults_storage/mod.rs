@@ -141,12 +141,12 @@ impl World {
         daemon.stderr()
     }
 
-    /// `tidemill checkpoint ...` as a message names it.
+    /// `tidemill checkpoint ... --yes` as a message names it.
     fn command(&self, arguments: &str) -> String {
-        format!("`tidemill checkpoint --data-dir {} {arguments}`", self.folder.join("data").display())
+        format!("`tidemill checkpoint --data-dir {} {arguments} --yes`", self.folder.join("data").display())
     }
 
-    /// `tidemill checkpoint ...`, which must go well; what it printed.
+    /// `tidemill checkpoint ... --yes`, which must go well; what it printed.
     #[track_caller]
     fn checkpoint(&self, arguments: &str) -> String {
         let (ok, said) = self.try_checkpoint(arguments);
@@ -155,6 +155,11 @@ impl World {
     }
 
     fn try_checkpoint(&self, arguments: &str) -> (bool, String) {
+        self.unconfirmed(&format!("{arguments} --yes"))
+    }
+
+    /// `tidemill checkpoint ...` as it stands here.
+    fn unconfirmed(&self, arguments: &str) -> (bool, String) {
         let mut all = vec!["checkpoint"];
         all.extend(arguments.split(' '));
         all.extend(["--data-dir", "data"]);

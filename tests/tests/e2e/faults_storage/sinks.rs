@@ -248,6 +248,36 @@ fn a_sink_is_added_removed_and_added_again() {
     world.assert_rows("more", &rows(80..200), "added again, it catches up by itself");
     world.assert_count(BOTH, 200, "a sink added (new rows only), removed, added again (caught up)");
 
+    // A new one may be told to catch up after its first batches: it gets what came before, and nothing twice.
+    for kill in [None, Some("mark:1:kill"), Some("mark:2:kill"), Some("catch-up:2:kill")] {
+        let mut world = lived(&[]);
+        world.yaml = world.yaml.replace(DB, &format!("{DB}{MORE}"));
+        world.publish(C);
+        let mut daemon = world.run().once();
+        daemon.expect_success();
+        says(&daemon.stderr(), &["this sink is new: it begins after batch 8", "resolve --sink more --catch-up --yes"]);
+        world.assert_rows("more", &rows(C), "a new sink joins");
+        says(&world.unconfirmed("resolve --sink more --catch-up --dry-run").1, &["more began at in at 2:0"]);
+        if let Some(kill) = kill {
+            let killed = std::process::Command::new(tidemill_tests::binary::tidemill())
+                .args(["checkpoint", "resolve", "--sink", "more", "--catch-up", "--yes", "--data-dir", "data"])
+                .current_dir(world.folder.path())
+                .env("TIDEMILL_FAILPOINT", kill)
+                .output()
+                .unwrap();
+            assert_eq!(killed.status.code(), None, "{kill}: {}", String::from_utf8_lossy(&killed.stderr));
+        }
+        // In between it was set back and the head did not know: a stop, and the same command.
+        let done = world.try_checkpoint("resolve --sink more --catch-up");
+        assert!(done.0 || kill == Some("catch-up:2:kill"), "{kill:?}: {}", done.1);
+        world.publish(120..160);
+        world.once();
+        world.assert_rows("more", &rows(0..160), &format!("more, filled; {kill:?}"));
+        world.assert_count(BOTH, 160, "a sink added, and filled later");
+        let (ok, said) = world.try_checkpoint("resolve --sink more --catch-up");
+        assert!(!ok && said.contains("there is nothing that it lacks"), "{kill:?}: {said}");
+    }
+
     // A new one may be told to catch up before it joins.
     let mut world = lived(&[]);
     world.yaml = world.yaml.replace(DB, &format!("{DB}{MORE}"));

@@ -117,6 +117,110 @@ fn resolve_shard_leaves_a_file_out() {
     }
 }
 
+/// Nothing is changed without a word of consent, and what would be changed is said by its absolute paths.
+#[test]
+fn a_command_says_what_it_changes_and_waits_for_consent() {
+    for at in [Here, InDaemon] {
+        let world = lived(&[]);
+        with(&world, at, || {
+            let before = world.checkpoint("export");
+            let here = world.folder.path().canonicalize().unwrap();
+            let place = |name: &str| here.join(name).display().to_string();
+            let places = [place("data"), place("job.yaml"), place("files"), place("db/rows.db"), place("dead")];
+            for (command, words) in [
+                ("rewind --to in=1:0", ["shard in", "from 2:0 back to 1:0, which is older"]),
+                ("resolve --shard in --accept-loss", ["nothing waits in shard in", "there is nothing to give up"]),
+                ("reset --sinks", ["all of the job", "marks of the job are removed; rows stay"]),
+                ("resolve --sink files --accept-loss", ["shard in", "stays at 2:0"]),
+                ("resolve --anchor files", ["shard in", "is the anchor from now on"]),
+                ("forget", ["ledger", "marks and rows in sinks stay"]),
+            ] {
+                let (ok, said) = world.unconfirmed(&format!("{command} --dry-run"));
+                says(&said, &words);
+                if !said.contains("nothing to give up") {
+                    assert!(ok && said.contains("nothing was changed: --dry-run"), "{command}: {said}");
+                    // The ledger alone is asked to forget.
+                    let named = if command == "forget" { &places[..2] } else { &places };
+                    named.iter().for_each(|place| says(&said, &[place]));
+                }
+                let (ok, said) = world.unconfirmed(command);
+                assert!(!ok, "{command}: {said}");
+                if !said.contains("nothing to give up") {
+                    says(&said, &["nothing was changed", "--yes"]);
+                }
+            }
+            let after = world.checkpoint("export");
+            assert_eq!(before, after, "a dry run, and one without consent, change nothing");
+        });
+        world.assert_count(BOTH, 80, "nothing was changed");
+    }
+}
+
+/// A position is in the list of files and within its file; a lane and a shard are ones that are there.
+#[test]
+fn what_does_not_exist_is_refused() {
+    for at in [Here, InDaemon] {
+        let world = lived(&[]);
+        with(&world, at, || {
+            let before = world.checkpoint("export");
+            for (command, words) in [
+                ("rewind --to in=8:0", "has the numbers 0 to 2"),
+                ("rewind --to in=18446744073709551615:0", "has the numbers 0 to 2"),
+                ("rewind --to in=2:1", "has the numbers 0 to 2"),
+                ("rewind --to in=1:99999999", "bytes, and 1:99999999 is beyond them"),
+                ("rewind --to in=", "`` is no position of in"),
+                ("rewind --to =1:0", "no shard ; the lane has in at 2:0"),
+                ("resolve --shard= --accept-loss", "no shard ; the lane has in at 2:0"),
+                ("resolve --sink= --join", "no marked sink ; it has files, db, dead-letters"),
+                ("--lane nope reset --sinks", "job faults has no lane `nope`; this data dir has had all"),
+                ("--lane= reset --sinks", "job faults has no lane ``; this data dir has had all"),
+                ("--lane nope forget", "job faults has no lane `nope`"),
+                ("--lane nope rewind --to in=1:0", "job faults has no lane `nope`"),
+                ("--lane nope show", "job faults has no lane `nope`"),
+                ("--lane all reset --sinks", "Leave out --lane all"),
+            ] {
+                let (ok, said) = world.try_checkpoint(command);
+                assert!(!ok && said.contains(words), "{command}: {said}");
+            }
+            assert_eq!(before, world.checkpoint("export"), "what is refused changes nothing");
+        });
+        world.assert_count(BOTH, 80, "what does not exist is refused");
+    }
+}
+
+/// A data dir that was copied or moved names the job file of its former place: nobody is led to the sinks of the original.
+#[test]
+fn a_copied_data_dir_leads_to_nobody_elses_sinks() {
+    let world = lived(&[]);
+    let before = world.checkpoint("export");
+    let copy = Folder::new();
+    for name in ["data", "job.yaml", "files", "db", "dead", "in"] {
+        let done = std::process::Command::new("cp").arg("-r").arg(world.folder.join(name)).arg(copy.path()).status();
+        assert!(done.unwrap().success());
+    }
+    let run = |arguments: &[&str]| {
+        let done = tidemill(&copy, &[&["checkpoint"], arguments, &["--data-dir", "data"]].concat());
+        let said = [done.stdout, done.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        (done.status.success(), said)
+    };
+    let here = copy.path().canonicalize().unwrap().join("job.yaml").display().to_string();
+    for command in [&["show"][..], &["reset", "--sinks", "--yes"], &["rewind", "--to", "in=1:0", "--yes"]] {
+        let (ok, said) = run(command);
+        assert!(!ok, "{command:?}: {said}");
+        says(&said, &["was moved or copied", "Name the file of the job", &format!("--job {here}")]);
+    }
+    assert_eq!(before, world.checkpoint("export"), "the original has its marks");
+    // Named, it is the copy that is meant.
+    let (ok, said) = run(&["reset", "--sinks", "--yes", "--job", "job.yaml"]);
+    assert!(ok, "{said}");
+    says(&said, &[&here, "starts over"]);
+    assert_eq!(before, world.checkpoint("export"), "the original has its marks still");
+    // A job that ran in its new place is at home there.
+    Run::new(&copy).job(&world.yaml).once().expect_success();
+    let (ok, said) = run(&["show"]);
+    assert!(ok, "{said}");
+}
+
 /// Two sinks that do not fit are each resolved alone; what is not spoken of stays as it is.
 #[test]
 fn a_wrong_name_is_answered_with_the_right_ones() {

@@ -407,3 +407,32 @@ fn nothing_is_durable_in_a_folder_that_was_taken_away() {
     segments(&dir).iter().for_each(|path| fs::remove_file(path).unwrap());
     assert!(spool.append(&mut group(&[b"fifth"])).is_err());
 }
+
+/// What an operator may set a lane to: a border between records that the spool has, and nothing else. Looked for beside the
+/// process that has the spool open.
+#[test]
+fn a_position_is_found_where_a_record_begins_or_ends() {
+    use crate::source::{Found, socket::spool::find};
+    let dir = tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 200).unwrap();
+    for n in 0..20 {
+        spool.append(&mut group(&[format!("a{n}").as_bytes(), format!("b{n}").as_bytes()])).unwrap();
+    }
+    let id = spool.id.to_string();
+    let found = |position: u64| find(dir.path(), &id, position).unwrap();
+    let starts: Vec<u64> = records(&spool, 0).unwrap().iter().map(|(position, _)| position.parse().unwrap()).collect();
+    for start in &starts {
+        assert_eq!(found(*start), Found::There { is_end: false }, "{start}");
+        assert!(matches!(found(start + 1), Found::Nowhere(what) if what.contains("in the middle of a record")), "{start}");
+    }
+    assert_eq!(found(0), Found::There { is_end: false });
+    assert_eq!(found(spool.end()), Found::There { is_end: true });
+    for beyond in [spool.end() + 1, u64::MAX] {
+        assert!(matches!(found(beyond), Found::Nowhere(what) if what.contains("beyond its end")), "{beyond}");
+    }
+    spool.release(starts[30]);
+    assert!(matches!(found(0), Found::Nowhere(what) if what.contains("before its beginning")));
+    let other = uuid::Uuid::new_v4().to_string();
+    assert!(matches!(find(dir.path(), &other, 0).unwrap(), Found::Foreign(_)));
+    assert!(matches!(find(&dir.path().join("none"), &id, 0).unwrap(), Found::Foreign(_)));
+}
