@@ -44,6 +44,7 @@ pub fn job(sources: &[&str], steps: &str, sinks: &[(&str, Option<&str>, Option<&
         kind: SinkKind::Blackhole,
     });
     Job {
+        max_rejected: None,
         name: "test".into(),
         file: "test.yaml".into(),
         text: String::new(),
