@@ -100,10 +100,6 @@ fn good() -> Vec<(&'static str, Scenario)> {
         }),
         ("entries, 2 runners", Scenario { entries: true, records: 3, ..Scenario::new(&[BOTH, BOTH]) }),
         ("entries, the ledger as the anchor, then A", ledger_then_a(false)),
-        ("entries, the anchor moves while a second runner is at it", {
-            let jobs = vec![vec![job(&[LEDGER], LEDGER), job(&[LEDGER, A], A)], vec![job(&[LEDGER, A], A)]];
-            Scenario { jobs, late: 1 << A, entries: true, records: 3, ..Scenario::new(&[ONLY_A, ONLY_A]) }
-        }),
         ("ledger as the anchor, then A; A goes on elsewhere, and comes back", {
             let both = job(&[LEDGER, A], A);
             let jobs = vec![vec![job(&[LEDGER], LEDGER), both, both], vec![ONLY_A]];
