@@ -79,8 +79,8 @@ pub(super) fn chunk(rows: &RecordBatch, max_bytes: usize) -> Result<Chunk, SinkE
     }
     for name in OWN {
         // Records that come out of no file have none.
-        let is_told = |column: &&ArrayRef| !PLACE.contains(&name) || column.null_count() < column.len();
-        if let Some(column) = rows.column_by_name(name).filter(is_told) {
+        let has_value = |column: &&ArrayRef| !PLACE.contains(&name) || column.null_count() < column.len();
+        if let Some(column) = rows.column_by_name(name).filter(has_value) {
             chunk.headers.push((format!("tidemill.{name}"), texts(column)?));
         }
     }

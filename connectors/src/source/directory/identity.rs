@@ -298,7 +298,7 @@ impl State {
             return Ok(Taken::Known(FileEntry { content, ..entry }));
         }
         if let Some(ending) = Archive::unknown(path)
-            && self.told_endings.insert(ending)
+            && self.warned_endings.insert(ending)
         {
             tracing::warn!(source = %self.name, file = %path,
                 "files that end in .{ending} are not unpacked: their bytes are read as they are. Leave them out by `exclude`, or \

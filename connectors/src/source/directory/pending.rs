@@ -16,7 +16,7 @@ pub(super) const OLD_MARGIN: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 
-/// A file that has not stood still for so long, and for so many times `settle`, is told of.
+/// A file that has not stood still for so long, and for so many times `settle`, is reported.
 const RESTLESS: Duration = Duration::from_secs(10);
 const RESTLESS_SETTLES: u32 = 5;
 
@@ -24,9 +24,9 @@ const RESTLESS_SETTLES: u32 = 5;
 struct Unsettled {
     stamp: Stamp,
     since: Instant,
-    /// Since when it has not stood still, and whether that was said.
+    /// Since when it has not stood still, and whether that was reported.
     first: Instant,
-    is_told: bool,
+    is_reported: bool,
 }
 
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Pending {
         }
         let before = self.unsettled.get(path);
         let since = before.filter(|before| same(&before.stamp, &seen.stamp)).map_or(now, |before| before.since);
-        let (first, is_told) = before.map_or((now, false), |before| (before.first, before.is_told));
+        let (first, is_reported) = before.map_or((now, false), |before| (before.first, before.is_reported));
         let margin = i64::try_from((self.settle + OLD_MARGIN).as_nanos()).unwrap_or(i64::MAX);
         let old = clock_ns.saturating_sub(seen.stamp.mtime_ns.max(seen.ctime_ns)) >= margin;
         if renamed_in || old || now.duration_since(since) >= self.settle {
@@ -76,7 +76,7 @@ impl Pending {
             self.ready_at.insert(path.clone(), seen.stamp.mtime_ns);
             self.ready.insert((seen.stamp.mtime_ns, path), seen.stamp);
         } else {
-            self.unsettled.insert(path.into(), Unsettled { stamp: seen.stamp, since, first, is_told });
+            self.unsettled.insert(path.into(), Unsettled { stamp: seen.stamp, since, first, is_reported });
         }
     }
 
@@ -109,10 +109,10 @@ impl Pending {
     /// Files that have kept changing for long: each once, with the time. They are not read while they do.
     pub(super) fn restless(&mut self, now: Instant) -> Vec<(Arc<str>, Duration)> {
         let long = RESTLESS.max(self.settle * RESTLESS_SETTLES);
-        let is_restless = |file: &Unsettled| !file.is_told && now.duration_since(file.first) >= long;
+        let is_restless = |file: &Unsettled| !file.is_reported && now.duration_since(file.first) >= long;
         let mut restless = Vec::new();
         for (path, file) in self.unsettled.iter_mut().filter(|(_, file)| is_restless(file)) {
-            file.is_told = true;
+            file.is_reported = true;
             restless.push((path.clone(), now.duration_since(file.first)));
         }
         restless
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_never_stands_still_is_told_of_once() {
+    fn a_file_that_never_stands_still_is_reported_once() {
         let (mut pending, start) = (Pending::new(Duration::from_secs(3)), Instant::now());
         for second in 0..20 {
             let now = start + Duration::from_secs(second);

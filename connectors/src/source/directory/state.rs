@@ -77,8 +77,8 @@ pub(super) struct State {
     pub absent: bool,
     told_absent: bool,
     told_watch: bool,
-    /// Endings of archives that cannot be unpacked, and were told of.
-    pub told_endings: HashSet<&'static str>,
+    /// Endings of archives that cannot be unpacked, and were warned of.
+    pub warned_endings: HashSet<&'static str>,
     /// Whether hints are wanted.
     pub started: bool,
     watch: Option<Watch>,
@@ -126,7 +126,7 @@ impl State {
             absent: false,
             told_absent: false,
             told_watch: false,
-            told_endings: HashSet::new(),
+            warned_endings: HashSet::new(),
             started: false,
             watch: None,
             name,
