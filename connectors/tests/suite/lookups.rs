@@ -239,7 +239,10 @@ fn sqlite() {
             "sql: \"SELECT 1 AS i, CAST(x'00ff' AS TEXT) AS t\", match: { n: i }, take: [t], mode: query, schema: { i: int64, t: string }",
         );
         let error = text.ask(&numbers("i", 1..2)).await.unwrap_err();
-        assert!(!error.transient && error.to_string().contains("column `t`: the bytes 00ff are a text that is not UTF-8"), "{error}");
+        assert!(
+            !error.transient && error.to_string().contains("column `t`: the bytes 00ff are a text that is not UTF-8"),
+            "{error}"
+        );
     });
 }
 
