@@ -212,8 +212,8 @@ fn too_large(what: &str, max_bytes: u64) -> LookupError {
     LookupError::of(
         what,
         format!(
-            "it has more than {max_bytes} bytes, which is `max_bytes`, or a quarter of the daemon's `memory` where that is less. \
-             Raise it, take fewer rows, or ask a database by `mode: query`"
+            "it has more than `max_bytes` ({max_bytes} bytes), of which a quarter of the daemon's `memory` is the most. Raise it, \
+             take fewer rows, or ask a database by `mode: query`"
         ),
     )
 }

@@ -239,7 +239,10 @@ fn sqlite() {
             "sql: \"SELECT 1 AS i, CAST(x'00ff' AS TEXT) AS t\", match: { n: i }, take: [t], mode: query, schema: { i: int64, t: string }",
         );
         let error = text.ask(&numbers("i", 1..2)).await.unwrap_err();
-        assert!(!error.transient && error.to_string().contains("column `t`: a text that is not UTF-8"), "{error}");
+        assert!(
+            !error.transient && error.to_string().contains("column `t`: the bytes 00ff are a text that is not UTF-8"),
+            "{error}"
+        );
     });
 }
 
@@ -457,7 +460,10 @@ fn speaks_mysql(server: &services::Mysql) {
         let of_sink =
             "1 utf8mb4 STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION";
         let sorted = |text: &str| text.split([' ', ',']).map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
-        assert_eq!(sorted(&values(&set)[0]), sorted(of_sink));
+        let mut found = sorted(&values(&set)[0]);
+        // MariaDB cuts digits of a second without that.
+        found.remove("TIME_TRUNCATE_FRACTIONAL");
+        assert_eq!(found, sorted(of_sink));
         let slow =
             open(&url, "sql: \"SELECT 1 AS id, sleep(60) AS name\", match: { n: id }, take: [name], timeout: 500ms");
         assert!(slow.read(None).await.unwrap_err().to_string().contains("no answer in 500ms"));
