@@ -167,8 +167,8 @@ fn a_topic_is_copied_with_keys_headers_and_times() {
     let an_hour_ago = begun - 3_600_000;
     let times: ArrayRef = Arc::new(
         arrow::array::TimestampMicrosecondArray::from(vec![
-            Some(1_700_000_000_123_999),
-            Some(1_000),
+            Some(an_hour_ago * 1000 + 999),
+            Some(an_hour_ago * 1000),
             None,
             Some(0),
             Some(-1),
