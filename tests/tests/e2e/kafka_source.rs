@@ -260,29 +260,6 @@ fn deletions_that_are_in_the_key_alone_are_followed_into_a_table() {
     assert_eq!(letters.column("reason"), ["key", "key"]);
 }
 
-/// A group belongs to one job: another one's offsets in it are noticed.
-#[test]
-fn another_job_in_the_group_is_warned_of() {
-    use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-    let Some(topic) = Topic::new(1, &[]) else { return };
-    let folder = Folder::new();
-    let group = format!("g-{}", topic.name);
-    let other: BaseConsumer =
-        rdkafka::ClientConfig::new().set("bootstrap.servers", &topic.brokers).set("group.id", &group).create().unwrap();
-    let mut list = rdkafka::TopicPartitionList::new();
-    let mut one = list.add_partition(&topic.name, 0);
-    one.set_offset(rdkafka::Offset::Offset(0)).unwrap();
-    one.set_metadata("tidemill elsewhere");
-    other.commit(&list, CommitMode::Sync).unwrap();
-    let mut daemon = Run::new(&folder).job(&job(&topic, "", SHORT)).spawn();
-    eventually("a warning", || {
-        let said = daemon.stderr();
-        if said.contains("the group has offsets of the job `elsewhere`") { Ok(()) } else { Err(said) }
-    });
-    daemon.term();
-    daemon.expect_success();
-}
-
 /// Each has its own lanes and its own group, also where the job names none.
 #[test]
 fn two_sources_with_a_lane_for_each_partition_are_read_to_their_ends() {
