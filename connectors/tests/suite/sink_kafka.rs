@@ -583,7 +583,7 @@ fn child() {
 
 fn start(dir: &Path, failpoint: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["child", "--exact", "--ignored", "--nocapture"])
+        .args(["sink_kafka::child", "--exact", "--ignored", "--nocapture"])
         .env("DIR", dir)
         .env("TIDEMILL_FAILPOINT", failpoint)
         .stdout(Stdio::null())
