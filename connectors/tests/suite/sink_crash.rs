@@ -155,7 +155,7 @@ fn child() {
 
 fn start(kind: Kind, dir: &Path, failpoint: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["child", "--exact", "--ignored", "--nocapture"])
+        .args(["sink_crash::child", "--exact", "--ignored", "--nocapture"])
         .env("SINK", name(kind))
         .env("DIR", dir)
         .env("TIDEMILL_FAILPOINT", failpoint)

@@ -167,8 +167,8 @@ fn a_topic_is_copied_with_keys_headers_and_times() {
     let an_hour_ago = begun - 3_600_000;
     let times: ArrayRef = Arc::new(
         arrow::array::TimestampMicrosecondArray::from(vec![
-            Some(1_700_000_000_123_999),
-            Some(1_000),
+            Some(an_hour_ago * 1000 + 999),
+            Some(an_hour_ago * 1000),
             None,
             Some(0),
             Some(-1),
@@ -576,7 +576,7 @@ fn child() {
 
 fn start(dir: &Path, failpoint: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["child", "--exact", "--ignored", "--nocapture"])
+        .args(["sink_kafka::child", "--exact", "--ignored", "--nocapture"])
         .env("DIR", dir)
         .env("TIDEMILL_FAILPOINT", failpoint)
         .stdout(Stdio::null())

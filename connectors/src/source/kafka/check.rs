@@ -52,7 +52,7 @@ fn reach(core: &Core, client: &BaseConsumer<Context>) -> Result<(), SourceError>
             (Ok(_), _) => return Ok(()),
             (Err(_), Some((code, reason)))
                 if reason.contains("SSL")
-                    || reason.contains("ApiVersion")
+                    || reason.contains("APIVERSION_QUERY")
                     || matches!(
                         code,
                         RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL | RDKafkaErrorCode::Resolve

@@ -115,7 +115,7 @@ impl Voice {
         // That a connection failed, and that all are down, follows from the reason that came before: a login, say.
         let rank = |code: RDKafkaErrorCode, reason: &str| match code {
             AllBrokersDown => 0,
-            BrokerTransportFailure if !reason.contains("SSL") && !reason.contains("ApiVersion") => 1,
+            BrokerTransportFailure if !reason.contains("SSL") && !reason.contains("APIVERSION_QUERY") => 1,
             _ => 2,
         };
         let keeps = |(at, kept, text): &(Instant, RDKafkaErrorCode, String)| {
@@ -142,7 +142,7 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
         // That a connection ended at its first bytes is a line of the log, and no error.
-        if facility == "FAIL" && message.contains("ApiVersion") {
+        if facility == "FAIL" && message.contains("APIVERSION_QUERY") {
             let reason = message.rsplit_once("]: ").map_or(message, |(_, reason)| reason);
             self.voice.says(RDKafkaErrorCode::BrokerTransportFailure, reason);
         }
@@ -234,7 +234,7 @@ pub(super) fn explained(code: RDKafkaErrorCode, reason: &str) -> Option<String> 
         }
         Code::Resolve => format!("no such host ({reason}): look at `brokers`"),
         // So a listener of TLS ends a connection that begins without.
-        Code::BrokerTransportFailure if reason.contains("security.protocol") || reason.contains("ApiVersion") => {
+        Code::BrokerTransportFailure if reason.contains("APIVERSION_QUERY") => {
             format!(
                 "the brokers end the connection at its first bytes ({reason}): do they want TLS there? Set security.protocol to \
              SSL, or to SASL_SSL with a login"

@@ -490,8 +490,11 @@ impl Core {
         let of_shard = |(shard, position): (&ShardId, &Position)| {
             let Some((partition, _)) = parse_shard(shard) else { return Some(0) };
             let is_current = view.topology.shard(&self.name, &partition).as_ref() == Some(shard);
-            // A topic that was deleted has no records that wait.
-            if is_current { waits(&partition, position.as_number()) } else { Some(0) }
+            match is_current {
+                true => waits(&partition, position.as_number()),
+                // Of one that was made again nobody knows what of it is to be read; one that is gone has no records.
+                false => (!view.topology.topics.contains_key(&partition.topic)).then_some(0),
+            }
         };
         // Where a lane stands, or where a partition ends, is not known at first: then nobody knows what waits.
         if view.watermarks.is_empty() || at.is_empty() {
