@@ -134,6 +134,9 @@ struct SocketOptions {
     on_lost_spool: Option<OnLost>,
     #[serde(deserialize_with = "units::de_size")]
     max_spool_bytes: u64,
+    max_connections: usize,
+    #[serde(default, deserialize_with = "units::de_optional_duration")]
+    idle_timeout: Option<Duration>,
 }
 
 #[derive(Deserialize)]
@@ -217,6 +220,8 @@ fn socket(given: SocketOptions, path: &str) -> Built<Socket> {
         ack: given.ack == "line",
         on_lost_spool: given.on_lost_spool,
         max_spool_bytes: given.max_spool_bytes,
+        max_connections: given.max_connections,
+        idle_timeout: given.idle_timeout,
     })
 }
 
@@ -407,6 +412,7 @@ struct DaemonOptions {
     data_dir: PathBuf,
     owner: Option<String>,
     http: String,
+    http_hosts: Vec<String>,
     #[serde(deserialize_with = "units::de_size")]
     memory: u64,
     log: LogOptions,
@@ -424,6 +430,7 @@ pub(crate) fn daemon(root: &Node, value: Value, file: &Path, text: &str) -> Buil
         data_dir: folder_of(file).join(given.data_dir),
         owner: given.owner,
         http: given.http,
+        http_hosts: given.http_hosts,
         memory: given.memory,
         log: Log { json: given.log.format == "json", level: given.log.level },
         jobs: texts(root.get("jobs"), ""),

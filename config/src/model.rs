@@ -268,6 +268,10 @@ pub struct Socket {
     pub on_lost_spool: Option<OnLost>,
     /// When full, senders are held back (default 1 GiB).
     pub max_spool_bytes: u64,
+    /// Connections at once (default 1024).
+    pub max_connections: usize,
+    /// A connection on which nothing came for this long is closed. `None`: only when its place is needed.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// Which end of the connection the source is.
@@ -640,6 +644,8 @@ pub struct Daemon {
     pub owner: Option<String>,
     /// Where HTTP listens, `host:port` (default 127.0.0.1:9720); port 0: any that is free.
     pub http: String,
+    /// Host names, beside this machine's own, under which HTTP answers.
+    pub http_hosts: Vec<String>,
     /// Byte budget of all jobs (default 512 MiB).
     pub memory: u64,
     /// How logs look.

@@ -149,6 +149,12 @@ pub(crate) fn de_duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<D
     duration(&text).map_err(serde::de::Error::custom)
 }
 
+/// For serde: a field that may hold a duration's text.
+pub(crate) fn de_optional_duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = <Option<String> as serde::Deserialize>::deserialize(from)?;
+    text.map(|text| duration(&text).map_err(serde::de::Error::custom)).transpose()
+}
+
 /// For serde: a field that holds a size's text.
 pub(crate) fn de_size<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     let text = <String as serde::Deserialize>::deserialize(from)?;

@@ -20,9 +20,10 @@ use crate::{
     clock::Clock,
     control, explain, http,
     job::{JOB_FILE, JOB_PLACE, Surroundings, quoted},
+    log_lines,
     memory::Memory,
     metrics::Metrics,
-    progress,
+    progress, serve,
     supervise::{self, Supervisor},
 };
 
@@ -45,6 +46,7 @@ fn load(file: Option<&Path>) -> Result<config::Daemon, ConfigError> {
 pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     let daemon = load(arguments.config.as_deref())?;
     init_logs(daemon.log.json, &daemon.log.level)?;
+    raise_descriptor_limit();
     let sources = JobSources { files: arguments.jobs.clone(), config: arguments.config.clone() };
     let jobs = sources.load()?;
     for job in &jobs {
@@ -76,7 +78,7 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     }
     // Not before there are jobs: a daemon that has none would call itself ready.
     if let Some(listener) = listener {
-        serve_http(&supervisor, listener)?;
+        serve_http(&supervisor, listener, &daemon.http_hosts)?;
     }
     supervisor.begun();
     let loader = Box::new(move || sources.reload());
@@ -87,20 +89,30 @@ pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     code
 }
 
+/// The soft limit of open files is made for programs of another age (1,024): up to the hard limit it is this process's own
+/// choice. Sockets, HTTP and sinks bound themselves.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const WANTED: u64 = 65_536;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.unwrap_or(u64::MAX).min(WANTED);
+    if current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
+    {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 async fn listen_http(address: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
         format!("HTTP cannot listen on {address}: is another daemon running? Choose another address with --http")
     })
 }
 
-fn serve_http(supervisor: &Arc<Supervisor>, listener: TcpListener) -> anyhow::Result<()> {
+fn serve_http(supervisor: &Arc<Supervisor>, listener: TcpListener, hosts: &[String]) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "HTTP: /metrics, /live, /ready, /jobs");
-    let router = http::router(supervisor.clone());
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "HTTP failed");
-        }
-    });
+    let hosts = serve::Hosts::new(&host_name(), hosts);
+    tokio::spawn(serve::serve(listener, http::router(supervisor.clone()), hosts));
     Ok(())
 }
 
@@ -349,7 +361,15 @@ pub fn init_logs(json: bool, level: &str) -> anyhow::Result<()> {
     let done = if json {
         registry.with(fmt::layer().json().flatten_event(true).with_writer(progress::writer)).try_init()
     } else {
-        registry.with(fmt::layer().with_target(false).with_ansi(color).with_writer(progress::writer)).try_init()
+        registry
+            .with(
+                fmt::layer()
+                    .with_target(false)
+                    .with_ansi(color)
+                    .fmt_fields(log_lines::fields())
+                    .with_writer(progress::writer),
+            )
+            .try_init()
     };
     done.map_err(|error| anyhow::anyhow!("logs cannot be set up: {error}"))
 }

@@ -27,6 +27,12 @@ pub(crate) static DAEMON: Object = Object {
             "Where metrics, health and progress are served. Port 0: any that is free.",
         ),
         default(
+            "http_hosts",
+            Kind::OneOrMore { of: &Kind::Scalar(Scalar::Text), min: 0 },
+            "[]",
+            "Further host names under which HTTP answers: `*.example.org` for all names below one, `*` for any. IP addresses, names without a dot and the machine's own name need no listing.",
+        ),
+        default(
             "memory",
             Kind::Scalar(Scalar::Size { min: MIN_MEMORY, max: u64::MAX }),
             "512MiB",

@@ -164,6 +164,17 @@ static SOCKET: &[Key] = &[
     ),
     default("max_spool_bytes", size(1 << 16, u64::MAX), "1GiB", "When the spool is this full, senders are held back."),
     default(
+        "max_connections",
+        at_least(2),
+        "1024",
+        "Connections at once, half of them from one address at most. When all are open, the one that was silent for longest (10 s at least) is closed for a new one.",
+    ),
+    optional(
+        "idle_timeout",
+        duration(1000),
+        "A connection on which nothing came for this long is closed. Left out: only when its place is needed.",
+    ),
+    default(
         "metadata",
         Kind::List { of: &Kind::Words(&[POSITION]), min: 0 },
         "[]",

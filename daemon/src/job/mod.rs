@@ -31,6 +31,7 @@ pub mod replay;
 pub mod runner;
 pub mod schemas;
 pub mod scheme;
+pub mod texts;
 pub mod unread;
 pub mod window;
 
@@ -415,24 +416,24 @@ impl Job {
     pub fn keep_text(&self) -> std::io::Result<()> {
         self.keep_place()?;
         let folder = self.folder().join("texts");
-        let path = folder.join(format!("{}.yaml", self.digest));
-        if std::fs::read(&path).is_ok_and(|text| text == self.config.text.as_bytes()) {
-            return Ok(());
-        }
-        std::fs::create_dir_all(&folder)?;
-        let temporary = folder.join(format!(".{}.tmp", self.digest));
-        std::fs::write(&temporary, &self.config.text)?;
-        std::fs::File::open(&temporary)?.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        sync_folder(&folder)?;
+        texts::keep(&folder, &self.digest, &self.config.text)?;
+        texts::prune(&folder, &self.needed_texts())?;
         sync_folder(&self.folder())?;
         sync_folder(&self.around.data_dir)
+    }
+
+    /// The texts of the job as it is, and of the batches that the ledger knows.
+    fn needed_texts(&self) -> BTreeSet<Digest> {
+        let ledger = &self.around.ledger;
+        let lanes = ledger.lanes().unwrap_or_default().into_iter().filter(|(job, _)| job == self.name());
+        let marks = lanes.filter_map(|(job, lane)| ledger.closed(&job, &lane).ok().flatten());
+        marks.map(|mark| mark.plan.job).chain([self.digest]).collect()
     }
 
     /// Keeps where the job's file is, so that `tidemill checkpoint --job NAME` finds it, and for which data dir that is true:
     /// a copy of this one is another. In this order: a crash in between leaves a pair that is not believed.
     fn keep_place(&self) -> std::io::Result<()> {
-        std::fs::create_dir_all(self.folder())?;
+        texts::keep_private(&self.folder())?;
         let data_dir = self.around.data_dir.canonicalize().unwrap_or_else(|_| self.around.data_dir.clone());
         let file = config::paths::of_file(&self.config.file);
         std::fs::write(self.folder().join(JOB_FILE), file.as_os_str().as_encoded_bytes())?;
@@ -441,7 +442,7 @@ impl Job {
 
     /// The text of another version of this job, where it was kept.
     pub fn kept_text(&self, digest: &Digest) -> Option<String> {
-        std::fs::read_to_string(self.folder().join("texts").join(format!("{digest}.yaml"))).ok()
+        texts::kept(&self.folder().join("texts"), digest)
     }
 }
 

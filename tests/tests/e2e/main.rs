@@ -32,6 +32,7 @@ mod kafka_crash;
 mod kafka_rights;
 mod kafka_source;
 mod lanes;
+mod limits;
 mod lookup_databases;
 mod lookups;
 mod mysql;

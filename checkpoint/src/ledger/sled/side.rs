@@ -1,8 +1,9 @@
 //! The small files beside the ledger: the data dir's lock and UUID, and the attempts.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -30,7 +31,8 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
 /// Creates a folder, and makes it durable, where it is not there.
 pub(super) fn folder(path: &Path) -> Result<(), Error> {
     // Also where it is there: whoever made it may have been killed before its name was durable.
-    fs::create_dir_all(path).map_err(failed("create the folder", path))?;
+    // Records, and passwords in jobs' texts, lie in it.
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the folder", path))?;
     path.ancestors().skip(1).find(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_folder)
 }
 

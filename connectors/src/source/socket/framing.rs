@@ -84,6 +84,12 @@ impl Framer {
         }
     }
 
+    /// Bytes of memory that the unfinished record takes.
+    pub fn held_bytes(&self) -> usize {
+        let skipped = self.skip.as_ref().map_or(0, |skip| skip.first.capacity() + skip.tail.capacity());
+        if self.held.is_empty() { skipped } else { self.held.capacity() + skipped }
+    }
+
     /// The connection ended. What is left is half a record, but white space after a delimiter is nothing.
     pub fn finish(&mut self, emit: &mut impl FnMut(Framed<'_>)) {
         let held = std::mem::take(&mut self.held);

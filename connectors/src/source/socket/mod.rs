@@ -7,8 +7,8 @@
 //! Invariants:
 //! - Only what is durable in the spool is planned or acknowledged.
 //! - A record never spans two connections; what a connection leaves unfinished is a reject, in the spool like any record.
-//! - Memory: a connection holds at most one record and one read, the intake 8 MiB, a plan its budget. Everything else
-//!   waits on disk (`max_spool_bytes`), then in the sender.
+//! - Memory: unfinished records are bounded together ([`seats`]), a connection that is read holds one read, the intake
+//!   8 MiB, a plan its budget. Everything else waits on disk (`max_spool_bytes`), then in the sender.
 //!
 //! A position is a byte offset in the spool; the shard is `SOURCE/UUID`, the spool's UUID. How a spool and a mark can lie
 //! to each other, and what follows ([`SocketSource::adopt`]):
@@ -31,6 +31,7 @@ pub mod intake;
 mod judge;
 pub mod peer;
 pub mod reading;
+pub mod seats;
 pub mod spool;
 #[cfg(test)]
 mod tests;
@@ -60,6 +61,7 @@ use self::{
     judge::{Verdict, judge},
     peer::Peers,
     reading::Stretch,
+    seats::Seats,
     spool::{Error, Spool},
 };
 use super::{
@@ -70,6 +72,8 @@ use super::{
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024 * 1024;
 /// A spool has at least four segments, of at most this many bytes each.
 const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// A source's connections take at most one in so many of the process's file descriptors.
+const DESCRIPTORS_SHARE: u64 = 4;
 /// Reads of more bytes than this go to a thread of their own.
 const READ_INLINE_BYTES: u64 = 64 * 1024;
 
@@ -205,6 +209,15 @@ impl SocketSource {
 
     fn stops_when_lost(&self) -> bool {
         self.config.on_lost_spool.map_or(self.config.ack, |choice| choice == OnLost::Stop)
+    }
+
+    /// Connections at once: what the job allows, and no more than a part of the process's file descriptors, so that sinks,
+    /// spool and HTTP have theirs whoever connects.
+    fn most_connections(&self) -> usize {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let share =
+            descriptors.map_or(usize::MAX, |limit| usize::try_from(limit / DESCRIPTORS_SHARE).unwrap_or(usize::MAX));
+        self.config.max_connections.min(share)
     }
 
     fn is_mine(&self, shard: &ShardId) -> bool {
@@ -349,6 +362,8 @@ impl Source for SocketSource {
             ended: AtomicUsize::new(0),
             next: AtomicU32::new(0),
             unreachable: Mutex::default(),
+            seats: Arc::new(Seats::new(self.most_connections(), self.config.max_record_bytes)),
+            idle_timeout: self.config.idle_timeout,
         });
         let (network, local) = self.bind(&peers).await?;
         match intake.spawn_writer(&self.name) {

@@ -18,11 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use tidemill_checkpoint::failpoint;
 use tidemill_config::Framing;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -30,17 +31,20 @@ use tokio::{
 use super::{
     framing::Framer,
     intake::{Intake, Progress},
+    seats::{Refused, STALLED, Seats, Taken},
 };
 use crate::source::Unreachable;
 
-/// No more connections at once; others wait in the listener's backlog.
-pub const MAX_CONNECTIONS: usize = 1024;
 /// One read takes at most this much.
 const READ_BYTES: usize = 64 * 1024;
 /// How long to wait for a connection to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after an `accept` that failed (no file descriptors left).
+/// Pause after an `accept` that failed (no file descriptors left), and between looks for a free seat.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A connection that waits for its turn, or whose sender may be too slow, looks again after this time.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A warning that concerns every connection is repeated after this time at the earliest.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 /// A silent peer is probed after this time, so that one that vanished is noticed.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 /// How long a peer that has closed its side may take to read its last acknowledgement.
@@ -72,6 +76,10 @@ pub struct Peers {
     pub next: AtomicU32,
     /// Since when nobody answers where the source connects to.
     pub unreachable: Mutex<Option<Unreachable>>,
+    /// Who may be connected.
+    pub seats: Arc<Seats>,
+    /// `idle_timeout`: a connection that was silent for this long is closed.
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Peers {
@@ -118,27 +126,69 @@ struct End {
 
 /// Accepts connections for ever.
 pub async fn accept(peers: Arc<Peers>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut tasks = JoinSet::new();
+    let mut warned = Warned::default();
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         while tasks.try_join_next().is_some() {}
+        while peers.seats.are_full() {
+            if warned.may_warn() {
+                tracing::warn!(
+                    source = peers.name,
+                    "all connections that `max_connections` allows are open; others wait until one ends or is silent"
+                );
+            }
+            if peers.intake.has_room() {
+                peers.seats.make_room();
+            }
+            sleep(ACCEPT_PAUSE).await;
+        }
         match listener.accept().await {
             Ok((stream, peer)) => {
+                let seat = match Seats::take(&peers.seats, peer.ip()) {
+                    Ok(seat) => seat,
+                    Err(refused) => {
+                        if refused == Refused::OneAddress && warned.may_warn() {
+                            let most = peers.seats.most_of_one();
+                            tracing::warn!(
+                                source = peers.name, %peer,
+                                "closed a new connection: this address has {most} already, half of `max_connections`"
+                            );
+                        }
+                        continue;
+                    }
+                };
                 let (peers, open) = (peers.clone(), Open::new(&peers));
                 tasks.spawn(async move {
-                    let end = run(&peers, stream, peer).await;
+                    let end = run(&peers, stream, peer, &seat).await;
                     // Whoever only knocked (a health check, a port scan) was not the peer that `--once` waits for. One that
                     // broke off comes back or not, as this side cannot know.
                     peers.ended.fetch_add(usize::from(end.records > 0), Ordering::AcqRel);
-                    drop((open, slot));
+                    drop((open, seat));
                 });
             }
             Err(error) => {
-                tracing::warn!(source = peers.name, %error, "cannot accept a connection; trying again");
+                if warned.may_warn() {
+                    tracing::warn!(source = peers.name, %error, "cannot accept a connection; trying again");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// A warning of the accepting side, at most once in [`WARN_EVERY`].
+#[derive(Default)]
+struct Warned {
+    last: Option<Instant>,
+}
+
+impl Warned {
+    fn may_warn(&mut self) -> bool {
+        let is_due = self.last.is_none_or(|last| last.elapsed() >= WARN_EVERY);
+        if is_due {
+            self.last = Some(Instant::now());
+        }
+        is_due
     }
 }
 
@@ -151,9 +201,11 @@ pub async fn connect(peers: Arc<Peers>, address: String) {
             Ok(Ok(stream)) => {
                 peers.tried(None);
                 let open = Open::new(&peers);
-                let end = match stream.peer_addr() {
-                    Ok(peer) => run(&peers, stream, peer).await,
-                    Err(_) => End { records: 0, closed: false },
+                let seat =
+                    stream.peer_addr().ok().and_then(|peer| Some((peer, Seats::take(&peers.seats, peer.ip()).ok()?)));
+                let end = match seat {
+                    Some((peer, seat)) => run(&peers, stream, peer, &seat).await,
+                    None => End { records: 0, closed: false },
                 };
                 if end.records > 0 {
                     backoff = Backoff::default();
@@ -211,7 +263,7 @@ impl Default for Backoff {
 }
 
 /// One connection, from its beginning to its end.
-async fn run(peers: &Peers, stream: TcpStream, address: SocketAddr) -> End {
+async fn run(peers: &Peers, stream: TcpStream, address: SocketAddr, seat: &Taken) -> End {
     let connection = peers.next.fetch_add(1, Ordering::Relaxed) & 0xff_ffff;
     let name = &*peers.name;
     tracing::info!(source = name, %address, connection, "connected");
@@ -221,8 +273,14 @@ async fn run(peers: &Peers, stream: TcpStream, address: SocketAddr) -> End {
     let Some(framer) = Framer::new(&peers.framing, peers.max_record_bytes) else {
         return End { records: 0, closed: false };
     };
-    let mut connection =
-        Connection { peers, number: connection, framer, stream, acks: Acks { wanted: peers.ack, ..Acks::default() } };
+    let mut connection = Connection {
+        peers,
+        seat,
+        number: connection,
+        framer,
+        stream,
+        acks: Acks { wanted: peers.ack, ..Acks::default() },
+    };
     let result = connection.serve().await;
     let records = connection.acks.offered;
     match &result {
@@ -242,6 +300,7 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
 
 struct Connection<'a> {
     peers: &'a Peers,
+    seat: &'a Taken,
     number: u32,
     framer: Framer,
     stream: TcpStream,
@@ -255,12 +314,25 @@ impl Connection<'_> {
             self.acknowledge(&mut progress)?;
             // What changes after `acknowledge` looked, changes after this too, and wakes.
             let has_room = self.peers.intake.has_room();
+            let may_read = self.seat.may_read();
+            let look_again = self.look_again(may_read).filter(|_| has_room);
+            if !has_room {
+                // Nobody listens: the silence is this side's.
+                self.seat.hear();
+            }
             tokio::select! {
                 changed = progress.changed(), if !has_room || self.acks.is_waiting() => {
                     if changed.is_err() { return Ok(()) }
+                    if !has_room { self.seat.hear() }
+                }
+                () = self.seat.closing() => {
+                    break Err(io::Error::other("it was silent, and its place is needed"));
+                }
+                () = sleep(look_again.unwrap_or_default()), if look_again.is_some() => {
+                    if let Some(silent) = self.judge_silence(may_read).await { break Err(silent) }
                 }
                 writable = self.stream.writable(), if self.acks.is_blocked() => writable?,
-                readable = self.stream.readable(), if has_room => {
+                readable = self.stream.readable(), if has_room && may_read => {
                     if let Some(end) = readable.and_then(|()| self.read()).transpose() { break end }
                     tokio::task::consume_budget().await;
                 }
@@ -269,6 +341,34 @@ impl Connection<'_> {
         self.offer_half();
         end?;
         self.acknowledge_all(&mut progress).await
+    }
+
+    /// When to look whether the sender is silent for too long, or whether it is this connection's turn to be read.
+    fn look_again(&self, may_read: bool) -> Option<Duration> {
+        let idle = self.peers.idle_timeout.map(|limit| limit.saturating_sub(self.seat.silence()).max(LOOK_AGAIN));
+        if !may_read || (self.seat.holds() && self.seat.seats().hold_too_much()) {
+            Some(LOOK_AGAIN)
+        } else if self.seat.holds() {
+            Some(idle.unwrap_or(STALLED).min(STALLED))
+        } else {
+            idle
+        }
+    }
+
+    /// Why the connection is closed for its sender's silence, if it is.
+    async fn judge_silence(&self, may_read: bool) -> Option<io::Error> {
+        // Bytes that wait for their turn are no silence.
+        if !may_read && self.stream.peek(&mut [0]).now_or_never().is_some() {
+            self.seat.hear();
+        }
+        let silence = self.seat.silence();
+        if self.peers.idle_timeout.is_some_and(|limit| silence >= limit) {
+            Some(io::Error::other(format!("nothing came for {} s (`idle_timeout`)", silence.as_secs())))
+        } else if silence >= STALLED && self.seat.holds() && self.seat.seats().hold_too_much() {
+            Some(io::Error::other("a record was not finished, and unfinished records take too much memory"))
+        } else {
+            None
+        }
     }
 
     /// What the connection left unfinished goes to the spool too.
@@ -290,7 +390,10 @@ impl Connection<'_> {
             failpoint::pass("socket-read")?;
             let mut offer = self.peers.intake.offer(self.number);
             self.framer.push(&buffer[..bytes], &mut |framed| offer.add(framed));
-            self.acks.offered(offer.finish());
+            let (ticket, records) = offer.finish();
+            self.acks.offered((ticket, records));
+            self.seat.hear();
+            self.seat.hold(self.framer.held_bytes(), records > 0);
             Ok(None)
         })
     }

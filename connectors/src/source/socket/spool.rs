@@ -56,7 +56,7 @@ use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -359,7 +359,8 @@ impl Spool {
         let checksum = crc32fast::hash(&head[..60]);
         head[60..].copy_from_slice(&checksum.to_le_bytes());
         let (temporary, path) = (self.dir.join(format!("{base:020}.tmp")), self.dir.join(format!("{base:020}.seg")));
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all_at(&head, 0)?;
         file.sync_all()?;
         failpoint::pass("spool-rolled")?;

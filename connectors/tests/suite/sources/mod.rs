@@ -212,6 +212,8 @@ impl Rig {
                 ack: true,
                 on_lost_spool: Some(OnLost::Stop),
                 max_spool_bytes: MAX_SPOOL_BYTES,
+                max_connections: 1024,
+                idle_timeout: None,
             })
         };
         match self.kind {

@@ -30,6 +30,8 @@ pub fn socket(address: SocketAddress) -> Socket {
         ack: false,
         on_lost_spool: None,
         max_spool_bytes: 1 << 30,
+        max_connections: 1024,
+        idle_timeout: None,
     }
 }
 
