@@ -135,7 +135,12 @@ pub fn jobs_of_config(file: &Path, mut jobs: Vec<PathBuf>) -> anyhow::Result<Vec
     let wrong = |errors: config::Errors| ConfigError(errors.to_string());
     let daemon = config::Daemon::load(file, &ProcessEnvironment).map_err(wrong)?;
     let named = daemon.job_files().map_err(wrong)?;
-    println!("{}: the daemon's file is valid; it names {} job{}", file.display(), named.len(), if named.len() == 1 { "" } else { "s" });
+    println!(
+        "{}: the daemon's file is valid; it names {} job{}",
+        file.display(),
+        named.len(),
+        if named.len() == 1 { "" } else { "s" }
+    );
     jobs.extend(named);
     let mut seen = std::collections::BTreeSet::new();
     jobs.retain(|job| seen.insert(job.clone()));

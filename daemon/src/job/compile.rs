@@ -11,8 +11,7 @@ use std::{
 use arrow::{
     array::{
         ArrayRef, BooleanArray, Int64Builder, RecordBatch, RecordBatchOptions, StringArray, StringBuilder,
-        TimestampMillisecondArray,
-        UInt32Array, new_null_array,
+        TimestampMillisecondArray, UInt32Array, new_null_array,
     },
     compute::{filter_record_batch, take},
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},

@@ -522,7 +522,10 @@ mod tests {
                      --data-dir {dir} forget --yes` and `more`"
                 ),
             ),
-            ("`tidemill checkpoint reset --sinks --yes`", format!("`tidemill checkpoint --data-dir {dir} reset --sinks --yes`")),
+            (
+                "`tidemill checkpoint reset --sinks --yes`",
+                format!("`tidemill checkpoint --data-dir {dir} reset --sinks --yes`"),
+            ),
             ("`tidemill checkpoint` cannot reach it", "`tidemill checkpoint` cannot reach it".to_owned()),
             ("no command", "no command".to_owned()),
         ] {
@@ -533,7 +536,9 @@ mod tests {
 
     #[test]
     fn words_are_quoted_as_a_shell_takes_them() {
-        for (word, quoted_word) in [("in=1:0", "in=1:0"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("", "''"), ("$x;", "'$x;'")] {
+        for (word, quoted_word) in
+            [("in=1:0", "in=1:0"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("", "''"), ("$x;", "'$x;'")]
+        {
             assert_eq!(quoted(word), quoted_word);
         }
     }

@@ -85,7 +85,7 @@ mod tests {
     fn texts_are_private_and_only_those_that_may_be_needed_stay() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("job/texts");
-        let digests: Vec<Digest> = (0..10u8).map(|n| Digest::of(&[&[n]])).collect();
+        let digests: Vec<Digest> = (0..10u8).map(|n| Digest::of(&[n])).collect();
         for (n, digest) in digests.iter().enumerate() {
             keep(&folder, digest, &format!("password: {n}")).unwrap();
             let file = fs::File::open(folder.join(format!("{digest}.yaml"))).unwrap();

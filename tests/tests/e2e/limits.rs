@@ -86,9 +86,7 @@ fn another_host_is_not_answered() {
     let (yaml, _) = job(&folder, "");
     folder.write("tidemill.yaml", "http_hosts: tides.example.org\n");
     let daemon = Run::new(&folder).job(&yaml).arg("--config").arg(folder.join("tidemill.yaml")).spawn();
-    let of = |host: &str| {
-        answer(daemon.port(), &format!("GET /jobs HTTP/1.1\r\n{host}Connection: close\r\n\r\n"))
-    };
+    let of = |host: &str| answer(daemon.port(), &format!("GET /jobs HTTP/1.1\r\n{host}Connection: close\r\n\r\n"));
     assert_eq!(of("Host: evil.example\r\n"), "HTTP/1.1 421 Misdirected Request");
     for host in ["localhost:9720", "127.0.0.1", "[::1]:9720", "tides.example.org", "mill"] {
         assert_eq!(of(&format!("Host: {host}\r\n")), "HTTP/1.1 200 OK", "{host}");

@@ -72,7 +72,10 @@ fn once_may_fail_where_something_was_rejected() {
     folder.publish("in/b.json", records(10..20, 2));
     let mut rejected = run.once();
     rejected.expect_code(65);
-    says(&rejected.stderr(), &["2 of 10 records rejected: 2 json (decode)", "in `broken 10`", "data/watched/dead-letters"]);
+    says(
+        &rejected.stderr(),
+        &["2 of 10 records rejected: 2 json (decode)", "in `broken 10`", "data/watched/dead-letters"],
+    );
     assert_eq!(stored(&folder), 18, "all was done nevertheless");
     run.once().expect_success();
 }
@@ -207,7 +210,10 @@ fn once_keeps_the_trigger_of_a_live_source_and_gives_up_on_a_server_that_is_not_
     assert_eq!(Rows::sqlite(&folder.join("rows.db"), "SELECT n FROM rows").len(), 60);
     let said = done.stderr();
     let batches = said.split("batches=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
-    assert!(batches.is_some_and(|batches| (2..=8).contains(&batches)), "60 records in 1.2 s, a batch each 0.5 s:\n{said}");
+    assert!(
+        batches.is_some_and(|batches| (2..=8).contains(&batches)),
+        "60 records in 1.2 s, a batch each 0.5 s:\n{said}"
+    );
     // A trigger of an hour does not hold up the end.
     let feeder = Feeder::serve(vec![b"{\"n\":60}".to_vec()], b"\n", Pace::Full);
     let run = Run::new(&folder).job(&live(&feeder.address().to_string(), "1h")).limit(Duration::from_secs(20));
@@ -217,7 +223,10 @@ fn once_keeps_the_trigger_of_a_live_source_and_gives_up_on_a_server_that_is_not_
     let run = Run::new(&folder).job(&live("127.0.0.1:9", "1s")).arg("--timeout").arg("1s");
     let mut gone = run.limit(Duration::from_secs(20)).once();
     gone.expect_code(1);
-    says(&gone.stderr(), &["gave up after 1s (--timeout): source in: cannot connect to 127.0.0.1:9", "job watched failed after"]);
+    says(
+        &gone.stderr(),
+        &["gave up after 1s (--timeout): source in: cannot connect to 127.0.0.1:9", "job watched failed after"],
+    );
 }
 
 #[test]

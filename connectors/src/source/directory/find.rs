@@ -68,7 +68,7 @@ mod tests {
         };
         let state = LogState { first: 2, next: 5, digest: Digest::of(b"") };
         let entries = vec![entry(2, "a", 10), entry(3, "b.gz", 10), entry(4, "c", 10)];
-        let history = History { states: BTreeMap::from([(log_name("in"), state)]), entries };
+        let history = History { states: BTreeMap::from([(log_name("in"), state)]), entries, ..History::default() };
         let find = |position: &str| find(&directory(), &shard, &Position::text(position), &history);
         for (position, is_end) in [("2:0", false), ("2:10", false), ("3:4000", false), ("4:1", false), ("5:0", true)] {
             assert_eq!(find(position), Found::There { is_end }, "{position}");

@@ -65,7 +65,7 @@ fn blank_lines_are_in_the_spool_and_no_records() {
     let csv = |expected: &[&str]| {
         Codec::Csv(Csv { expected: expected.iter().map(|name| (*name).to_owned()).collect(), ..Csv::default() })
     };
-    let all = spool.read_ahead(&shard(), spool.first(), ALL).unwrap().batch;
+    let all = spool.read_ahead(&shard(), spool.first(), ALL, None).unwrap().batch;
     let positions: Vec<_> = (0..5).map(|n| all.slices[0].position(n)).collect();
     for (codec, framing, expected) in [
         (Codec::Json, Framing::Lines, &[1, 4][..]),

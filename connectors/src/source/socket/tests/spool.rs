@@ -423,7 +423,10 @@ fn a_position_is_found_where_a_record_begins_or_ends() {
     let starts: Vec<u64> = records(&spool, 0).unwrap().iter().map(|(position, _)| position.parse().unwrap()).collect();
     for start in &starts {
         assert_eq!(found(*start), Found::There { is_end: false }, "{start}");
-        assert!(matches!(found(start + 1), Found::Nowhere(what) if what.contains("in the middle of a record")), "{start}");
+        assert!(
+            matches!(found(start + 1), Found::Nowhere(what) if what.contains("in the middle of a record")),
+            "{start}"
+        );
     }
     assert_eq!(found(0), Found::There { is_end: false });
     assert_eq!(found(spool.end()), Found::There { is_end: true });
