@@ -224,9 +224,7 @@ fn framed(config: &Codec, text: &[u8]) -> (Vec<Chunk>, Option<Bytes>) {
         let end = (at + CHUNK_BYTES).min(text.len());
         let mut records = Vec::new();
         let framed = framer.frame(at as u64, &text[at..end], end == text.len(), usize::MAX, &mut records);
-        if let Some(range) = framed.header {
-            header = Some(Bytes::copy_from_slice(&text[at + range.start..at + range.end]));
-        }
+        header = framed.head(&text[at..end]).or(header);
         if framed.consumed == 0 {
             break;
         }
