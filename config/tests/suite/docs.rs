@@ -1,6 +1,6 @@
 //! `docs/jobs.md` says what the schema says: its tables are made from it, and its examples are right and whole.
 //!
-//! `UPDATE=1 cargo test -p tidemill-config --test docs` writes the tables anew.
+//! `UPDATE=1 cargo test -p tidemill-config --test suite docs` writes the tables anew.
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
 use tidemill_config::{Daemon, Job, options_markdown, sections};
@@ -40,7 +40,7 @@ fn the_tables_are_those_of_the_schema() {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(path, made).unwrap();
     } else {
-        assert!(made == text, "docs/jobs.md is not up to date: UPDATE=1 cargo test -p tidemill-config --test docs");
+        assert!(made == text, "docs/jobs.md is not up to date: UPDATE=1 cargo test -p tidemill-config --test suite docs");
     }
 }
 

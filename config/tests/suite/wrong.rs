@@ -1,7 +1,7 @@
 //! Wrong files and what a person is told about them: `wrong/*.md`. A case is a heading, a file, and its whole message.
 //!
 //! The file is a job, or the daemon's own where the fence says `yaml tidemill.yaml`. `UPDATE=1 cargo test -p
-//! tidemill-config --test wrong` writes the messages anew: read every line of the difference before it is committed.
+//! tidemill-config --test suite wrong` writes the messages anew: read every line of the difference before it is committed.
 use std::{collections::BTreeMap, fmt::Write, path::Path};
 
 use tidemill_config::{Daemon, Job};
