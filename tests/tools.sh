@@ -245,6 +245,7 @@ for_tests() {
     want_module fastavro fastavro==1.13.1 "Avro, written by others" || missing=1
     want_module grpc_tools grpcio-tools==1.85.1 "Protobuf, written by others" || missing=1
     want_module confluent_kafka.schema_registry.avro "confluent-kafka[avro,protobuf,schemaregistry]==2.16.1" "records with a registry's framing, written by others" || missing=1
+    want_module duckdb duckdb==2.0.0 "partitions, read back by another engine" || missing=1
     want_module jsonschema jsonschema==4.26.0 "the test of \`tidemill schema\`" || missing=1
     [ "$missing" = 0 ] || say "tests that need what is missing are skipped by name, or fail where CI=true"
     return 0

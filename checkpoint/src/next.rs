@@ -222,7 +222,10 @@ pub fn catch_up(
         had => (positions, had),
     };
     let checks = checks_after(own, &positions, &plan);
-    let mark = Mark { digest, positions, checks, plan, had, ..head.held_by(sink, writer.generation, writer.owner) };
+    // When sinks began is the head's to know: of one plan there is one mark, whichever head it was made beside.
+    let since = BTreeMap::new();
+    let held = head.held_by(sink, writer.generation, writer.owner);
+    let mark = Mark { digest, positions, checks, plan, had, since, ..held };
     Ok(Step { mark, entries: Vec::new() })
 }
 

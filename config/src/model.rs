@@ -570,6 +570,7 @@ pub struct Sink {
 
 /// Types of sinks.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant)] // a job has a few of them
 pub enum SinkKind {
     /// The terminal.
     Console {

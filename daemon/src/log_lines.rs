@@ -65,6 +65,7 @@ fn needs_escape(character: char) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::{
         io,

@@ -65,9 +65,8 @@ pub async fn serve(listener: TcpListener, router: Router, hosts: Hosts) {
                 // The header is optional, and the crate that formats it panics beyond the year 9999.
                 .auto_date_header(false)
                 .serve_connection(TokioIo::new(stream), service);
-            match time::timeout(LIFETIME, connection).await {
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "HTTP: a connection broke"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = time::timeout(LIFETIME, connection).await {
+                tracing::debug!(%peer, %error, "HTTP: a connection broke");
             }
             drop(seat);
         });
@@ -174,6 +173,7 @@ async fn check_host(State(hosts): State<Arc<Hosts>>, request: Request, next: Nex
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -226,7 +226,6 @@ fn tried(parsed: &Expr, is_one_row: bool) -> Result<Option<Vec<DataType>>, Strin
             break;
         }
     }
-    drop(attempt);
     let is_settled = |failed: &[Failed]| {
         failed.iter().any(|failed| failed.is_constant)
             || failed.windows(2).all(|pair| pair[0].message == pair[1].message)

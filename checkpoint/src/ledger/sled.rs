@@ -120,6 +120,8 @@ impl SledLedger {
         let (attempts, anchors) = (PerLane::new(data_dir, "attempts")?, Journals::new(data_dir)?);
         let folder = data_dir.join("ledger");
         let store = open_store(&folder, is_new, &mut warnings)?;
+        // sled lets everybody enter the folder that it makes.
+        side::close_to_others(&folder);
         let (swapping, beat, data_dir) = (Mutex::new(()), AtomicU64::new(0), data_dir.to_owned());
         let ledger = Self { store, id, attempts, anchors, swapping, beat, data_dir, _lock: lock };
         for found in ledger.anchors.all()? {

@@ -40,7 +40,10 @@ fn the_tables_are_those_of_the_schema() {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(path, made).unwrap();
     } else {
-        assert!(made == text, "docs/jobs.md is not up to date: UPDATE=1 cargo test -p tidemill-config --test suite docs");
+        assert!(
+            made == text,
+            "docs/jobs.md is not up to date: UPDATE=1 cargo test -p tidemill-config --test suite docs"
+        );
     }
 }
 

@@ -130,6 +130,7 @@ pub(super) struct TextFramer<F> {
     layout: Layout,
     /// Bytes of the mark.
     mark: usize,
+    is_cut_off: bool,
     shown: Vec<u8>,
 }
 
@@ -137,7 +138,7 @@ impl<F: Framer> TextFramer<F> {
     pub(super) fn new(inner: F, label: &str, has_pairs: bool) -> Self {
         let declared = of_label(label);
         let layout = Layout::of(declared, has_pairs);
-        Self { inner, declared, has_pairs, layout, mark: 0, shown: Vec::new() }
+        Self { inner, declared, has_pairs, layout, mark: 0, is_cut_off: false, shown: Vec::new() }
     }
 
     /// Looks at the file's beginning. `None`: more bytes must tell.
@@ -160,7 +161,7 @@ impl<F: Framer> Framer for TextFramer<F> {
         let mut is_told = false;
         if at == 0 {
             // With no records asked for the bytes end at a border.
-            match self.begin(bytes, at_end || max_records == 0) {
+            match self.begin(bytes, at_end || max_records == 0 || self.is_cut_off) {
                 None => return Framed::default(),
                 Some(Err(error)) => return Framed { error: Some(error), ..Framed::default() },
                 Some(Ok(told)) => is_told = told,
@@ -198,10 +199,15 @@ impl<F: Framer> Framer for TextFramer<F> {
         // The mark is done with once something behind it is: until then the next call begins with it again.
         let is_begun = framed.consumed > 0 || out.len() > before || max_records == 0 || at_end;
         framed.consumed = if is_begun { place(framed.consumed) } else { 0 };
-        if is_told && is_begun && framed.error.is_none() {
+        // An error right behind the mark is the whole file's.
+        if is_told && is_begun && framed.error.as_ref().is_none_or(|error| error.start > mark) {
             framed.header.insert(0, 0..mark);
         }
         framed
+    }
+
+    fn cut_off(&mut self) {
+        self.is_cut_off = true;
     }
 }
 

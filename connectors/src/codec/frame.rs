@@ -69,6 +69,10 @@ pub trait Framer: Send {
     /// `max_records` 0 only what comes before the first record is consumed, and `bytes` end at a border. Once the file's last
     /// record is given, a call at the end consumes what is left.
     fn frame(&mut self, at: u64, bytes: &[u8], at_end: bool, max_records: usize, out: &mut Vec<(u32, u32)>) -> Framed;
+
+    /// No more bytes come, and the last ones end at no border (a damaged archive): a framer that waits for more of the file's
+    /// beginning waits no longer.
+    fn cut_off(&mut self) {}
 }
 
 /// A framer for files of this codec. Columnar files have no records to frame: they are taken as lines.

@@ -72,6 +72,7 @@ pub fn prune(folder: &Path, needed: &BTreeSet<Digest>) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::time::Duration;
 

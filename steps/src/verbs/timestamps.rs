@@ -49,7 +49,7 @@ impl Zone {
     /// A wall clock's time: the first of two where the clock was put back, none where it was put forward.
     fn instant(self, time: NaiveDateTime) -> Option<i64> {
         let zone = match self {
-            Self::Named(zone) if zone == Tz::UTC => return Some(time.and_utc().timestamp_micros()),
+            Self::Named(Tz::UTC) => return Some(time.and_utc().timestamp_micros()),
             Self::Named(zone) => zone,
             Self::Fixed(offset) => return Some(offset.from_local_datetime(&time).single()?.timestamp_micros()),
         };
@@ -200,7 +200,8 @@ fn take_apart(text: &str) -> Result<(Vec<Part>, String), String> {
             }
             parts.push(Part::Items(items));
         }
-        (read.clear(), written.clear());
+        read.clear();
+        written.clear();
         if let Some((part, text)) = part {
             sample.push_str(text);
             parts.push(part);
@@ -211,7 +212,8 @@ fn take_apart(text: &str) -> Result<(Vec<Part>, String), String> {
     let mut rest = text;
     while let Some(at) = rest.find('%') {
         let (before, sequence) = rest.split_at(at);
-        (read.push_str(before), written.push_str(before));
+        read.push_str(before);
+        written.push_str(before);
         let padded = sequence[1..].trim_start_matches(['-', '_', '0']);
         let of = |name: &'static str| padded.strip_prefix(name);
         let composed =
@@ -244,11 +246,13 @@ fn take_apart(text: &str) -> Result<(Vec<Part>, String), String> {
             // The sign and the letter behind it, which may be another sign.
             let length = 1 + sequence[1..].chars().next().map_or(0, char::len_utf8);
             let (sequence, after) = sequence.split_at(length);
-            (read.push_str(sequence), written.push_str(sequence));
+            read.push_str(sequence);
+            written.push_str(sequence);
             rest = after;
         }
     }
-    (read.push_str(rest), written.push_str(rest));
+    read.push_str(rest);
+    written.push_str(rest);
     finish(&mut read, &mut written, None)?;
     Ok((parts, sample))
 }
@@ -278,7 +282,8 @@ fn of_java(text: &str) -> Option<String> {
     while let Some(letter) = rest.chars().next() {
         match words.iter().find(|(word, _)| rest.starts_with(word)) {
             Some((word, item)) => {
-                (meant.push_str(item), known += usize::from(word.len() > 1));
+                meant.push_str(item);
+                known += usize::from(word.len() > 1);
                 rest = &rest[word.len()..];
             }
             None if letter.is_alphabetic() && letter != 'T' => return None,

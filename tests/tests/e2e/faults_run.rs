@@ -308,7 +308,7 @@ fn a_lane_that_was_ahead_of_the_clock_is_set_back_by_a_command() {
     batch();
     assert_eq!(daemon.stderr().matches("clock is behind").count(), 1, "{}", daemon.stderr());
     let data = folder.join("data");
-    let resolve = ["checkpoint", "resolve", "--clock", "--data-dir", data.to_str().unwrap()];
+    let resolve = ["checkpoint", "resolve", "--clock", "--yes", "--data-dir", data.to_str().unwrap()];
     let done = tidemill_tests::daemon::tidemill(&folder, &resolve);
     let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success() && said.contains("goes on from the machine's clock"), "{said}");

@@ -97,7 +97,7 @@ fn a_file_that_was_not_all_read_is_set_aside_whenever_the_daemon_dies() {
 fn once_ends_where_the_path_is_a_file_or_is_not_there() {
     let folder = Folder::new();
     folder.publish("in/a.txt", "1\n");
-    for (path, words) in [("in/a.txt", "is a file"), ("nowhere", "there is no folder")] {
+    for (path, words) in [("in/a.txt", "is a file"), ("nowhere", "does not exist, and `--once` does not wait for it")] {
         let job = format!(
             "job: wrong\nsources: {{ in: {{ type: directory, path: {path}, codec: text }} }}\nsinks: {{ out: {{ type: files, path: out, codec: text }} }}\n"
         );

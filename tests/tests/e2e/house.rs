@@ -218,3 +218,25 @@ fn every_golden_case_is_whole() {
         }
     }
 }
+
+#[test]
+fn every_test_that_the_list_of_faults_names_is_there() {
+    let list = fs::read_to_string(root().join("tests/faults.md")).unwrap();
+    let mut sources = String::new();
+    for file in with_ending("rs") {
+        sources += &fs::read_to_string(file).unwrap();
+    }
+    let is_known = |name: &str| sources.contains(&format!("fn {name}(")) || sources.contains(&format!("mod {name}"));
+    let mut named = 0;
+    for row in list.lines().filter(|line| line.starts_with("| ")) {
+        for name in row.split("::").skip(1) {
+            let name = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
+            // What is shorter is a word of another language, or a part that `{a, b}` names.
+            if name.len() >= 12 {
+                named += 1;
+                assert!(is_known(name), "tests/faults.md names {name}, which is no test: {row}");
+            }
+        }
+    }
+    assert!(named > 100, "only {named} tests are named");
+}

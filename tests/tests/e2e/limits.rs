@@ -135,7 +135,7 @@ fn records_that_never_end_take_bounded_memory_and_keep_nobody_out() {
     feed::send(address, &[b"beside".to_vec()], b"\n");
     eventually("a record beside those that never end", || if rows(&folder) >= 2 { Ok(()) } else { Err("none".into()) });
     let grown = (peak_kib(&daemon) - before) / 1024;
-    assert!(grown < 32, "{grown} MiB more, for {} MiB of unfinished records", CLIENTS * HALF >> 20);
+    assert!(grown < 32, "{grown} MiB more, for {} MiB of unfinished records", (CLIENTS * HALF) >> 20);
     drop(clients);
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -34,6 +34,11 @@ pub(super) fn folder(path: &Path) -> Result<(), Error> {
     // Records, and passwords in jobs' texts, lie in it.
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the folder", path))?;
     path.ancestors().skip(1).find(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_folder)
+}
+
+/// Lets only the daemon's user enter a folder; where that may not be done, the data dir's own mode is what there is.
+pub(super) fn close_to_others(folder: &Path) {
+    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
 }
 
 /// The data dir's lock, held until it is dropped.

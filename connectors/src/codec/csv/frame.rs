@@ -45,6 +45,10 @@ impl Framer for CsvFile {
             }
         }
     }
+
+    fn cut_off(&mut self) {
+        self.text.cut_off();
+    }
 }
 
 /// Frames a CSV file of which it sees every character as one byte.

@@ -74,6 +74,7 @@ impl Inner {
         }
     }
 
+    #[allow(clippy::result_large_err)] // once for each batch that brokers refuse
     fn send_lanes(&self, group: &[(&Permit, &Rows)], batch_bytes: Option<usize>) -> Result<Receipts, Failed> {
         let receipts: Receipts =
             group.iter().map(|(permit, rows)| unmarked::receipt(permit, &rows.rejects(permit, 0))).collect();

@@ -322,6 +322,9 @@ impl Content {
     fn frame(&mut self, chunk: &Bytes, at_end: bool, room: &mut Room, batch: &mut RawBatch) -> Taken {
         // After an archive's damage the last piece has no border: it is the reject's.
         let intact_end = at_end && self.corrupt.is_none();
+        if at_end && !intact_end {
+            self.framer.cut_off();
+        }
         let mut records = Vec::new();
         let mut framed = self.framer.frame(self.offset, chunk, intact_end, room.records, &mut records);
         // Copied: a header must not hold on to its whole chunk for as long as the file is read.

@@ -377,7 +377,11 @@ impl State {
             let is_here = self.known.get(*number).is_some_and(|listed| **listed.current_path() == *path);
             !self.put_away(*number) && (is_here || self.has_left(*number))
         };
-        let found = self.known.by_content(content).into_iter().take(MAX_COMPARED).find(is_it);
+        // Equal bytes were looked at before: here it is about other ones with the same content.
+        let is_packed_otherwise =
+            |number: &u64| self.known.get(*number).is_some_and(|listed| is_other_packing(&listed.path, path));
+        let candidates = self.known.by_content(content).into_iter().filter(is_packed_otherwise);
+        let found = candidates.take(MAX_COMPARED).find(is_it);
         found.or_else(|| self.skipped_as(path, stamp, content))
     }
 

@@ -314,7 +314,8 @@ impl Connection<'_> {
             self.acknowledge(&mut progress)?;
             // What changes after `acknowledge` looked, changes after this too, and wakes.
             let has_room = self.peers.intake.has_room();
-            let may_read = self.seat.may_read();
+            let room = self.seat.room().min(READ_BYTES);
+            let may_read = room > 0;
             let look_again = self.look_again(may_read).filter(|_| has_room);
             if !has_room {
                 // Nobody listens: the silence is this side's.
@@ -333,7 +334,7 @@ impl Connection<'_> {
                 }
                 writable = self.stream.writable(), if self.acks.is_blocked() => writable?,
                 readable = self.stream.readable(), if has_room && may_read => {
-                    if let Some(end) = readable.and_then(|()| self.read()).transpose() { break end }
+                    if let Some(end) = readable.and_then(|()| self.read(room)).transpose() { break end }
                     tokio::task::consume_budget().await;
                 }
             }
@@ -364,7 +365,9 @@ impl Connection<'_> {
         let silence = self.seat.silence();
         if self.peers.idle_timeout.is_some_and(|limit| silence >= limit) {
             Some(io::Error::other(format!("nothing came for {} s (`idle_timeout`)", silence.as_secs())))
-        } else if silence >= STALLED && self.seat.holds() && self.seat.seats().hold_too_much() {
+        } else if self.seat.seats().hold_too_much()
+            && (self.seat.takes_too_long() || self.seat.holds() && silence >= STALLED)
+        {
             Some(io::Error::other("a record was not finished, and unfinished records take too much memory"))
         } else {
             None
@@ -378,10 +381,10 @@ impl Connection<'_> {
         self.acks.offered(offer.finish());
     }
 
-    /// Reads once. `Some`: the peer has closed its side.
-    fn read(&mut self) -> io::Result<Option<()>> {
+    /// Reads once, at most `room` bytes. `Some`: the peer has closed its side.
+    fn read(&mut self, room: usize) -> io::Result<Option<()>> {
         BUFFER.with_borrow_mut(|buffer| {
-            let bytes = match self.stream.try_read(buffer) {
+            let bytes = match self.stream.try_read(&mut buffer[..room]) {
                 Ok(0) => return Ok(Some(())),
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),

@@ -5,8 +5,10 @@
 //! was silent for longest gives its seat up, once it was silent for [`SILENT`].
 //!
 //! What has come of a record that is not finished is held in memory. All of a source's unfinished records together are
-//! bounded; beyond the bound only the connection whose unfinished record is the oldest is read, so that records are
-//! finished one after another, and a connection whose sender sends nothing meanwhile is closed after [`STALLED`].
+//! bounded; beyond the bound, of the connections with one only that is read whose unfinished record is the oldest, so that
+//! records are finished one after another. A connection whose sender sends nothing meanwhile is closed after [`STALLED`],
+//! one whose record is unfinished for [`UNFINISHED`] as well. Connections without an unfinished record are read in small
+//! pieces: short records pass.
 
 use std::{
     net::IpAddr,
@@ -23,6 +25,10 @@ use tokio::sync::Notify;
 pub const SILENT: Duration = Duration::from_secs(10);
 /// How long the sender of an unfinished record may be silent while unfinished records take too much memory.
 pub const STALLED: Duration = Duration::from_secs(5);
+/// How long a record may be unfinished meanwhile, however its sender goes on.
+pub const UNFINISHED: Duration = Duration::from_secs(30);
+/// A connection without an unfinished record is read by so many bytes meanwhile.
+const CROWDED_READ_BYTES: usize = 4 * 1024;
 /// What unfinished records may take in any case, in bytes; more where single records are large.
 const UNFINISHED_BYTES: usize = 4 * 1024 * 1024;
 /// And so many records of the greatest length.
@@ -187,9 +193,22 @@ impl Taken {
         self.seat.unfinished.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether this connection may be read as far as unfinished records are concerned.
-    pub fn may_read(&self) -> bool {
-        !self.seats.hold_too_much() || self.is_oldest()
+    /// How many bytes of this connection may be read at once as far as unfinished records are concerned. Short records of
+    /// others pass beside long ones that are not finished.
+    pub fn room(&self) -> usize {
+        if !self.seats.hold_too_much() || self.is_oldest() {
+            usize::MAX
+        } else if self.holds() {
+            0
+        } else {
+            CROWDED_READ_BYTES
+        }
+    }
+
+    /// Whether its record was begun so long ago that it gives way to others, where unfinished records take too much.
+    pub fn takes_too_long(&self) -> bool {
+        let age = self.seats.now().saturating_sub(self.seat.since.load(Ordering::Relaxed));
+        self.holds() && Duration::from_millis(age) >= UNFINISHED
     }
 
     /// Whether no unfinished record was begun before this connection's.
@@ -214,6 +233,7 @@ impl Drop for Taken {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -268,12 +288,16 @@ mod tests {
             taken.hold(UNFINISHED_BYTES / 3, false);
             taken.seat.since.store(n as u64, Ordering::Relaxed);
         }
-        assert!(held.iter().all(Taken::may_read));
+        let may_read = |taken: &Taken| taken.room() > 0;
+        assert!(held.iter().all(may_read));
+        let other = Seats::take(&seats, address(9)).ok().unwrap();
         held[2].hold(UNFINISHED_BYTES, false);
-        assert_eq!(held.iter().map(Taken::may_read).collect::<Vec<_>>(), [true, false, false]);
+        assert_eq!(held.iter().map(may_read).collect::<Vec<_>>(), [true, false, false]);
+        assert_eq!(other.room(), CROWDED_READ_BYTES);
+        assert!(held[1].takes_too_long(), "it was begun an hour ago");
         held[0].hold(0, false);
-        assert_eq!(held.iter().map(Taken::may_read).collect::<Vec<_>>(), [false, true, false]);
-        drop(held);
+        assert_eq!(held.iter().map(may_read).collect::<Vec<_>>(), [true, true, false]);
+        drop((held, other));
         assert_eq!(seats.unfinished.load(Ordering::Relaxed), 0);
     }
 }

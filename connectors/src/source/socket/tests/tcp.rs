@@ -360,7 +360,7 @@ async fn event_wakes_for_what_lies_in_the_spool_already_and_lag_counts_it() {
     driven.batch(ALL).await;
     assert!(timeout(Duration::from_millis(100), driven.source.event()).await.is_err());
     let lag = driven.source.lag(&driven.at);
-    assert_eq!((lag.records, lag.bytes, lag.oldest), (Some(0), Some(0), None));
+    assert_eq!((lag.records, lag.bytes, lag.oldest), (Some(0), Some(0), Some(Duration::ZERO)));
     let start = driven.source.origin(&Lane::single()).await.unwrap().positions;
     driven.source.adopt(&Lane::single(), &start, &History::default()).await.unwrap();
     assert_eq!(timeout(SOON, driven.source.event()).await.unwrap().unwrap(), SourceEvent::Data);
