@@ -24,6 +24,8 @@ cargo build "$@" --package tidemill && cargo test "$@" --workspace --no-run || e
 wait "$services"
 cat target/services.log
 built=$SECONDS
+# Most tests wait for a server, a clock or a child: more of them than there are cores keep the cores busy.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
 TIDEMILL_BIN=$PWD/target/debug/tidemill cargo test "$@" --workspace --no-fail-fast 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
 

@@ -1,7 +1,7 @@
 //! Who else is in the consumer group. It belongs to one job: a member of another one, or of another program, is given
 //! partitions whose records this job never sees, and nothing fails. So it is looked for, and warned of once.
 //!
-//! Offsets tell other jobs, since Tidemill's carry the job's name ([`word`]); the names of clients tell other programs.
+//! Offsets tell other jobs, since Tidemill's carry the job's name in their metadata; the names of clients tell other programs.
 
 use std::{
     collections::BTreeSet,
