@@ -34,6 +34,9 @@ enum Command {
         /// Also try to reach every sink; claims and creates nothing
         #[arg(long)]
         connect: bool,
+        /// The daemon's file, whose `memory` the jobs have to fit into
+        #[arg(long)]
+        config: Option<PathBuf>,
     },
     /// Show a job's sources, steps, sinks, the schema after each step and each sink's guarantee
     Explain {
@@ -170,7 +173,9 @@ enum CheckpointCommand {
 pub async fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
     match arguments.command {
         Command::Run(arguments) => start::run(arguments).await,
-        Command::Validate { jobs, connect } => explain::validate(&jobs, connect).await,
+        Command::Validate { jobs, connect, config } => {
+            explain::validate(&jobs, connect, start::memory(config.as_deref())?).await
+        }
         Command::Explain { job } => explain::explain(&job).await,
         Command::Feed(arguments) => serve(arguments).await,
         Command::Checkpoint(arguments) => checkpoint(arguments).await,

@@ -21,6 +21,7 @@ use crate::{
         compile::{Compiled, Pinned, check_codecs, dead_letters_schema, given_schema, with_metadata},
         scheme,
     },
+    memory::Memory,
 };
 
 /// Plans the steps where every schema is known before the first record; wrong columns are configuration errors.
@@ -43,6 +44,28 @@ pub fn check(job: &config::Job) -> anyhow::Result<()> {
         Some((at, message)) => Err(ConfigError(job.render(&at, &message)).into()),
         None => Ok(()),
     }
+}
+
+/// That the longest record which a source takes fits into the budget of all jobs.
+pub fn check_memory(job: &config::Job, memory: u64) -> Result<(), ConfigError> {
+    let most = Memory::longest_record(memory);
+    let mib = |bytes: u64| format!("{}MiB", bytes.div_ceil(1 << 20));
+    for source in &job.sources {
+        let config::SourceKind::Socket(socket) = &source.kind else { continue };
+        let longest = socket.max_record_bytes as u64;
+        if longest > most {
+            let message = format!(
+                "source {}: its `max_record_bytes` are {longest}, and a record may have an eighth of `memory:`, which are {most} \
+                 bytes of {}: it is held as it came, as a row and as what sinks make of it, and two batches at a time. Make \
+                 `max_record_bytes` smaller, or `memory:` in the daemon's file at least {}",
+                source.name.value,
+                mib(memory),
+                mib(longest.saturating_mul(8)),
+            );
+            return Err(ConfigError(job.render(&source.name.at, &message)));
+        }
+    }
+    Ok(())
 }
 
 /// What connectors say of their options without a look at what they connect to: addresses, properties of clients.
@@ -98,7 +121,7 @@ fn check_sinks(job: &config::Job) -> Result<(), String> {
 }
 
 /// `tidemill validate`: all errors of all files; exit code 78 where there are any.
-pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
+pub async fn validate(files: &[PathBuf], connect: bool, memory: u64) -> anyhow::Result<u8> {
     let (mut wrong, mut unreachable) = (Vec::new(), Vec::new());
     let mut names: BTreeMap<String, &PathBuf> = BTreeMap::new();
     for file in files {
@@ -106,6 +129,7 @@ pub async fn validate(files: &[PathBuf], connect: bool) -> anyhow::Result<u8> {
         let checked = loaded.map(Arc::new).and_then(|job| match lookups::known(&job) {
             Ok(_) => {
                 let checked = check(&job).map_err(|error| error.to_string()).and_then(|()| check_options(&job));
+                let checked = checked.and_then(|()| check_memory(&job, memory).map_err(|error| error.to_string()));
                 checked.and_then(|()| check_sinks(&job)).map(|()| job)
             }
             Err(error) => Err(error),

@@ -2,13 +2,16 @@
 //! until it is closed or dropped, so that what is read ahead while a sink is down has a bound.
 //!
 //! A batch is leased by its records' bytes times [`EXPANSION`]: they are held as they came, as columns, and as what sinks
-//! made of them. One record may be larger than any cap; a batch is never cut below one.
+//! made of them. That is a guess, and no more than a beginning: what a batch really takes is measured while it is computed,
+//! on its [`Account`]. Its lease grows with it, up to the part of the budget that one batch may have, and where that is
+//! not enough, or not free, the batch is made smaller ([`super::job`]'s `cut`).
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
+use tidemill_steps::account::Account;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -16,6 +19,8 @@ use tokio::{
 
 /// Bytes in memory for one byte of records, measured with the job of `make bench`.
 const EXPANSION: u64 = 4;
+/// A lease grows by so many bytes at least, where they are free: rows are measured slice by slice.
+const GROWTH_BYTES: u64 = 1 << 20;
 /// What one permit stands for, bytes.
 const UNIT: u64 = 4096;
 /// Batches of one job that must fit: one is read and computed while the one before it commits.
@@ -121,6 +126,41 @@ impl Drop for Lease {
     }
 }
 
+/// A lease with the account of what its batch takes.
+#[derive(Debug)]
+pub struct Leased {
+    lease: Arc<Mutex<Lease>>,
+    most: u64,
+}
+
+impl Leased {
+    /// An account of a batch that begins. It grows as far as a batch may, and the budget has something free.
+    pub fn account(&self) -> Arc<Account> {
+        let (lease, most) = (Arc::clone(&self.lease), self.most);
+        Account::growing(locked(&self.lease).bytes(), move |more| locked(&lease).grow(more, most))
+    }
+
+    /// The bytes that its batch may have at most.
+    pub fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// Whether a batch that needs so many bytes would not fit into any lease: with everything else at rest, too.
+    pub fn is_hopeless(&self, bytes: u64) -> bool {
+        bytes > self.most
+    }
+
+    /// Gives back what is beyond so many bytes of records, as they are guessed.
+    pub fn shrink_to_records(&self, bytes: usize) {
+        locked(&self.lease).shrink_to(bytes);
+    }
+
+    /// Gives back what a batch does not take.
+    pub fn shrink_to(&self, bytes: u64) {
+        locked(&self.lease).keep(bytes);
+    }
+}
+
 impl Memory {
     /// A budget of so many bytes.
     pub fn new(bytes: u64) -> Self {
@@ -133,6 +173,17 @@ impl Memory {
     pub fn cap(&self, wanted: usize) -> usize {
         let most = self.total / (BATCHES * EXPANSION) * UNIT;
         wanted.min(usize::try_from(most).unwrap_or(usize::MAX))
+    }
+
+    /// The bytes that one batch may take, all told.
+    pub fn most(&self) -> u64 {
+        self.total / BATCHES * UNIT
+    }
+
+    /// The longest record that a source may be asked to take: it is held as it came, as a row, and as what sinks made of it,
+    /// in the part of one batch.
+    pub fn longest_record(bytes: u64) -> u64 {
+        bytes / (BATCHES * EXPANSION)
     }
 
     /// What a source may keep in memory beside the batches, of the bytes that it would like: it is taken off the budget for
@@ -227,7 +278,44 @@ impl Memory {
 }
 
 impl Lease {
-    /// Gives back what is beyond so many bytes of records.
+    /// Opens it for a batch.
+    pub fn open(self) -> Leased {
+        let most = self.memory.most();
+        Leased { lease: Arc::new(Mutex::new(self)), most }
+    }
+
+    /// Opens it for a batch that is replayed, and must be done as it is: it may have the whole budget.
+    pub fn open_for_replay(self) -> Leased {
+        let most = self.memory.total * UNIT;
+        Leased { lease: Arc::new(Mutex::new(self)), most }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.part.num_permits() as u64 * UNIT
+    }
+
+    /// Gives back what is beyond so many bytes.
+    fn keep(&mut self, bytes: u64) {
+        let kept = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        self.give_back(self.part.num_permits().saturating_sub(kept));
+    }
+
+    /// Takes so many bytes more, where one batch may have them and they are free. How many it got.
+    fn grow(&mut self, bytes: u64, most: u64) -> u64 {
+        let left = most.saturating_sub(self.bytes());
+        for wanted in [bytes.max(GROWTH_BYTES).min(left), bytes] {
+            let count = usize::try_from(wanted.div_ceil(UNIT)).unwrap_or(usize::MAX);
+            if bytes <= left
+                && let Some(more) = take(&self.memory.permits, count)
+            {
+                self.part.merge(more);
+                return count as u64 * UNIT;
+            }
+        }
+        0
+    }
+
+    /// Gives back what is beyond so many bytes of records, as they are guessed.
     pub fn shrink_to(&mut self, bytes: usize) {
         self.give_back(self.part.num_permits().saturating_sub(permits(bytes) as usize));
     }
@@ -429,6 +517,28 @@ mod tests {
         assert_eq!(free(&memory), 12 << 20, "it is counted as soon as that is possible");
         drop(table);
         assert_eq!(free(&memory), 16 << 20);
+    }
+
+    #[test]
+    fn a_lease_grows_with_its_batch_as_far_as_a_batch_may_and_is_given_back() {
+        let memory = Memory::new(16 << 20);
+        let leased = memory.try_lease(1 << 18).expect("there is room").open();
+        let account = leased.account();
+        account.take(1 << 20).expect("it has it");
+        account.take(5 << 20).expect("it grows");
+        assert!((8 << 20..=10 << 20).contains(&free(&memory)), "{}", free(&memory));
+        let outgrown = account.take(3 << 20).expect_err("half of the budget is the most");
+        assert!(outgrown.needed > memory.most() && leased.is_hopeless(outgrown.needed));
+        // Others hold the rest: it is not the batch's fault.
+        drop((account, leased));
+        let _other = [memory.try_lease(64 << 20), memory.try_lease(3 << 19)];
+        let leased = memory.try_lease(1 << 18).expect("there is room").open();
+        let account = leased.account();
+        let outgrown = account.take(3 << 20).expect_err("not so much is free");
+        assert!(!leased.is_hopeless(outgrown.needed));
+        leased.shrink_to(UNIT);
+        drop(account);
+        assert_eq!(free(&memory), (2 << 20) - UNIT);
     }
 
     #[test]

@@ -36,14 +36,20 @@ fn load(file: Option<&Path>) -> Result<config::Daemon, ConfigError> {
     .map_err(|errors| ConfigError(errors.to_string()))
 }
 
+/// The budget of all jobs under a daemon's file.
+pub fn memory(file: Option<&Path>) -> Result<u64, ConfigError> {
+    load(file).map(|daemon| daemon.memory)
+}
+
 /// `tidemill run`.
 pub async fn run(arguments: RunArguments) -> anyhow::Result<u8> {
     let daemon = load(arguments.config.as_deref())?;
     init_logs(daemon.log.json, &daemon.log.level)?;
-    let sources = JobSources { files: arguments.jobs.clone(), config: arguments.config.clone() };
+    let sources = JobSources { files: arguments.jobs.clone(), config: arguments.config.clone(), memory: daemon.memory };
     let jobs = sources.load()?;
     for job in &jobs {
         explain::check(job)?;
+        explain::check_memory(job, daemon.memory)?;
     }
     let around = open(Settings {
         data_dir: arguments.data_dir.clone().unwrap_or(daemon.data_dir),
@@ -97,6 +103,8 @@ fn serve_http(supervisor: &Arc<Supervisor>, listener: TcpListener) -> anyhow::Re
 struct JobSources {
     files: Vec<PathBuf>,
     config: Option<PathBuf>,
+    /// The budget of this process.
+    memory: u64,
 }
 
 impl JobSources {
@@ -130,6 +138,9 @@ impl JobSources {
         for path in paths {
             let job = config::Job::load(&path, &ProcessEnvironment).map_err(|errors| errors.to_string());
             let job = job.and_then(|job| explain::check(&job).map(|()| job).map_err(|error| error.to_string()));
+            let job = job.and_then(|job| {
+                explain::check_memory(&job, self.memory).map(|()| job).map_err(|error| error.to_string())
+            });
             let job = job.and_then(|job| match jobs.iter().find(|other| other.name == job.name) {
                 Some(other) => Err(format!(
                     "{}: a job of the name `{}` is in {} too",

@@ -15,16 +15,19 @@ use datafusion::{
     common::{
         DFSchema, DataFusionError, ScalarValue, SchemaError, TableReference,
         config::{ConfigNonZeroUsize, ConfigOptions},
-        tree_node::{Transformed, TreeNode},
+        tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     execution::context::ExecutionProps,
     logical_expr::{
-        AggregateUDF, Cast, Expr, ExprSchemable, HigherOrderUDF, Operator, ScalarUDF, TableSource, Volatility,
+        AggregateUDF, Cast, ColumnarValue, Expr, ExprSchemable, HigherOrderUDF, Operator, ScalarUDF, TableSource, Volatility,
         WindowUDF, expr::ScalarFunction, physical_planning_context::PhysicalPlanningContext, planner::ContextProvider,
         simplify::SimplifyContext,
     },
     optimizer::simplify_expressions::ExprSimplifier,
-    physical_expr::{PhysicalExpr, create_physical_expr, expressions::BinaryExpr},
+    physical_expr::{
+        PhysicalExpr, create_physical_expr,
+        expressions::{BinaryExpr, Literal},
+    },
     sql::{
         parser::DFParser,
         planner::{ParserOptions, PlannerContext, SqlToRel},
@@ -32,7 +35,7 @@ use datafusion::{
 };
 
 use crate::{
-    columns,
+    SLICE_BYTES, account, columns,
     functions::{REGISTRY, Seeded},
 };
 
@@ -148,6 +151,8 @@ pub struct Expression {
     kind: DataType,
     seeded: bool,
     columns: BTreeSet<String>,
+    /// Bytes of the constants in it, which every row may get.
+    literals: u64,
 }
 
 impl std::fmt::Debug for Expression {
@@ -181,7 +186,8 @@ impl Expression {
         let schema = with_key(schema).map_err(|error| sentence(&error))?;
         let physical = physical(logical, &schema).map_err(|error| sentence(&error))?;
         let kind = physical.data_type(schema.as_arrow()).map_err(|error| sentence(&error))?;
-        Ok(Self { physical, text: text.to_owned(), kind, seeded, columns })
+        let literals = bytes_of_literals(&physical).map_err(|error| sentence(&error))?;
+        Ok(Self { physical, text: text.to_owned(), kind, seeded, columns, literals })
     }
 
     /// The type of its values: one of the job's types.
@@ -217,8 +223,17 @@ impl Expression {
             }
             _ => batch,
         };
-        let mut parts = Vec::new();
-        self.halve(batch, 0, &mut parts, bad);
+        let (mut parts, rows) = (Vec::new(), batch.num_rows());
+        let most = usize::try_from(SLICE_BYTES / self.literals.max(1)).unwrap_or(rows).clamp(1, rows);
+        for first in (0..rows).step_by(most) {
+            self.halve(&batch.slice(first, most.min(rows - first)), first, &mut parts, bad);
+            if most < rows
+                && let Some(part) = parts.last()
+            {
+                // What it comes to is seen before the next rows are tried.
+                account::expect(account::bytes_of_values(part))?;
+            }
+        }
         match parts.as_slice() {
             [whole] => Ok(Arc::clone(whole)),
             parts => concat(&parts.iter().map(AsRef::as_ref).collect::<Vec<_>>()),
@@ -240,9 +255,20 @@ impl Expression {
     /// Evaluates `batch`, whose first row is row `first`; halves it where the kernel fails.
     fn halve(&self, batch: &RecordBatch, first: usize, parts: &mut Vec<ArrayRef>, bad: &mut Vec<Bad>) {
         let rows = batch.num_rows();
-        let result = self.physical.evaluate(batch).and_then(|value| value.into_array(rows));
+        if account::is_outgrown() {
+            // Of no use to anybody: the whole batch is given up.
+            parts.push(new_null_array(&self.kind, rows));
+            return;
+        }
+        let result = self.physical.evaluate(batch).and_then(|value| {
+            if let ColumnarValue::Scalar(value) = &value {
+                account::expect(on_the_heap(value).saturating_mul(rows as u64))?;
+            }
+            value.into_array(rows)
+        });
         match result {
             Ok(values) => parts.push(values),
+            Err(_) if account::is_outgrown() => parts.push(new_null_array(&self.kind, rows)),
             Err(error) if rows == 1 => {
                 bad.push(Bad {
                     row: first as u32,
@@ -355,6 +381,23 @@ fn physical(logical: Expr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>, D
     }
     let physical = create_physical_expr(&logical, schema, &ExecutionProps::new(), &PhysicalPlanningContext::default())?;
     Ok(physical.transform_up(|part| Ok(checked(part)))?.data)
+}
+
+/// The bytes of a constant, beside those that each has.
+pub fn on_the_heap(value: &ScalarValue) -> u64 {
+    value.size().saturating_sub(size_of::<ScalarValue>()) as u64
+}
+
+/// The bytes of its constants.
+fn bytes_of_literals(physical: &Arc<dyn PhysicalExpr>) -> Result<u64, DataFusionError> {
+    let mut bytes = 0;
+    physical.apply(|part| {
+        if let Some(constant) = part.downcast_ref::<Literal>() {
+            bytes += on_the_heap(constant.value());
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(bytes)
 }
 
 /// An overflow fails the row instead of wrapping around.

@@ -23,7 +23,7 @@ use datafusion::{
     },
 };
 
-use crate::{BatchContext, columns};
+use crate::{BatchContext, bounded::bounded, columns};
 
 thread_local! {
     static NOW: Cell<BatchContext> = const { Cell::new(BatchContext { planned_at: 0, seed: 0 }) };
@@ -66,6 +66,7 @@ pub static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
     let clocks = [Clock::Timestamp, Clock::Date, Clock::Time].map(|clock| Arc::new(ScalarUDF::from(Now::new(clock))));
     let dice = [Dice::Random, Dice::Uuid].map(|dice| Arc::new(ScalarUDF::from(Seeded::new(dice))));
     for function in SessionStateDefaults::default_scalar_functions().into_iter().chain(clocks).chain(dice) {
+        let function = bounded(function);
         for name in function.aliases().iter().cloned().chain([function.name().to_owned()]) {
             scalar.insert(name, Arc::clone(&function));
         }

@@ -10,12 +10,17 @@
 //!   at most [`SLICE_ROWS`] rows, several slices in parallel.
 //! - A query that needs all rows (`GROUP BY`, joins, sorting) gathers them; what it gives comes from no single record.
 //!
+//! - What rows take of memory is on the batch's [`account`]: one that outgrows it is an error of the whole batch.
 //! - Steps do no I/O: tables of lookups come with the batch ([`lookup`]).
 //!
 //! Start with [`pipeline`] (planning: names, schemas, columns needed), then `run` (applying), then any file of `verbs`.
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 
+use account::Outgrown;
+
+pub mod account;
+mod bounded;
 pub mod columns;
 mod expression;
 mod functions;
@@ -26,12 +31,17 @@ mod query;
 mod run;
 mod verbs;
 
+pub use bounded::MAX_VALUE_BYTES;
 pub use pipeline::{Pipeline, PlanError};
 pub use run::{Applied, StepStats};
 
 /// Row-wise steps run over slices of at most this many rows: small enough that a slice stays in the cache from step to
 /// step (measured: a text function over 65,536 rows costs five times as much a row as over a hundred).
 pub const SLICE_ROWS: usize = 4096;
+
+/// And over slices of at most so many bytes, but for single rows that have more: what a step makes of a slice is measured
+/// when it is there.
+pub(crate) const SLICE_BYTES: u64 = 1 << 20;
 
 /// Rows, each with the number of the raw record that it came from.
 #[derive(Clone, Debug)]
@@ -104,6 +114,14 @@ pub enum StepError {
         cause: String,
         /// Whether it may pass: another try can help.
         transient: bool,
+    },
+    /// The rows take more memory than the batch may have: with fewer records it may work.
+    #[error("step {step}: {outgrown}")]
+    Outgrown {
+        /// The step.
+        step: String,
+        /// How much, as far as it came.
+        outgrown: Outgrown,
     },
     /// A kernel failed where none can: a defect of Tidemill.
     #[error("step {step}: {cause}. This is a defect of Tidemill, please report it")]

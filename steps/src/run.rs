@@ -13,7 +13,9 @@ use rayon::prelude::*;
 use tidemill_config::OnError;
 
 use crate::{
-    BatchContext, Pipeline, Reject, Rows, SLICE_ROWS, StepError, columns,
+    BatchContext, Pipeline, Reject, Rows, SLICE_BYTES, SLICE_ROWS, StepError,
+    account::{self, Account, Outgrown, Tally},
+    columns,
     expression::{Bad, Expression},
     functions,
     input::Union,
@@ -68,23 +70,37 @@ impl Pipeline {
         inputs: Vec<(String, Vec<Rows>)>,
         tables: &Tables,
     ) -> Result<Applied, StepError> {
+        self.apply_within(context, inputs, tables, &Account::unlimited())
+    }
+
+    /// The same, within the memory of a batch. What comes in is not on the account yet; what comes out stays there.
+    pub fn apply_within(
+        &self,
+        context: &BatchContext,
+        inputs: Vec<(String, Vec<Rows>)>,
+        tables: &Tables,
+        account: &Arc<Account>,
+    ) -> Result<Applied, StepError> {
         let graph = &self.graph;
         let mut run = Run {
             graph,
             context,
             tables,
+            account,
+            held: 0,
             outputs: graph.load(inputs)?,
             left: graph.consumers(),
             rejects: Vec::new(),
             steps: graph.stats(),
         };
+        run.measure(&[]).map_err(|outgrown| StepError::Outgrown { step: "decode".to_owned(), outgrown })?;
         let mut index = 0;
         while index < graph.nodes.len() {
             index = run.advance(index)?;
         }
         let mut sinks = Vec::with_capacity(graph.sinks.len());
         for (name, input) in &graph.sinks {
-            let rows = run.take(input).map_err(|error| defect(name, &error))?;
+            let rows = run.take(input).map_err(|error| run.defect(name, &error))?;
             sinks.push((
                 name.clone(),
                 rows.into_iter().map(|rows| rows.batch).filter(|batch| batch.num_rows() > 0).collect(),
@@ -153,8 +169,12 @@ impl Graph {
     }
 }
 
-fn defect(step: &str, error: &ArrowError) -> StepError {
-    StepError::Defect { step: step.to_owned(), cause: error.to_string() }
+/// What a kernel's failure means, where rows are not to blame.
+fn defect(account: &Account, step: &str, error: &ArrowError) -> StepError {
+    match account.outgrown() {
+        Some(outgrown) => StepError::Outgrown { step: step.to_owned(), outgrown },
+        None => StepError::Defect { step: step.to_owned(), cause: error.to_string() },
+    }
 }
 
 /// One batch on its way.
@@ -162,6 +182,9 @@ struct Run<'a> {
     graph: &'a Graph,
     context: &'a BatchContext,
     tables: &'a Tables,
+    account: &'a Arc<Account>,
+    /// Bytes of `outputs` on the account.
+    held: u64,
     /// By node, until the last that takes it has it.
     outputs: Vec<Vec<Rows>>,
     /// How often each node's rows will still be taken.
@@ -171,6 +194,24 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    fn defect(&self, step: &str, error: &ArrowError) -> StepError {
+        defect(self.account, step, error)
+    }
+
+    /// Puts on the account what lives now: all outputs, and these rows.
+    fn measure(&mut self, more: &[Rows]) -> Result<(), Outgrown> {
+        let mut tally = Tally::default();
+        self.outputs.iter().flatten().chain(more).for_each(|rows| tally.add(&rows.batch));
+        let before = std::mem::replace(&mut self.held, tally.bytes());
+        match self.held.checked_sub(before) {
+            Some(more) => self.account.take(more),
+            None => {
+                self.account.give_back(before - self.held);
+                Ok(())
+            }
+        }
+    }
+
     /// Runs node `first` and the row-wise nodes that follow it alone; returns the node to go on with.
     fn advance(&mut self, first: usize) -> Result<usize, StepError> {
         let graph = self.graph;
@@ -179,11 +220,13 @@ impl Run<'_> {
             Body::Query { inputs, query } => (first, self.query(first, inputs, query)?),
             Body::Rows { input, .. } | Body::Lookup { input, .. } => {
                 let last = self.chain(first);
-                let rows = self.take(input).map_err(|error| defect(&graph.nodes[first].name, &error))?;
+                let rows = self.take(input).map_err(|error| self.defect(&graph.nodes[first].name, &error))?;
                 (last, self.rows(first..=last, rows)?)
             }
         };
         self.outputs[offset + last] = rows;
+        let step = &graph.nodes[last].name;
+        self.measure(&[]).map_err(|outgrown| StepError::Outgrown { step: step.clone(), outgrown })?;
         Ok(last + 1)
     }
 
@@ -226,7 +269,7 @@ impl Run<'_> {
     /// Row-wise nodes over slices.
     fn rows(&mut self, nodes: std::ops::RangeInclusive<usize>, chunks: Vec<Rows>) -> Result<Vec<Rows>, StepError> {
         let first = *nodes.start();
-        let mut joined = Vec::new();
+        let (mut joined, mut asked) = (Vec::new(), 0);
         for index in nodes.clone() {
             let node = &self.graph.nodes[index];
             let Body::Lookup { lookup, .. } = &node.body else {
@@ -236,17 +279,24 @@ impl Run<'_> {
             let failed = |cause: String, transient| StepError::Table { step: node.name.clone(), cause, transient };
             let table = self.tables.get(&node.name).ok_or_else(|| failed("it has no table".into(), false))?;
             let done = lookup.join(table, &chunks, &mut self.steps[index].nanos);
-            joined.push(Some(done.map_err(|error| failed(error.cause, error.transient))?));
+            let done = done.map_err(|error| failed(error.cause, error.transient))?;
+            if matches!(table, Table::Asked(_)) {
+                let bytes = done.bytes();
+                asked += bytes;
+                let step = || node.name.clone();
+                self.account.take(bytes).map_err(|outgrown| StepError::Outgrown { step: step(), outgrown })?;
+            }
+            joined.push(Some(done));
         }
         let keys = if self.graph.nodes[first].is_seeded() { keys(&chunks) } else { Vec::new() };
         let mut slices = Vec::new();
         for (index, chunk) in chunks.iter().enumerate() {
-            for start in (0..chunk.batch.num_rows()).step_by(SLICE_ROWS) {
-                let rows = SLICE_ROWS.min(chunk.batch.num_rows() - start);
+            for (start, rows) in cut(&chunk.batch) {
                 let keys = keys.get(index).map(|keys| keys.slice(start, rows));
                 slices.push((chunk, start, rows, keys));
             }
         }
+        let (graph, context, account) = (self.graph, self.context, self.account);
         let through = |(chunk, start, rows, keys): (&Rows, usize, usize, Option<ArrayRef>)| {
             let batch = chunk.batch.slice(start, rows);
             let slice = Slice {
@@ -254,16 +304,20 @@ impl Run<'_> {
                 origin: chunk.origin[start..start + rows].to_vec(),
                 rejects: Vec::new(),
                 steps: Vec::new(),
+                account,
+                made: 0,
             };
-            functions::under(self.context, || slice.through(self.graph, nodes.clone(), &joined, keys))
+            let _entered = account::enter(account);
+            functions::under(context, || slice.through(graph, nodes.clone(), &joined, keys))
         };
         let done: Vec<Result<Slice, StepError>> = match slices.len() {
             0 | 1 => slices.into_iter().map(through).collect(),
             _ => slices.into_par_iter().map(through).collect(),
         };
-        let mut rows = Vec::with_capacity(done.len());
+        let (mut rows, mut made) = (Vec::with_capacity(done.len()), 0);
         for slice in done {
             let slice = slice?;
+            made += slice.made;
             for (total, step) in self.steps[nodes.clone()].iter_mut().zip(slice.steps) {
                 total.rows_in += step.rows_in;
                 total.rows_out += step.rows_out;
@@ -275,21 +329,37 @@ impl Run<'_> {
                 rows.push(Rows { batch: slice.batch, origin: slice.origin });
             }
         }
+        // From now on what the slices made is measured with all that lives.
+        self.account.give_back(made + asked);
         Ok(rows)
     }
 
     /// A query over all rows.
     fn query(&mut self, index: usize, inputs: &[Union], query: &Query) -> Result<Vec<Rows>, StepError> {
         let (begun, node) = (Instant::now(), &self.graph.nodes[index]);
-        let (mut batches, mut origins) = (Vec::new(), Vec::new());
+        let outgrown = |outgrown| StepError::Outgrown { step: node.name.clone(), outgrown };
+        let (mut batches, mut origins, mut gathered_bytes) = (Vec::new(), Vec::new(), 0);
         for input in inputs {
-            let rows = self.take(input).map_err(|error| defect(&node.name, &error))?;
+            let rows = self.take(input).map_err(|error| self.defect(&node.name, &error))?;
+            // Gathered they are there twice for a moment.
+            let bytes: u64 =
+                if rows.len() > 1 { rows.iter().map(|rows| account::bytes_of_rows(&rows.batch)).sum() } else { 0 };
+            self.account.take(bytes).map_err(&outgrown)?;
+            gathered_bytes += bytes;
             let gathered = concat_batches(&input.schema, rows.iter().map(|rows| &rows.batch));
-            batches.push(gathered.map_err(|error| defect(&node.name, &error))?);
+            batches.push(gathered.map_err(|error| self.defect(&node.name, &error))?);
             origins.push(rows.into_iter().flat_map(|rows| rows.origin).collect::<Vec<u32>>());
         }
-        let done = query.apply(self.context, &batches);
-        let (given, bad) = done.map_err(|cause| StepError::Query { step: node.name.clone(), cause })?;
+        // What was gathered goes in the place of the chunks.
+        self.account.give_back(gathered_bytes);
+        let here: Vec<Rows> = batches.iter().map(|batch| Rows { batch: batch.clone(), origin: Vec::new() }).collect();
+        self.measure(&here).map_err(&outgrown)?;
+        drop(here);
+        let done = query.apply(self.context, &batches, self.account);
+        let (given, bad) = done.map_err(|cause| match self.account.outgrown() {
+            Some(found) => outgrown(found),
+            None => StepError::Query { step: node.name.clone(), cause },
+        })?;
         let stats = &mut self.steps[index];
         stats.rows_in = batches.iter().map(|batch| batch.num_rows() as u64).sum();
         stats.rejected = bad.len() as u64;
@@ -304,6 +374,24 @@ impl Run<'_> {
         stats.nanos = begun.elapsed().as_nanos() as u64;
         Ok(given.into_iter().map(|batch| Rows { origin: vec![Rows::NONE; batch.num_rows()], batch }).collect())
     }
+}
+
+/// The slices of a batch: (start, rows).
+fn cut(batch: &RecordBatch) -> Vec<(usize, usize)> {
+    fn halve(batch: &RecordBatch, start: usize, rows: usize, slices: &mut Vec<(usize, usize)>) {
+        let bytes = batch.columns().iter().map(|column| account::values(column.as_ref(), start, rows)).sum::<u64>();
+        if rows < 2 || bytes <= SLICE_BYTES {
+            slices.push((start, rows));
+            return;
+        }
+        halve(batch, start, rows / 2, slices);
+        halve(batch, start + rows / 2, rows - rows / 2, slices);
+    }
+    let mut slices = Vec::new();
+    for start in (0..batch.num_rows()).step_by(SLICE_ROWS) {
+        halve(batch, start, SLICE_ROWS.min(batch.num_rows() - start), &mut slices);
+    }
+    slices
 }
 
 /// For each chunk what tells its rows apart: the raw record, and which of its rows it is.
@@ -321,14 +409,17 @@ fn keys(chunks: &[Rows]) -> Vec<ArrayRef> {
 }
 
 /// Some rows on their way through row-wise nodes.
-struct Slice {
+struct Slice<'a> {
     batch: RecordBatch,
     origin: Vec<u32>,
     rejects: Vec<Found>,
     steps: Vec<StepStats>,
+    account: &'a Account,
+    /// Bytes on the account for what the steps made, beside the columns that the slice began with.
+    made: u64,
 }
 
-impl Slice {
+impl Slice<'_> {
     fn through(
         mut self,
         graph: &Graph,
@@ -336,6 +427,7 @@ impl Slice {
         joined: &[Option<Joined>],
         mut keys: Option<ArrayRef>,
     ) -> Result<Self, StepError> {
+        let first = self.batch.columns().to_vec();
         for (index, joined) in nodes.zip(joined) {
             let (begun, node) = (Instant::now(), &graph.nodes[index]);
             let rows_in = self.batch.num_rows() as u64;
@@ -349,8 +441,9 @@ impl Slice {
                 (Body::Lookup { lookup, when, .. }, Some(joined)) => apply(&Bound { lookup, joined }, when),
                 _ => continue,
             };
-            let output = output.map_err(|error| defect(&node.name, &error))?;
+            let output = output.map_err(|error| defect(self.account, &node.name, &error))?;
             let rejected = self.settle(index, node, output)?;
+            self.measure(&first, &node.name)?;
             let nanos = begun.elapsed().as_nanos() as u64;
             self.steps.push(StepStats {
                 name: String::new(),
@@ -363,6 +456,23 @@ impl Slice {
         Ok(self)
     }
 
+    /// Puts on the account what the steps made, beside the columns that were there `first`.
+    fn measure(&mut self, first: &[ArrayRef], step: &str) -> Result<(), StepError> {
+        let is_new = |column: &&ArrayRef| !first.iter().any(|first| Arc::ptr_eq(first, column));
+        let columns = self.batch.columns().iter().filter(is_new).map(account::bytes_of_values).sum::<u64>();
+        let made = columns + self.batch.num_rows() as u64 * account::ROW_BYTES;
+        let outgrown = |outgrown| StepError::Outgrown { step: step.to_owned(), outgrown };
+        // What functions made is in the columns now, or gone.
+        account::settle();
+        match made.checked_sub(self.made) {
+            Some(more) => self.account.take(more).map_err(outgrown)?,
+            None => self.account.give_back(self.made - made),
+        }
+        self.made = made;
+        // A function may have failed for want of memory, and its rows be null.
+        self.account.outgrown().map_or(Ok(()), |found| Err(outgrown(found)))
+    }
+
     /// Does with bad rows what the step says, and goes on with the others. Returns how many were rejected.
     fn settle(&mut self, index: usize, node: &Node, output: Output) -> Result<u64, StepError> {
         let Output { mut batch, mut from, mut bad } = output;
@@ -373,6 +483,8 @@ impl Slice {
             bad.dedup_by_key(|bad| bad.row);
             rejected = bad.len() as u64;
             let rows: BTreeSet<u32> = bad.iter().map(|bad| bad.row).collect();
+            let bytes = bad.iter().map(|bad| account::REJECT_BYTES + bad.detail.len() as u64).sum();
+            self.account.take(bytes).map_err(|outgrown| StepError::Outgrown { step: node.name.clone(), outgrown })?;
             for bad in bad {
                 let reject = node.reject(self.origin[bad.row as usize], bad);
                 if node.on_error == OnError::Fail {
@@ -384,7 +496,7 @@ impl Slice {
             let good = BooleanBuffer::collect_bool(batch.num_rows(), |row| !rows.contains(&input(row)));
             let good = BooleanArray::new(good, None);
             let left = good.values().set_indices().map(input).collect();
-            batch = filter_record_batch(&batch, &good).map_err(|error| defect(&node.name, &error))?;
+            batch = filter_record_batch(&batch, &good).map_err(|error| defect(self.account, &node.name, &error))?;
             from = Some(left);
         }
         if let Some(from) = from {

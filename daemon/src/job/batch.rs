@@ -7,34 +7,46 @@
 //! [`Prepared`] withdraws it. [`Job::commit`] does the second half for a group of lanes.
 //! [`super::replay`] has what is no new batch.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use arrow::{
     array::RecordBatch,
     datatypes::{Schema, SchemaRef},
 };
 use tidemill_checkpoint::{
-    Digest, Entry, Lane, LaneKey, Mark, Plan, Positions, SinkId, Spans, Timestamp, failpoint,
+    Digest, Entry, Lane, LaneKey, LogName, Mark, Plan, Positions, SinkId, Spans, Timestamp, failpoint,
     next::{self, Content, Draft, Step, Writer},
 };
+use tidemill_config as config;
 use tidemill_connectors::{
     codec::PrepareError,
     sink::{StageContext, Staged},
     source::{Budget, Proposal, RawBatch},
 };
-use tidemill_steps::BatchContext;
+use tidemill_steps::{
+    BatchContext,
+    account::{Account, bytes_of_rows},
+};
 
 use super::{
     Job, Role, SinkSlot,
     commit::any_key,
     compile::{Compiled, ComputeError, Computed, Pinned, dead_letters_schema},
+    cut::Unfit,
     lane::{LaneError, Owned, joined_after},
     lookups::BatchTables,
     probe,
     readable::Readable,
     schemas::{Schemas, schema_log, schema_text, versions},
 };
-use crate::{memory::Lease, status::LastBatch};
+use crate::{
+    memory::{Lease, Leased},
+    status::LastBatch,
+};
 
 /// So many deaths of the process in the same batch, and the batch is tried in a process of its own.
 const SUSPICIOUS_DEATHS: u32 = 3;
@@ -55,6 +67,54 @@ pub struct Prepared {
     /// The batch.
     pub batch: Batch,
     pub(super) staged: Vec<(SinkSlot, Staged)>,
+}
+
+/// A try to prepare a batch.
+#[derive(Default)]
+pub(super) struct Attempt {
+    /// It may have so many records.
+    pub(super) records: usize,
+    /// It had so many.
+    pub(super) came: usize,
+    /// Its only record does not fit into any batch.
+    pub(super) unfit: Option<Unfit>,
+    /// The schemas that the first try inferred, and their entries.
+    pinned: Option<(Pinned, BTreeMap<LogName, Vec<String>>)>,
+    /// What it reads, without what was read ahead.
+    proposals: Vec<Option<Proposal>>,
+    /// What it took.
+    account: Option<Arc<Account>>,
+}
+
+impl Attempt {
+    /// A first try, of so many records.
+    pub(super) fn new(records: usize) -> Self {
+        Self { records, ..Self::default() }
+    }
+
+    /// What is to be read again, where its only record does not fit: that one and no other. A source that is asked anew may
+    /// have another one by now.
+    pub(super) fn again(&mut self) -> Option<Vec<Option<Proposal>>> {
+        self.unfit.is_some().then(|| std::mem::take(&mut self.proposals))
+    }
+
+    /// Keeps what it reads.
+    pub(super) fn keep(&mut self, proposals: &[Option<Proposal>]) {
+        let bare = |proposal: &Proposal| Proposal {
+            spans: proposal.spans.clone(),
+            entries: proposal.entries.clone(),
+            prune: proposal.prune.clone(),
+            ahead: None,
+        };
+        self.proposals = proposals.iter().map(|proposal| proposal.as_ref().map(bare)).collect();
+    }
+
+    /// An account for what it will take. A dead letter is all that becomes of a record that does not fit: it is made, whatever
+    /// it takes.
+    pub(super) fn begin(&mut self, leased: &Leased) -> &Arc<Account> {
+        let account = if self.unfit.is_some() { Account::unlimited() } else { leased.account() };
+        self.account.insert(account)
+    }
 }
 
 /// A computation that runs: whatever ends it, but the death of the process, it was no deadly one.
@@ -86,7 +146,7 @@ pub struct Batch {
     pub(super) report: LastBatch,
     pub(super) rejected: BTreeMap<(String, String), u64>,
     pub(super) received: Vec<(String, u64, u64)>,
-    _lease: Lease,
+    _lease: Arc<Leased>,
 }
 
 impl Batch {
@@ -109,6 +169,10 @@ impl Job {
         let count = self.sources.len();
         let share = Budget { records: (budget.records / count).max(1), bytes: (budget.bytes / count).max(1) };
         for turn in 0..count {
+            // A batch that was cut to fewer records than there are sources is of the first that have one.
+            if proposals.iter().flatten().count() >= budget.records {
+                break;
+            }
             // Every source may be the first to fill the budget: the one that begins moves on with each batch.
             let index = (first + turn) % count;
             let source = &self.sources[index];
@@ -153,19 +217,81 @@ impl Job {
         Budget { records: self.config.batch.max_records, bytes: self.around.memory.cap(self.config.batch.max_bytes) }
     }
 
-    /// The first half of a batch, in memory that is leased. `None`: nothing to do.
+    /// The first half of a batch, in memory that is leased. `None`: nothing to do. A batch that outgrows its memory is given
+    /// up and planned anew with half of its records, see [`super::cut`].
     pub async fn prepare(
         &self,
         lane: &Lane,
         owned: &Owned,
         head: &Head,
         schemas: &Schemas,
-        mut lease: Lease,
+        lease: Lease,
+    ) -> Result<Option<Prepared>, LaneError> {
+        let most = self.budget().records;
+        let leased = Arc::new(lease.open());
+        let mut attempt = Attempt::new(self.cuts.records(lane, most));
+        loop {
+            match self.attempt(lane, owned, head, schemas, &leased, &mut attempt).await {
+                Ok(None) => return Ok(None),
+                Ok(prepared) => {
+                    self.cuts.fits(lane, most);
+                    return Ok(prepared);
+                }
+                Err(error) => self.smaller(lane, &mut attempt, &leased, error)?,
+            }
+        }
+    }
+
+    /// Makes a try that outgrew its memory smaller. Gives the error back where it failed of something else, or nothing smaller
+    /// is left to try.
+    pub(super) fn smaller(
+        &self,
+        lane: &Lane,
+        attempt: &mut Attempt,
+        leased: &Leased,
+        error: LaneError,
+    ) -> Result<(), LaneError> {
+        let account = attempt.account.take();
+        let Some((account, outgrown)) = account.and_then(|account| account.outgrown().map(|found| (account, found)))
+        else {
+            return Err(error);
+        };
+        let step = account.blamed().unwrap_or("decode").to_owned();
+        if let Some(records) = self.cuts.halve(lane, attempt.came.min(attempt.records)) {
+            tracing::debug!(job = self.name(), lane = %lane, step, records, "a batch is cut: {error}");
+            attempt.records = records;
+            return Ok(());
+        }
+        if !leased.is_hopeless(outgrown.needed) {
+            return Err(LaneError::Transient(format!("{error}; other batches hold the rest of `memory:` now")));
+        }
+        let has_to_fail = |known: &config::Step| known.name == step && known.on_error == config::OnError::Fail;
+        if self.config.steps.iter().any(has_to_fail) {
+            return Err(LaneError::Stop(format!(
+                "{error}, with one record in it. The step says `on_error: fail`; with `reject` the record would go to the dead \
+                 letters. A larger `memory:` in the daemon's file gives each batch half of it"
+            )));
+        }
+        attempt.unfit = Some(Unfit(step));
+        Ok(())
+    }
+
+    async fn attempt(
+        &self,
+        lane: &Lane,
+        owned: &Owned,
+        head: &Head,
+        schemas: &Schemas,
+        leased: &Arc<Leased>,
+        attempt: &mut Attempt,
     ) -> Result<Option<Prepared>, LaneError> {
         let begun = Instant::now();
-        let budget = self.budget();
+        let budget = Budget { records: attempt.records, ..self.budget() };
         let first = usize::try_from(head.mark.plan.seq).unwrap_or_default();
-        let proposals = self.propose(lane, &head.mark.positions, budget, first).await?;
+        let proposals = match attempt.again() {
+            Some(same) => Some(same),
+            None => self.propose(lane, &head.mark.positions, budget, first).await?,
+        };
         let refused = self.plan_refused(lane, &head.mark.positions, budget).await?;
         if proposals.is_none() && refused.is_empty() {
             return Ok(None);
@@ -184,15 +310,30 @@ impl Job {
         pass("plan")?;
         let reading = Instant::now();
         let mut raw = self.read_all(lane, &proposals).await?;
+        attempt.keep(&proposals);
         drop(proposals);
         let read_seconds = reading.elapsed().as_secs_f64();
         let bytes: u64 = raw.iter().map(bytes_of).sum();
-        lease.shrink_to(usize::try_from(bytes).unwrap_or(usize::MAX));
+        leased.shrink_to_records(usize::try_from(bytes).unwrap_or(usize::MAX));
         let records: u64 = raw.iter().map(count).sum();
+        attempt.came = usize::try_from(records).unwrap_or(usize::MAX);
         raw.extend(self.read_refused(lane, &refused).await?);
         pass("read")?;
         let mut pinned = head.pinned.clone();
-        self.pin(&raw, &mut pinned, &mut content).await?;
+        match &attempt.pinned {
+            // A schema that was inferred from a larger try is not inferred anew from fewer records.
+            Some((schemas, entries)) => {
+                pinned.clone_from(schemas);
+                content.entries.extend(entries.clone());
+            }
+            None => {
+                let before: BTreeSet<LogName> = content.entries.keys().cloned().collect();
+                self.pin(&raw, &mut pinned, &mut content).await?;
+                let new = content.entries.iter().filter(|(log, _)| !before.contains(*log));
+                let new = new.map(|(log, lines)| (log.clone(), lines.clone())).collect();
+                attempt.pinned = Some((pinned.clone(), new));
+            }
+        }
         let tables = self.lookups.current().await?;
         content.versions = versions(&pinned);
         content.versions.extend(tables.versions.clone());
@@ -200,10 +341,12 @@ impl Job {
         let compiled = schemas.compiled_for(self, self.digest, &pinned, &tables.schemas, &raw)?;
         compiled.prepare(&raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
         content.versions.extend(compiled.readable(&raw).versions());
+        content.versions.extend(attempt.unfit.as_ref().map(Unfit::version));
         let draft = Draft::batch(&head.mark, head.mark.anchor(), content).map_err(|error| cannot_plan(lane, &error))?;
         let raw = Arc::new(raw);
         self.lookups.uses(draft.plan());
-        let computed = self.compute(&compiled, &raw, draft.plan(), &tables).await?;
+        let account = attempt.begin(leased);
+        let computed = self.compute(&compiled, &raw, draft.plan(), &tables, account).await?;
         pass("compute")?;
         let with_rows = self
             .marked()
@@ -214,6 +357,20 @@ impl Job {
         let step =
             draft.finish(&head.mark, &head.joined, &with_rows, writer).map_err(|error| cannot_plan(lane, &error))?;
         let Step { mark, entries } = step;
+        // A source has a share of the budget: what fills its own has more.
+        let share = self.sources.len() as u64;
+        let full = new_entries >= FULL_ENTRIES
+            || raw.iter().any(|batch| {
+                2 * share * count(batch) >= budget.records as u64 || 2 * share * bytes_of(batch) >= budget.bytes as u64
+            });
+        let received = self
+            .sources
+            .iter()
+            .zip(raw.iter())
+            .map(|(source, b)| (source.name().to_owned(), count(b), bytes_of(b)))
+            .collect();
+        drop(raw);
+        let of_sinks = self.sinks_need(&computed, &compiled, account, bytes)?;
         let staging = Instant::now();
         let (staged, written) = self.stage_all(owned, &mark.plan, &computed, &compiled, schemas).await?;
         let mut phases: BTreeMap<&'static str, f64> = computed.phases.iter().copied().collect();
@@ -230,18 +387,7 @@ impl Job {
             phases,
             duration_seconds: 0.0,
         };
-        // A source has a share of the budget: what fills its own has more.
-        let share = self.sources.len() as u64;
-        let full = new_entries >= FULL_ENTRIES
-            || raw.iter().any(|batch| {
-                2 * share * count(batch) >= budget.records as u64 || 2 * share * bytes_of(batch) >= budget.bytes as u64
-            });
-        let received = self
-            .sources
-            .iter()
-            .zip(raw.iter())
-            .map(|(source, b)| (source.name().to_owned(), count(b), bytes_of(b)))
-            .collect();
+        leased.shrink_to(of_sinks);
         let batch = Batch {
             lane: lane.clone(),
             full,
@@ -253,9 +399,27 @@ impl Job {
             report,
             rejected: computed.rejected,
             received,
-            _lease: lease,
+            _lease: leased.clone(),
         };
         Ok(Some(Prepared { batch, staged }))
+    }
+
+    /// The bytes that sinks will hold of a batch, which must fit beside its rows: about as many as the rows that they get. What
+    /// was read is gone by then.
+    fn sinks_need(
+        &self,
+        computed: &Computed,
+        compiled: &Compiled,
+        account: &Account,
+        read: u64,
+    ) -> Result<u64, LaneError> {
+        let rows = self.sinks.iter().flat_map(|slot| rows_for(slot, computed, compiled));
+        let bytes = rows.map(bytes_of_rows).sum();
+        account.give_back(read);
+        account.take(bytes).map(|()| bytes).map_err(|outgrown| {
+            account.blame("sinks");
+            LaneError::Transient(format!("sinks: {outgrown}"))
+        })
     }
 
     /// Runs the computation off the runtime, counted as an attempt: a batch that kills the process is found out. It is
@@ -266,6 +430,7 @@ impl Job {
         raw: &Arc<Vec<RawBatch>>,
         plan: &Plan,
         tables: &BatchTables,
+        account: &Arc<Account>,
     ) -> Result<Computed, LaneError> {
         compiled.prepare(raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
         let readable = Readable::of(plan);
@@ -284,14 +449,19 @@ impl Job {
             .map_err(|error| LaneError::Transient(error.to_string()))?;
         let input = plan.input();
         let context = BatchContext { planned_at: plan.planned_at.0, seed: seed(input) };
+        let unfit = Unfit::of(plan);
         if tries > SUSPICIOUS_DEATHS {
             probe::try_in_a_child(self, raw, plan, compiled, tables).await?;
         }
         let _try = Try { job: self, lane: &plan.lane };
         let (compiled, raw, tables) = (compiled.clone(), raw.clone(), tables.tables.clone());
+        let of_batch = Arc::clone(account);
         let computed = tokio::task::spawn_blocking(move || {
             probe::pass(&compiled).map_err(|error| ComputeError::Step(error.to_string()))?;
-            compiled.compute(&raw, &context, input, &tables, &readable)
+            match unfit {
+                Some(unfit) => compiled.refuse(&raw, &context, input, &unfit),
+                None => compiled.compute(&raw, &context, input, &tables, &readable, &of_batch),
+            }
         })
         .await;
         computed
@@ -302,6 +472,10 @@ impl Job {
                 let text = format!("lane {}: {error}. In {}", plan.lane, describe_spans(plan));
                 match error {
                     ComputeError::Away(_) => LaneError::Transient(text),
+                    ComputeError::Outgrown { step, .. } => {
+                        account.blame(&step);
+                        LaneError::Transient(text)
+                    }
                     _ => LaneError::Stop(text),
                 }
             })
@@ -471,7 +645,7 @@ fn seed(input: Digest) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-fn count(batch: &RawBatch) -> u64 {
+pub(super) fn count(batch: &RawBatch) -> u64 {
     let records: usize = batch.slices.iter().map(|slice| slice.records.len()).sum();
     (records + batch.rejects.len()) as u64
 }

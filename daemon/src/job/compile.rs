@@ -2,6 +2,7 @@
 //! (plan, records); the only place where a record becomes a row or a reject.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
@@ -9,8 +10,8 @@ use std::{
 
 use arrow::{
     array::{
-        ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray, UInt32Array,
-        new_null_array,
+        Array, ArrayRef, RecordBatch, RecordBatchOptions, StringArray, StringBuilder, TimestampMillisecondArray,
+        UInt32Array, new_null_array,
     },
     compute::take,
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
@@ -21,11 +22,15 @@ use tidemill_config as config;
 use tidemill_connectors::{
     Codec,
     codec::{self, Decoded, EXTRA, PrepareError},
-    source::{RawBatch, Slice, kafka},
+    source::{Base, RawBatch, Slice, kafka},
 };
-use tidemill_steps::{BatchContext, Pipeline, Rows, Schemas, StepError, StepStats, lookup::Tables};
+use tidemill_steps::{
+    BatchContext, Pipeline, Rows, Schemas, StepError, StepStats,
+    account::{self, Account, Outgrown},
+    lookup::Tables,
+};
 
-use super::readable::Readable;
+use super::{cut::Unfit, readable::Readable};
 use crate::status::StepReport;
 
 /// Schemas pinned so far, by the name that the source's shards have: what the codec decodes, without metadata columns.
@@ -62,7 +67,28 @@ pub enum ComputeError {
     /// The table of a lookup could not be asked: it may pass.
     #[error("{0}")]
     Away(String),
+    /// The batch takes more memory than it may.
+    #[error("step {step}: {outgrown}")]
+    Outgrown {
+        /// In which step; `read`, `decode` and `sinks` are the ends.
+        step: String,
+        /// How much, as far as it came.
+        outgrown: Outgrown,
+    },
 }
+
+/// Where a batch outgrew its memory, outside of the job's steps.
+fn outgrown(step: &str) -> impl Fn(Outgrown) -> ComputeError {
+    move |outgrown| ComputeError::Outgrown { step: step.to_owned(), outgrown }
+}
+
+/// A decoder gets slices of at most so many bytes, but for single records that have more: what it makes of them is measured
+/// when it is there.
+const DECODED_BYTES: usize = 1 << 20;
+/// And of at most so many records that their rows have these bytes, if they were all null.
+const DECODED_ROWS_BYTES: u64 = 4 << 20;
+/// What a dead letter takes beside its record and its sentence: its other columns, and the way to it.
+const LETTER_BYTES: u64 = 256;
 
 /// What a batch came to.
 #[derive(Debug, Default)]
@@ -254,50 +280,59 @@ impl Compiled {
         input: Digest,
         tables: &Tables,
         readable: &Readable,
+        account: &Arc<Account>,
     ) -> Result<Computed, ComputeError> {
         let started = Instant::now();
+        account.take(raw.iter().map(held_by).sum()).map_err(outgrown("read"))?;
         let slices: Vec<(usize, &Slice)> = raw
             .iter()
             .enumerate()
             .flat_map(|(source, batch)| batch.slices.iter().map(move |slice| (source, slice)))
             .collect();
         let numbers = Numbers::new(&slices);
-        let decoded: Vec<(Rows, Vec<codec::Undecodable>)> = slices
+        let decoded: Result<Vec<DecodedSlice>, Outgrown> = slices
             .par_iter()
             .enumerate()
-            .map(|(index, (source, slice))| self.decode(*source, slice, numbers.first[index], readable))
+            .map(|(index, (source, slice))| self.decode(*source, slice, numbers.first[index], readable, account))
             .collect();
+        let decoded = decoded.map_err(outgrown("decode"))?;
+        // The steps put on the account what they get.
+        account.give_back(decoded.iter().map(|decoded| decoded.bytes).sum());
         let mut inputs: Vec<(String, Vec<Rows>)> =
             self.job.sources.iter().map(|s| (s.name.value.clone(), Vec::new())).collect();
         let mut rejects = Vec::new();
-        for ((index, (source, _)), (rows, undecodable)) in slices.iter().enumerate().zip(decoded) {
-            if self.sources[*source].known.is_none() {
-                rejects.extend(rows.origin.iter().map(|origin| RejectRow {
-                    origin: *origin,
-                    step: "decode".to_owned(),
-                    reason: "no_schema".to_owned(),
-                    detail: "the source has no schema yet, and the record no field to infer one from".to_owned(),
-                }));
-            } else if rows.batch.num_rows() > 0 {
-                inputs[*source].1.push(rows);
+        for ((index, (source, _)), decoded) in slices.iter().enumerate().zip(decoded) {
+            for rows in decoded.rows {
+                if self.sources[*source].known.is_none() {
+                    account.take(rows.origin.len() as u64 * LETTER_BYTES).map_err(outgrown("decode"))?;
+                    rejects.extend(rows.origin.iter().map(|origin| RejectRow {
+                        origin: *origin,
+                        step: Cow::Borrowed("decode"),
+                        reason: "no_schema",
+                        detail: "the source has no schema yet, and the record no field to infer one from".to_owned(),
+                    }));
+                } else if rows.batch.num_rows() > 0 {
+                    inputs[*source].1.push(rows);
+                }
             }
-            rejects.extend(undecodable.into_iter().map(|bad| RejectRow {
+            rejects.extend(decoded.rejects.into_iter().map(|bad| RejectRow {
                 origin: numbers.first[index] + bad.record,
-                step: "decode".to_owned(),
-                reason: bad.reason.to_owned(),
+                step: Cow::Borrowed("decode"),
+                reason: bad.reason,
                 detail: bad.detail,
             }));
         }
         let decode_seconds = started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let applied = self.pipeline.apply_with(context, inputs, tables).map_err(|error| match &error {
+        let applied = self.pipeline.apply_within(context, inputs, tables, account).map_err(|error| match error {
+            StepError::Outgrown { step, outgrown } => ComputeError::Outgrown { step, outgrown },
             StepError::Table { transient: true, .. } => ComputeError::Away(error.to_string()),
             _ => ComputeError::Step(error.to_string()),
         })?;
         rejects.extend(applied.rejects.into_iter().map(|reject| RejectRow {
             origin: reject.origin,
-            step: reject.step,
-            reason: reject.reason.to_owned(),
+            step: Cow::Owned(reject.step),
+            reason: reject.reason,
             detail: reject.detail,
         }));
         rejects.sort_by_key(|reject| reject.origin);
@@ -314,20 +349,74 @@ impl Compiled {
             phases: vec![("decode", decode_seconds), ("steps", started.elapsed().as_secs_f64())],
             ..Computed::default()
         };
+        account.take(letters_of(raw, &slices, &numbers, &rejects)).map_err(outgrown("dead_letters"))?;
         self.dead_letters(raw, &slices, &numbers, rejects, context, input, &mut computed)?;
         Ok(computed)
     }
 
-    fn decode(&self, source: usize, slice: &Slice, first: u32, readable: &Readable) -> (Rows, Vec<codec::Undecodable>) {
+    /// Every record of a batch that takes more memory than one may have: it is a dead letter, and nothing is computed.
+    pub fn refuse(
+        &self,
+        raw: &[RawBatch],
+        context: &BatchContext,
+        input: Digest,
+        unfit: &Unfit,
+    ) -> Result<Computed, ComputeError> {
+        let slices: Vec<(usize, &Slice)> = raw
+            .iter()
+            .enumerate()
+            .flat_map(|(source, batch)| batch.slices.iter().map(move |slice| (source, slice)))
+            .collect();
+        let numbers = Numbers::new(&slices);
+        let rejects = (0..numbers.total).map(|origin| RejectRow {
+            origin,
+            step: Cow::Owned(unfit.0.clone()),
+            reason: "memory",
+            detail: "the record by itself takes more memory here than one batch may have: half of `memory:` in the daemon's file"
+                .to_owned(),
+        });
+        let mut computed = Computed::default();
+        self.dead_letters(raw, &slices, &numbers, rejects.collect(), context, input, &mut computed)?;
+        Ok(computed)
+    }
+
+    /// The rows of a slice, part by part: what each comes to is on the account before the next one is decoded.
+    fn decode(
+        &self,
+        source: usize,
+        slice: &Slice,
+        first: u32,
+        readable: &Readable,
+        account: &Account,
+    ) -> Result<DecodedSlice, Outgrown> {
         let compiled = &self.sources[source];
         let known = compiled.known.as_ref().unwrap_or(&compiled.decoded);
         let mut decoder = match readable.0.get(&super::shard_name(&self.job.sources[source])) {
             None => compiled.codec.decoder(&compiled.decoded, known),
             Some(ids) => compiled.codec.decoder_of(&compiled.decoded, known, ids),
         };
-        let Decoded { rows, records, rejects } = super::absent::decode(&mut *decoder, slice);
-        let batch = if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
-        (Rows { batch, origin: records.into_iter().map(|record| first + record).collect() }, rejects)
+        let mut all = DecodedSlice::default();
+        let width = compiled.width(slice);
+        for (start, end) in parts(slice, width) {
+            let part = (end - start < slice.records.len()).then(|| part_of(slice, start, end));
+            let part = part.as_ref().unwrap_or(slice);
+            let least = (end - start) as u64 * width + compiled.of_items(part);
+            account.take(least)?;
+            let Decoded { rows, mut records, mut rejects } = super::absent::decode(&mut *decoder, part);
+            let offset = u32::try_from(start).expect("a slice's records are numbered by 32 bits");
+            records.iter_mut().for_each(|record| *record += offset);
+            rejects.iter_mut().for_each(|reject| reject.record += offset);
+            let batch =
+                if compiled.metadata.is_empty() { rows } else { compiled.with_metadata(&rows, &records, slice) };
+            let bytes = account::bytes_of_rows(&batch);
+            let of_rejects: u64 = rejects.iter().map(|bad| account::REJECT_BYTES + bad.detail.len() as u64).sum();
+            account.give_back(least);
+            account.take(bytes + of_rejects)?;
+            all.bytes += bytes;
+            all.rejects.extend(rejects);
+            all.rows.push(Rows { batch, origin: records.into_iter().map(|record| first + record).collect() });
+        }
+        Ok(all)
     }
 
     #[allow(clippy::too_many_arguments)] // the parts of one batch, used once
@@ -369,11 +458,9 @@ impl Compiled {
                 ),
                 None => ("", None, None),
             };
-            letters.push(name, at, &reject.step, &reject.reason, &reject.detail, record);
+            letters.push(name, at, &reject.step, reject.reason, &reject.detail, record);
         }
-        for (step, reason) in letters.counted() {
-            *computed.rejected.entry((step, reason)).or_default() += 1;
-        }
+        computed.rejected.clone_from(&letters.reasons);
         if letters.is_empty() {
             return Ok(());
         }
@@ -385,7 +472,109 @@ impl Compiled {
     }
 }
 
+/// The rows and rejects of a slice.
+#[derive(Default)]
+struct DecodedSlice {
+    rows: Vec<Rows>,
+    rejects: Vec<codec::Undecodable>,
+    /// What the rows have on the account.
+    bytes: u64,
+}
+
+/// What a batch as it was read holds.
+fn held_by(raw: &RawBatch) -> u64 {
+    const SLICE_BYTES: u64 = 256;
+    const REJECT_BYTES: u64 = 160;
+    let slices = raw.slices.iter().map(|slice| {
+        let positions = match &slice.base {
+            Base::Bytes(_) | Base::File(..) => 0,
+            Base::Offsets(offsets) => 8 * offsets.len(),
+            Base::Each(positions) => positions.iter().map(|position| 24 + position.as_str().len()).sum(),
+        };
+        let columns: usize = slice.columns.iter().map(|(_, column)| column.get_array_memory_size()).sum();
+        SLICE_BYTES + (slice.bytes.len() + 8 * slice.records.len() + positions + columns) as u64
+    });
+    let rejects = raw.rejects.iter().map(|bad| REJECT_BYTES + (bad.record.len() + bad.detail.len()) as u64);
+    slices.chain(rejects).sum()
+}
+
+/// What the dead letters of a batch will take.
+fn letters_of(raw: &[RawBatch], slices: &[(usize, &Slice)], numbers: &Numbers, rejects: &[RejectRow]) -> u64 {
+    // Of bytes that are no text there is base64 too.
+    let of = |record: &[u8], detail: &str| LETTER_BYTES + (detail.len() + 3 * record.len()) as u64;
+    let kept = raw.iter().flat_map(|batch| &batch.rejects).map(|bad| of(&bad.record, &bad.detail));
+    let made = rejects.iter().map(|reject| {
+        let place = numbers.find(reject.origin);
+        let record = place.map_or(&[][..], |(index, record)| slices[index].1.record(record as usize));
+        of(record, &reject.detail)
+    });
+    kept.chain(made).sum()
+}
+
+/// The records of a slice in runs that are decoded one after the other: (start, end).
+fn parts(slice: &Slice, width: u64) -> Vec<(usize, usize)> {
+    let most = usize::try_from(DECODED_ROWS_BYTES / width.max(1)).unwrap_or(usize::MAX).max(1);
+    let (mut parts, mut start) = (Vec::new(), 0);
+    for (index, (_, end)) in slice.records.iter().enumerate() {
+        let bytes = (end - slice.records[start].0) as usize;
+        if index > start && (bytes > DECODED_BYTES || index - start >= most) {
+            parts.push((start, index));
+            start = index;
+        }
+    }
+    if start < slice.records.len() {
+        parts.push((start, slice.records.len()));
+    }
+    parts
+}
+
+/// Some records of a slice. Whoever decodes them does not ask where they lie.
+fn part_of(slice: &Slice, start: usize, end: usize) -> Slice {
+    let columns = slice.columns.iter().map(|(name, column)| (*name, column.slice(start, end - start)));
+    Slice {
+        shard: slice.shard.clone(),
+        bytes: slice.bytes.clone(),
+        records: slice.records[start..end].to_vec(),
+        base: slice.base.clone(),
+        header: slice.header.clone(),
+        metadata: slice.metadata.clone(),
+        columns: columns.collect(),
+    }
+}
+
+/// The bytes of the items that lists of this type have, null or empty as they may be: of the widest.
+fn item_width(kind: &DataType) -> u64 {
+    match kind {
+        DataType::List(item) | DataType::Map(item, _) => {
+            account::width(item.data_type()).max(item_width(item.data_type()))
+        }
+        DataType::Struct(fields) => fields.iter().map(|field| item_width(field.data_type())).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
 impl CompiledSource {
+    /// The bytes of a row without a value.
+    fn width(&self, slice: &Slice) -> u64 {
+        let decoded = self.decoded.fields().iter().map(|field| account::width(field.data_type()));
+        let metadata = self.metadata.iter().map(|name| {
+            const POSITION_BYTES: u64 = 24;
+            let value = slice.metadata.iter().find(|(key, _)| key == name);
+            value.map_or(POSITION_BYTES, |(_, value)| account::width(&DataType::Utf8) + value.len() as u64)
+        });
+        account::ROW_BYTES + decoded.chain(metadata).sum::<u64>()
+    }
+
+    /// The bytes of the items that these records may have in lists. A text has a comma between two of them.
+    fn of_items(&self, slice: &Slice) -> u64 {
+        /// What is no wider is about what its text is.
+        const WIDE: u64 = 16;
+        let width = self.decoded.fields().iter().map(|field| item_width(field.data_type())).max().unwrap_or(0);
+        let (Some(first), Some(last)) = (slice.records.first(), slice.records.last()) else { return 0 };
+        let bytes = slice.bytes.get(first.0 as usize..last.1 as usize).unwrap_or_default();
+        if width <= WIDE { 0 } else { width * bytes.iter().filter(|byte| **byte == b',').count() as u64 }
+    }
+
     fn with_metadata(&self, rows: &RecordBatch, records: &[u32], slice: &Slice) -> RecordBatch {
         let columns: Vec<ArrayRef> = self
             .rows
@@ -451,8 +640,8 @@ impl Numbers {
 
 struct RejectRow {
     origin: u32,
-    step: String,
-    reason: String,
+    step: Cow<'static, str>,
+    reason: &'static str,
     detail: String,
 }
 
@@ -473,7 +662,9 @@ pub fn dead_letters_schema() -> SchemaRef {
 #[derive(Default)]
 struct Letters {
     columns: [StringBuilder; LETTER.len()],
-    reasons: Vec<(String, String)>,
+    /// How many by (step, reason).
+    reasons: BTreeMap<(String, String), u64>,
+    rows: usize,
 }
 
 impl Letters {
@@ -501,7 +692,7 @@ impl Letters {
             text.and_then(Result::ok),
             base64.as_deref(),
         ]);
-        self.reasons.push((step.to_owned(), reason.to_owned()));
+        self.count(step, reason);
     }
     /// A row of the dead letters that was kept as JSON. False: it is none.
     fn push_kept(&mut self, row: &[u8]) -> bool {
@@ -509,7 +700,7 @@ impl Letters {
         let value = |name: &str| row.get(name).and_then(serde_json::Value::as_str);
         let (Some(step), Some(reason)) = (value("step"), value("reason")) else { return false };
         self.append(LETTER.map(value));
-        self.reasons.push((step.to_owned(), reason.to_owned()));
+        self.count(step, reason);
         true
     }
     fn append(&mut self, values: [Option<&str>; LETTER.len()]) {
@@ -517,14 +708,15 @@ impl Letters {
             column.append_option(value);
         }
     }
-    fn is_empty(&self) -> bool {
-        self.reasons.is_empty()
+    fn count(&mut self, step: &str, reason: &str) {
+        self.rows += 1;
+        *self.reasons.entry((step.to_owned(), reason.to_owned())).or_default() += 1;
     }
-    fn counted(&self) -> Vec<(String, String)> {
-        self.reasons.clone()
+    fn is_empty(&self) -> bool {
+        self.rows == 0
     }
     fn finish(mut self, job: &str, planned_at: i64, input: Digest) -> Result<RecordBatch, arrow::error::ArrowError> {
-        let rows = self.reasons.len();
+        let rows = self.rows;
         let repeated = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value; rows])) };
         let mut columns: Vec<ArrayRef> = vec![repeated(job)];
         columns.extend(self.columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));

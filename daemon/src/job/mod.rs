@@ -17,6 +17,7 @@ mod acquire;
 pub mod batch;
 pub mod commit;
 pub mod compile;
+mod cut;
 pub mod lane;
 pub mod lanes;
 mod load;
@@ -158,6 +159,8 @@ pub struct Job {
     pub catch_up: BTreeSet<SinkId>,
     /// What sources may keep beside the batches, of the budget of all jobs.
     ahead: Vec<Reserve>,
+    /// How large batches may be that had to be cut.
+    cuts: cut::Cuts,
 }
 
 /// The name that a source's shards have: its old one where it was renamed.
@@ -286,6 +289,7 @@ impl Job {
             config,
             catch_up: BTreeSet::new(),
             ahead: Vec::new(),
+            cuts: cut::Cuts::default(),
         })
     }
 

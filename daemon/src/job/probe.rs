@@ -21,7 +21,7 @@ use tidemill_connectors::{
     lookup::store,
     source::{Base, RawBatch, Slice},
 };
-use tidemill_steps::BatchContext;
+use tidemill_steps::{BatchContext, account::Account};
 
 use super::{
     Job,
@@ -47,6 +47,8 @@ struct Header {
     planned_at: i64,
     input: Digest,
     readable: Readable,
+    /// What the batch may take.
+    memory: u64,
     slices: Vec<SliceHeader>,
 }
 
@@ -89,6 +91,7 @@ pub async fn try_in_a_child(
         planned_at: plan.planned_at.0,
         input: plan.input(),
         readable: Readable::of(plan),
+        memory: job.around.memory.most(),
         slices: Vec::new(),
     };
     let raw = raw.clone();
@@ -238,7 +241,8 @@ pub fn child() -> anyhow::Result<()> {
     runtime.block_on(compiled.prepare(&raw)).map_err(|(source, error)| anyhow::anyhow!("source {source}: {error}"))?;
     pass(&compiled)?;
     let context = BatchContext { planned_at: header.planned_at, seed: 0 };
-    compiled.compute(&raw, &context, header.input, &tables.tables, &header.readable)?;
+    let account = Account::new(header.memory);
+    compiled.compute(&raw, &context, header.input, &tables.tables, &header.readable, &account)?;
     Ok(())
 }
 
@@ -280,6 +284,7 @@ mod tests {
             planned_at: 5,
             input: Digest::of(b""),
             readable: Readable::default(),
+            memory: 1 << 20,
             slices: Vec::new(),
         };
         let mut sent = Vec::new();

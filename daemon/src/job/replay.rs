@@ -7,15 +7,17 @@ use tidemill_checkpoint::{
     Touch,
     next::{self, Content, Step},
 };
-use tidemill_connectors::source::{Proposal, RawBatch};
+use tidemill_connectors::source::{Budget, Proposal, RawBatch};
 
 use super::{
     Job, Role,
-    batch::{Head, cannot_plan, not_prepared, pass, row_schema, rows_for, writer},
+    batch::{Attempt, Head, cannot_plan, count, not_prepared, pass, row_schema, rows_for, writer},
     compile::{Compiled, Computed, Pinned},
+    cut::Unfit,
     lane::{LaneError, Owned},
     schemas::{Schemas, versions},
 };
+use crate::memory::Leased;
 
 impl Job {
     /// Seq 0: resolves where every source starts and commits it to every marked sink.
@@ -113,8 +115,8 @@ impl Job {
         let names: Vec<_> = targets.iter().map(|(slot, ..)| slot.name.clone()).collect();
         tracing::info!(job = self.name(), lane = %plan.lane, batch = plan.seq, sinks = names.join(","), "replaying the head to sinks that lack it");
         // Several lanes may be replayed at a time.
-        let _lease = self.around.memory.lease(self.config.batch.max_bytes).await;
-        let (compiled, computed) = self.compute_again(head, pinned, schemas).await.map_err(|error| match error {
+        let leased = self.around.memory.lease(self.config.batch.max_bytes).await.open_for_replay();
+        let (compiled, computed) = self.compute_again(head, pinned, schemas, &leased).await.map_err(|error| match error {
             LaneError::Lost { what, .. } => LaneError::Stop(format!(
                 "lane {}: batch {} is to be replayed to {}: {what}. Put back what is gone, or let a sink do without this \
                  batch: {}",
@@ -163,6 +165,7 @@ impl Job {
         head: &Mark,
         pinned: &Pinned,
         schemas: &Schemas,
+        leased: &Leased,
     ) -> Result<(Arc<Compiled>, Computed), LaneError> {
         let plan = &head.plan;
         if !matches!(plan.kind, PlanKind::Batch) {
@@ -207,7 +210,23 @@ impl Job {
         let tables = self.lookups.of_plan(&text, plan).await?;
         let compiled = schemas.compiled_for(self, plan.job, pinned, &tables.schemas, &raw)?;
         let raw = Arc::new(raw);
-        let computed = self.compute(&compiled, &raw, plan, &tables).await?;
+        let account = leased.account();
+        let computed = self.compute(&compiled, &raw, plan, &tables, &account).await.map_err(|error| {
+            let hopeless = account.outgrown().filter(|outgrown| leased.is_hopeless(outgrown.needed));
+            // It was made, and with less: somebody has made the budget smaller since, or an older version made it.
+            hopeless.map_or(error, |outgrown| {
+                LaneError::Stop(format!(
+                    "lane {}: batch {} is committed in one sink and must be replayed as it is, and in step {} it takes more than \
+                     all of `memory:` ({} of {} bytes). Way out: a `memory:` in the daemon's file that is as large as when the \
+                     batch was made, or twice as large as now, until the batch is closed",
+                    plan.lane,
+                    plan.seq,
+                    account.blamed().unwrap_or("decode"),
+                    outgrown.needed,
+                    leased.most()
+                ))
+            })
+        })?;
         for slot in self.marked().filter(|slot| slot.role != Role::Ledger) {
             let untouched = matches!(plan.touches.get(slot.id()), Some(Touch::Joined { touched: false, .. }));
             if untouched && !rows_for(slot, &computed, &compiled).is_empty() {
@@ -222,7 +241,8 @@ impl Job {
         Ok((compiled, computed))
     }
 
-    /// One catch-up batch for a sink that is behind the head.
+    /// One catch-up batch for a sink that is behind the head. One that outgrows its memory is planned anew, with half of its
+    /// records.
     pub async fn catch_up(
         &self,
         owned: &Owned,
@@ -233,10 +253,34 @@ impl Job {
         schemas: &Schemas,
     ) -> Result<(), LaneError> {
         let lane = &head.mark.plan.lane;
+        let most = self.budget().records;
+        let leased = self.around.memory.lease(self.config.batch.max_bytes).await.open();
+        let mut attempt = Attempt::new(self.cuts.records(lane, most));
+        loop {
+            match self.catch_up_once(owned, head, (sink, own, from), schemas, &leased, &mut attempt).await {
+                Ok(()) => {
+                    self.cuts.fits(lane, most);
+                    return Ok(());
+                }
+                Err(error) => self.smaller(lane, &mut attempt, &leased, error)?,
+            }
+        }
+    }
+
+    async fn catch_up_once(
+        &self,
+        owned: &Owned,
+        head: &Head,
+        (sink, own, from): (&SinkId, Option<&Mark>, &Positions),
+        schemas: &Schemas,
+        leased: &Leased,
+        attempt: &mut Attempt,
+    ) -> Result<(), LaneError> {
+        let lane = &head.mark.plan.lane;
         let (Some(slot), Some(key)) = (self.sink(sink), owned.keys.get(sink)) else {
             return Err(LaneError::Stop(format!("lane {lane}: {sink} is to catch up, but is not a sink of this job")));
         };
-        let budget = self.budget();
+        let budget = Budget { records: attempt.records, ..self.budget() };
         // What the other sinks have is not given up for this one.
         let for_the_sink = |error| match error {
             LaneError::Lost { what, .. } => LaneError::Stop(format!(
@@ -248,9 +292,16 @@ impl Job {
             )),
             other => other,
         };
-        let _lease = self.around.memory.lease(self.config.batch.max_bytes).await;
-        let mut proposals = self.propose(lane, from, budget, 0).await.map_err(for_the_sink)?.unwrap_or_default();
-        cut_to(&head.mark.positions, &mut proposals);
+        let proposals = match attempt.again() {
+            Some(same) => same,
+            None => {
+                let proposals = self.propose(lane, from, budget, 0).await.map_err(for_the_sink)?;
+                let mut proposals = proposals.unwrap_or_default();
+                cut_to(&head.mark.positions, &mut proposals);
+                proposals
+            }
+        };
+        attempt.keep(&proposals);
         if proposals.iter().flatten().all(|proposal| proposal.spans.is_empty()) {
             return Err(LaneError::Stop(format!(
                 "lane {lane}: {sink} stands at {}, the head at {}, and the sources have nothing between them any more. \
@@ -261,6 +312,7 @@ impl Job {
             )));
         }
         let raw = Arc::new(self.read_all(lane, &proposals).await.map_err(for_the_sink)?);
+        attempt.came = raw.iter().map(count).sum::<u64>().try_into().unwrap_or(usize::MAX);
         let tables = self.lookups.current().await?;
         let compiled = schemas.compiled_for(self, self.digest, &head.pinned, &tables.schemas, &raw)?;
         compiled.prepare(&raw).await.map_err(|(source, error)| not_prepared(&source, error))?;
@@ -269,13 +321,17 @@ impl Job {
             spans: proposals.into_iter().flatten().flat_map(|p| p.spans).collect(),
             clock: Timestamp::now(),
             job: Some(self.digest),
-            versions: named.chain(compiled.readable(&raw).versions()).collect(),
+            versions: named
+                .chain(compiled.readable(&raw).versions())
+                .chain(attempt.unfit.as_ref().map(Unfit::version))
+                .collect(),
             ..Content::default()
         };
         let writer = writer(owned, sink)?;
         let step =
             next::catch_up(&head.mark, own, sink, from, content, writer).map_err(|error| cannot_plan(lane, &error))?;
-        let computed = self.compute(&compiled, &raw, step.plan(), &tables).await?;
+        let account = attempt.begin(leased);
+        let computed = self.compute(&compiled, &raw, step.plan(), &tables, account).await?;
         let rows = rows_for(slot, &computed, &compiled);
         if !rows.is_empty() {
             schemas.prepared(self, slot, &row_schema(slot, &compiled)).await?;

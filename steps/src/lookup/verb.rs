@@ -12,7 +12,7 @@ use tidemill_config::{At, Duplicates, Lookup as Model, OnMissing};
 
 use super::{AskError, Index, Table, index};
 use crate::{
-    Rows, columns,
+    Rows, account, columns,
     expression::Bad,
     verbs::{Notes, Output, Verb},
 };
@@ -232,6 +232,7 @@ impl Verb for Bound<'_> {
         let keys: Vec<ArrayRef> = self.lookup.keys.iter().map(|index| Arc::clone(batch.column(*index))).collect();
         let found = self.joined.index.find(&keys)?;
         let mut arrays = batch.columns().to_vec();
+        account::expect(self.joined.bytes_of(&found))?;
         for column in &self.joined.taken {
             arrays.push(take(self.joined.rows.column(*column), &found, None)?);
         }
@@ -250,6 +251,23 @@ impl Verb for Bound<'_> {
 
     fn needs(&self, wanted: BTreeSet<String>) -> BTreeSet<String> {
         self.lookup.needs(wanted)
+    }
+}
+
+impl Joined {
+    /// The bytes of the table's rows and of their index.
+    pub fn bytes(&self) -> u64 {
+        2 * account::bytes_of_rows(&self.rows)
+    }
+
+    /// The bytes of what these rows of the table give.
+    fn bytes_of(&self, found: &UInt32Array) -> u64 {
+        let columns = self.taken.iter().map(|column| self.rows.column(*column));
+        let texts = columns.filter(|column| !column.data_type().is_primitive());
+        let of_column = |column: &ArrayRef| -> u64 {
+            found.iter().flatten().map(|row| account::values(column.as_ref(), row as usize, 1)).sum()
+        };
+        texts.map(of_column).sum()
     }
 }
 

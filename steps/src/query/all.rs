@@ -14,28 +14,42 @@ use arrow::{
 use datafusion::{
     common::{
         DataFusionError,
-        tree_node::{Transformed, TransformedResult, TreeNode},
+        tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion},
     },
-    execution::{SessionStateBuilder, TaskContext, config::SessionConfig, runtime_env::RuntimeEnv},
-    logical_expr::LogicalPlan,
+    execution::{
+        SessionStateBuilder, TaskContext,
+        config::SessionConfig,
+        disk_manager::{DiskManagerBuilder, DiskManagerMode},
+        memory_pool::MemoryPool,
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+    },
+    logical_expr::{Expr, LogicalPlan},
     physical_plan::{
-        ExecutionPlan, ExecutionPlanProperties, coalesce_partitions::CoalescePartitionsExec, collect,
-        execution_plan::reset_plan_states, limit::GlobalLimitExec, repartition::RepartitionExec,
+        ChildrenPropertiesMode, ExecutionPlan, ExecutionPlanProperties, ReplaceChildrenOptions, coalesce_partitions::CoalescePartitionsExec, execute_stream,
+        execution_plan::reset_plan_states, limit::GlobalLimitExec, repartition::RepartitionExec, unnest::UnnestExec,
+        windows::WindowAggExec,
     },
 };
+use futures::StreamExt;
 
 use super::{
     checked,
-    leaf::{InOrder, Inputs},
+    leaf::{InOrder, Inputs, Spread},
 };
 use crate::{
-    BatchContext, SLICE_ROWS, columns,
+    BatchContext, SLICE_ROWS,
+    account::{self, Account},
+    columns,
     expression::{self, Bad, sentence},
     functions,
 };
 
 /// At most this many runs to find the rows to blame in one batch.
 const MAX_RUNS: usize = 4_000;
+
+/// Operators make rows in batches of at most so many bytes, where the largest rows of the inputs come together: a join
+/// repeats a large row as often as a batch has rows.
+const BATCH_BYTES: u64 = 4 << 20;
 
 /// The rows of an input that a run takes.
 type Kept = Vec<Range<usize>>;
@@ -50,6 +64,10 @@ pub struct Query {
     environment: Arc<RuntimeEnv>,
     schema: SchemaRef,
     reads: BTreeSet<String>,
+    /// How often the inputs are held by operators that take nothing off the account.
+    copies: u64,
+    /// Bytes of its constants, which every row may get.
+    literals: u64,
 }
 
 impl fmt::Debug for Query {
@@ -62,7 +80,10 @@ impl Query {
     /// Plans a query. The error is a sentence.
     pub fn new(logical: &LogicalPlan, schema: SchemaRef, reads: BTreeSet<String>) -> Result<Self, String> {
         let config = SessionConfig::from(expression::options());
-        let environment = Arc::new(RuntimeEnv::default());
+        // What does not fit is an error, and the batch is made smaller: files are not written beside it.
+        let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
+        let environment = RuntimeEnvBuilder::new().with_disk_manager_builder(disk).build_arc();
+        let environment = environment.map_err(|error| sentence(&error))?;
         let registry = &functions::REGISTRY;
         let state = SessionStateBuilder::new()
             .with_config(config.clone())
@@ -71,12 +92,19 @@ impl Query {
             .with_aggregate_functions(registry.aggregate.values().cloned().collect())
             .with_window_functions(registry.window.values().cloned().collect())
             .build();
-        let physical = apart(|| async {
+        let (physical, literals) = apart(|| async {
             let logical = checked::arithmetic(state.optimize(logical)?)?;
-            state.query_planner().create_physical_plan(&logical, &state).await
+            let literals = bytes_of_literals(&logical)?;
+            Ok((state.query_planner().create_physical_plan(&logical, &state).await?, literals))
         })
-        .and_then(|plan| in_order(plan).map_err(|error| sentence(&error)))?;
-        Ok(Self { physical, config, environment, schema, reads })
+        .and_then(|(plan, literals)| Ok((in_order(plan).map_err(|error| sentence(&error))?, literals)))?;
+        let mut windows = 0;
+        let counted = physical.apply(|part| {
+            windows += u64::from(part.downcast_ref::<WindowAggExec>().is_some());
+            Ok(TreeNodeRecursion::Continue)
+        });
+        counted.map_err(|error| sentence(&error))?;
+        Ok(Self { physical, config, environment, schema, reads, copies: 2 * windows, literals })
     }
 
     /// The schema that it gives, in the job's types.
@@ -89,45 +117,23 @@ impl Query {
         &self.reads
     }
 
-    /// Runs the query. Rows that make it fail are left out and told, as long as they can be found.
-    pub fn apply(&self, context: &BatchContext, inputs: &[RecordBatch]) -> Result<Given, String> {
-        let all: Vec<Kept> = inputs.iter().map(|batch| without(batch.num_rows(), &[])).collect();
-        match self.run(context, inputs, &all) {
-            Ok(rows) => Ok((rows, Vec::new())),
-            Err(cause) => self.without_bad(context, inputs, all, cause),
-        }
-    }
-
-    /// Looks for the rows to blame input by input, and runs the query without them.
-    fn without_bad(
+    /// Runs the query. Rows that make it fail are left out and told, as long as they can be found. Where the batch outgrows
+    /// its memory no row is to blame. What it gives is not on the account any more.
+    pub fn apply(
         &self,
         context: &BatchContext,
         inputs: &[RecordBatch],
-        mut kept: Vec<Kept>,
-        mut cause: String,
+        account: &Arc<Account>,
     ) -> Result<Given, String> {
-        let (mut all, mut search) = (Vec::new(), Search { query: self, context, inputs, left: MAX_RUNS });
-        for table in 0..inputs.len() {
-            let mut bad = Vec::new();
-            search.halve(&kept, table, 0..inputs[table].num_rows(), &mut bad)?;
-            kept[table] = without(inputs[table].num_rows(), &bad);
-            all.extend(bad.into_iter().map(|bad| (table, bad)));
-            match self.run(context, inputs, &kept) {
-                Ok(rows) => return Ok((rows, all)),
-                Err(later) => cause = later,
-            }
+        let all: Vec<Kept> = inputs.iter().map(|batch| without(batch.num_rows(), &[])).collect();
+        let batch_rows = self.literals + inputs.iter().map(account::largest_row).sum::<u64>().max(1);
+        let batch_rows = usize::try_from(BATCH_BYTES / batch_rows).unwrap_or(SLICE_ROWS).clamp(1, SLICE_ROWS);
+        let run = Run { query: self, context, inputs, account, batch_rows };
+        match run.over(&all) {
+            Ok(rows) => Ok((rows, Vec::new())),
+            Err(cause) if account.outgrown().is_some() => Err(cause),
+            Err(cause) => run.without_bad(all, cause),
         }
-        Err(cause)
-    }
-
-    /// One run over these rows of the inputs.
-    fn run(&self, context: &BatchContext, inputs: &[RecordBatch], kept: &[Kept]) -> Result<Vec<RecordBatch>, String> {
-        let inputs = inputs.iter().zip(kept).map(|(batch, ranges)| slices(batch, ranges)).collect();
-        let config = self.config.clone().with_extension(Arc::new(Inputs(inputs)));
-        let task = TaskContext::default().with_session_config(config).with_runtime(Arc::clone(&self.environment));
-        let plan = reset_plan_states(Arc::clone(&self.physical)).map_err(|error| sentence(&error))?;
-        let given = apart(|| async { functions::under_async(context, collect(plan, Arc::new(task))).await })?;
-        given.iter().map(|batch| self.in_job_types(batch)).collect()
     }
 
     fn in_job_types(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
@@ -145,11 +151,73 @@ impl Query {
     }
 }
 
-/// The search for the rows that make a query fail.
-struct Search<'a> {
+/// A query over the rows of one batch.
+struct Run<'a> {
     query: &'a Query,
     context: &'a BatchContext,
     inputs: &'a [RecordBatch],
+    account: &'a Arc<Account>,
+    /// Rows of the batches between operators.
+    batch_rows: usize,
+}
+
+impl Run<'_> {
+    /// Looks for the rows to blame input by input, and runs the query without them.
+    fn without_bad(&self, mut kept: Vec<Kept>, mut cause: String) -> Result<Given, String> {
+        let (mut all, mut search) = (Vec::new(), Search { run: self, left: MAX_RUNS });
+        for table in 0..self.inputs.len() {
+            let mut bad = Vec::new();
+            search.halve(&kept, table, 0..self.inputs[table].num_rows(), &mut bad)?;
+            kept[table] = without(self.inputs[table].num_rows(), &bad);
+            all.extend(bad.into_iter().map(|bad| (table, bad)));
+            match self.over(&kept) {
+                Ok(rows) => return Ok((rows, all)),
+                Err(later) => cause = later,
+            }
+        }
+        Err(cause)
+    }
+
+    /// One run over these rows of the inputs.
+    fn over(&self, kept: &[Kept]) -> Result<Vec<RecordBatch>, String> {
+        let query = self.query;
+        let inputs =
+            self.inputs.iter().zip(kept).map(|(batch, ranges)| slices(batch, ranges, self.batch_rows)).collect();
+        let config = query.config.clone().with_batch_size(self.batch_rows).with_extension(Arc::new(Inputs(inputs)));
+        let pool: Arc<dyn MemoryPool> = Arc::clone(self.account) as Arc<dyn MemoryPool>;
+        let environment = RuntimeEnv { memory_pool: pool, ..query.environment.as_ref().clone() };
+        let task = TaskContext::default().with_session_config(config).with_runtime(Arc::new(environment));
+        let plan = reset_plan_states(Arc::clone(&query.physical)).map_err(|error| sentence(&error))?;
+        let copies = query.copies * self.inputs.iter().map(account::bytes_of_rows).sum::<u64>();
+        self.account.take(copies).map_err(|outgrown| outgrown.to_string())?;
+        let (account, context) = (self.account, self.context);
+        let done = apart(|| async move {
+            let _entered = account::enter(account);
+            let (mut given, mut bytes) = (Vec::new(), 0);
+            let all = async {
+                let mut rows = execute_stream(plan, Arc::new(task))?;
+                while let Some(batch) = rows.next().await {
+                    let batch = query.in_job_types(&batch?).map_err(DataFusionError::Execution)?;
+                    account::settle();
+                    let more = account::bytes_of_rows(&batch);
+                    account.take(more)?;
+                    bytes += more;
+                    given.push(batch);
+                }
+                Ok::<(), DataFusionError>(())
+            };
+            let done = functions::under_async(context, all).await;
+            account.give_back(bytes);
+            done.map(|()| given)
+        });
+        self.account.give_back(copies);
+        done
+    }
+}
+
+/// The search for the rows that make a query fail.
+struct Search<'a> {
+    run: &'a Run<'a>,
     /// Runs that are left.
     left: usize,
 }
@@ -169,7 +237,10 @@ impl Search<'_> {
         })?;
         let mut tried = kept.to_vec();
         tried[table] = vec![part.clone()];
-        let Err(cause) = self.query.run(self.context, self.inputs, &tried) else { return Ok(()) };
+        let Err(cause) = self.run.over(&tried) else { return Ok(()) };
+        if self.run.account.outgrown().is_some() {
+            return Err(cause);
+        }
         if part.len() == 1 {
             bad.push(Bad { row: part.start as u32, reason: "expression", detail: cause });
             return Ok(());
@@ -195,10 +266,26 @@ fn without(rows: usize, bad: &[Bad]) -> Vec<Range<usize>> {
     kept
 }
 
+/// The bytes of a plan's constants.
+fn bytes_of_literals(plan: &LogicalPlan) -> Result<u64, DataFusionError> {
+    let mut bytes = 0;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|whole| {
+            whole.apply(|part| {
+                if let Expr::Literal(value, _) = part {
+                    bytes += expression::on_the_heap(value);
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(bytes)
+}
+
 /// The rows of an input, cut at borders that follow from the rows alone.
-fn slices(batch: &RecordBatch, ranges: &[Range<usize>]) -> Vec<RecordBatch> {
-    let starts = ranges.iter().flat_map(|range| range.clone().step_by(SLICE_ROWS).map(move |start| (start, range.end)));
-    starts.map(|(start, end)| batch.slice(start, SLICE_ROWS.min(end - start))).collect()
+fn slices(batch: &RecordBatch, ranges: &[Range<usize>], rows: usize) -> Vec<RecordBatch> {
+    let starts = ranges.iter().flat_map(|range| range.clone().step_by(rows).map(move |start| (start, range.end)));
+    starts.map(|(start, end)| batch.slice(start, rows.min(end - start))).collect()
 }
 
 /// Partitions are read one after the other, where DataFusion would read them side by side and mix their rows.
@@ -210,6 +297,12 @@ fn in_order(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, Data
                 Some(_) => Arc::new(GlobalLimitExec::new(read, 0, fetch)),
                 None => read,
             }));
+        }
+        if let Some(unnest) = part.downcast_ref::<UnnestExec>() {
+            let lists = unnest.list_column_indices().iter().map(|list| list.index_in_input_schema).collect();
+            let child: Arc<dyn ExecutionPlan> = Arc::new(Spread::new(Arc::clone(unnest.input()), lists));
+            let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
+            return Ok(Transformed::yes(Arc::clone(&part).replace_children(vec![child], options)?));
         }
         match part.downcast_ref::<RepartitionExec>() {
             Some(mixed) if part.output_partitioning().partition_count() == 1 => {

@@ -11,7 +11,7 @@ use arrow::{
 use tidemill_config::{At, Located};
 
 use super::{Notes, Output, Planned, Verb, add::with_column};
-use crate::columns as schemas;
+use crate::{account, columns as schemas};
 
 /// One row per piece. Null stays one row.
 #[derive(Debug)]
@@ -25,21 +25,31 @@ impl Verb for Rows {
     fn apply(&self, batch: &RecordBatch, _: Option<&ArrayRef>) -> Result<Output, ArrowError> {
         let text = batch.column(self.column).as_string::<i32>();
         let mut from: Vec<u32> = Vec::with_capacity(text.len());
-        let mut pieces = StringBuilder::with_capacity(text.len(), text.get_array_memory_size());
+        let bytes = text.value_offsets()[text.len()] - text.value_offsets()[0];
+        let mut pieces = StringBuilder::with_capacity(text.len(), bytes as usize);
+        // Every piece of a row has all of its other columns.
+        let others = batch.columns().iter().enumerate().filter(|(index, _)| *index != self.column);
+        let others: Vec<_> = others.map(|(_, column)| column).collect();
+        let (mut start, mut spread) = (0, 0_u64);
         for (row, value) in text.iter().enumerate() {
             let Some(value) = value else {
                 pieces.append_null();
                 from.push(row as u32);
+                start = from.len();
                 continue;
             };
             for piece in value.split(self.by.as_str()) {
                 pieces.append_value(piece);
                 from.push(row as u32);
             }
+            let count = (from.len() - start) as u64;
+            let bytes = others.iter().map(|column| account::values(column.as_ref(), row, 1)).sum::<u64>();
+            (start, spread) = (from.len(), spread.saturating_add(bytes.saturating_mul(count)));
         }
         if from.len() == text.len() {
             return Ok(Output { batch: batch.clone(), from: None, bad: Vec::new() });
         }
+        account::expect(spread)?;
         let pieces: ArrayRef = Arc::new(pieces.finish());
         let indices = UInt32Array::from(from.clone());
         let arrays = (0..batch.num_columns()).map(|index| match index == self.column {

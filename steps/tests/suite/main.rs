@@ -4,5 +4,6 @@
 
 mod common;
 mod lookup;
+mod memory;
 mod pipeline;
 mod tables;

@@ -33,6 +33,7 @@ mod kafka_source;
 mod lanes;
 mod lookup_databases;
 mod lookups;
+mod memory;
 mod mysql;
 mod once;
 mod ownership;
