@@ -22,6 +22,13 @@ pub struct Arguments {
     command: Command,
 }
 
+impl Arguments {
+    /// Whether this process will hold batches.
+    pub fn runs_jobs(&self) -> bool {
+        matches!(self.command, Command::Run(_))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run jobs until told to stop (SIGTERM, SIGINT); SIGHUP reloads them

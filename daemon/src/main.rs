@@ -2,6 +2,7 @@
 //!
 //! Start with `supervise` (all jobs), then `job` (one job), then `job::batch` (one batch). Errors are `anyhow` here alone.
 
+mod allocator;
 mod checkpoint;
 mod cli;
 mod control;
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         };
     }
     let arguments = cli::Arguments::parse();
+    if arguments.runs_jobs() {
+        allocator::settle();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
