@@ -271,7 +271,8 @@ fn found(arguments: &[ArrayRef], rows: usize, count: impl Fn(&str, &str) -> usiz
     let size = |row: usize| {
         let (Some(text), Some(from), Some(to)) = (value(text, row), value(from, row), value(to, row)) else { return 0 };
         let (text, from, to) = (text.as_str(), from.as_str(), to.as_str());
-        text.len() as u64 + (count(text, from) as u64).saturating_mul(to.len() as u64)
+        let found = count(text, from);
+        text.len().saturating_sub(found * from.len()) as u64 + (found as u64).saturating_mul(to.len() as u64)
     };
     Some((0..rows).map(size).collect())
 }

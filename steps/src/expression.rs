@@ -19,9 +19,9 @@ use datafusion::{
     },
     execution::context::ExecutionProps,
     logical_expr::{
-        AggregateUDF, Cast, ColumnarValue, Expr, ExprSchemable, HigherOrderUDF, Operator, ScalarUDF, TableSource, Volatility,
-        WindowUDF, expr::ScalarFunction, physical_planning_context::PhysicalPlanningContext, planner::ContextProvider,
-        simplify::SimplifyContext,
+        AggregateUDF, Cast, ColumnarValue, Expr, ExprSchemable, HigherOrderUDF, Operator, ScalarUDF, TableSource,
+        Volatility, WindowUDF, expr::ScalarFunction, physical_planning_context::PhysicalPlanningContext,
+        planner::ContextProvider, simplify::SimplifyContext,
     },
     optimizer::simplify_expressions::ExprSimplifier,
     physical_expr::{

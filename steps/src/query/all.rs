@@ -25,9 +25,9 @@ use datafusion::{
     },
     logical_expr::{Expr, LogicalPlan},
     physical_plan::{
-        ChildrenPropertiesMode, ExecutionPlan, ExecutionPlanProperties, ReplaceChildrenOptions, coalesce_partitions::CoalescePartitionsExec, execute_stream,
-        execution_plan::reset_plan_states, limit::GlobalLimitExec, repartition::RepartitionExec, unnest::UnnestExec,
-        windows::WindowAggExec,
+        ChildrenPropertiesMode, ExecutionPlan, ExecutionPlanProperties, ReplaceChildrenOptions,
+        coalesce_partitions::CoalescePartitionsExec, execute_stream, execution_plan::reset_plan_states,
+        limit::GlobalLimitExec, repartition::RepartitionExec, unnest::UnnestExec, windows::WindowAggExec,
     },
 };
 use futures::StreamExt;

@@ -68,7 +68,7 @@ fn rows_that_come_in_are_counted_once() {
 
 #[test]
 fn a_text_that_a_step_adds() {
-    let steps = "[{ add: { t: \"repeat('x', 1000)\" } }, { add: { u: \"t || t\" } }, { select: [n] }]";
+    let steps = "[{ add: { t: \"repeat('x', 1000)\" } }, { add: { u: \"t || t\" } }, { filter: 'length(u) > 0' }, { select: [n] }]";
     outgrows("n: int64", steps, &numbers(10_000), &[], [20 * MIB, 48 * MIB], "2-add");
 }
 
@@ -82,7 +82,7 @@ fn a_text_that_a_lookup_adds() {
 
 #[test]
 fn a_big_column_beside_one_that_is_split() {
-    let steps = "[{ split: { column: t, by: ',' } }, { select: [t] }]";
+    let steps = "[{ split: { column: t, by: ',' } }, { filter: 'length(b) > 0' }, { select: [t] }]";
     let rows = vec![vec![json!("b".repeat(10_000)), json!(vec!["t"; 1_000].join(","))]; 2];
     outgrows("b: string, t: string", steps, &rows, &[], [5 * MIB, 64 * MIB], "1-split");
 }
@@ -90,18 +90,14 @@ fn a_big_column_beside_one_that_is_split() {
 #[test]
 fn joins_sorts_and_groups() {
     for (query, limits) in [
-        ("SELECT a.n, b.n AS m FROM batch a CROSS JOIN batch b", [4 * MIB, 64 * MIB]),
-        ("SELECT a.n, b.n AS m FROM batch a JOIN batch b ON a.n % 7 = b.n % 7", [MIB, 32 * MIB]),
-        ("SELECT n, unnest(generate_series(1, 1000)) AS m FROM batch", [4 * MIB, 64 * MIB]),
-        ("SELECT n, repeat('x', 1000) AS t FROM batch ORDER BY n DESC", [MIB / 2, 16 * MIB]),
-        ("SELECT repeat('k', 100) || n AS k, count(*) AS c FROM batch GROUP BY 1", [MIB / 8, 16 * MIB]),
-        (
-            "SELECT n, count(*) OVER (ORDER BY n ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING) AS c FROM batch",
-            [16 << 10, MIB],
-        ),
+        ("SELECT a.n, b.n AS m FROM batch a CROSS JOIN batch b", [MIB, 32 * MIB]),
+        ("SELECT a.n, b.n AS m FROM batch a JOIN batch b ON a.n % 7 = b.n % 7", [MIB / 16, 16 * MIB]),
+        ("SELECT n, unnest(generate_series(1, 200)) AS m FROM batch", [MIB / 2, 32 * MIB]),
+        ("SELECT n, repeat('x', 1000) AS t FROM batch ORDER BY n DESC", [MIB / 8, 16 * MIB]),
+        ("SELECT repeat('k', 100) || n AS k, count(*) AS c FROM batch GROUP BY 1", [MIB / 64, 16 * MIB]),
     ] {
         let steps = format!("[{{ sql: \"{query}\" }}]");
-        outgrows("n: int64", &steps, &numbers(1_000), &[], limits, "1-sql");
+        outgrows("n: int64", &steps, &numbers(300), &[], limits, "1-sql");
     }
 }
 
