@@ -123,19 +123,22 @@ impl Seats {
             taken.push(seat.clone());
             return Ok(Taken { seats: seats.clone(), seat });
         };
-        let of_whom = |seat: &&Arc<Seat>| refused == Refused::Full || seat.address == address;
-        let silent = taken.iter().filter(of_whom).min_by_key(|seat| seat.heard.load(Ordering::Relaxed));
-        if let Some(seat) = silent.filter(|seat| seat.silence(seats.now()) >= SILENT) {
-            seat.close();
-        }
+        seats.close_silent(taken.iter().filter(|seat| refused == Refused::Full || seat.address == address));
         Err(refused)
     }
 
     /// Asks the connection that was silent for longest to leave; see [`Seats::take`].
     pub fn make_room(&self) {
         let taken = self.lock();
-        let silent = taken.iter().min_by_key(|seat| seat.heard.load(Ordering::Relaxed));
-        if let Some(seat) = silent.filter(|seat| taken.len() >= self.most && seat.silence(self.now()) >= SILENT) {
+        if taken.len() >= self.most {
+            self.close_silent(taken.iter());
+        }
+    }
+
+    /// Asks the one of these that was silent for longest to leave, if it was silent for [`SILENT`].
+    fn close_silent<'s>(&self, seats: impl Iterator<Item = &'s Arc<Seat>>) {
+        let silent = seats.min_by_key(|seat| seat.heard.load(Ordering::Relaxed));
+        if let Some(seat) = silent.filter(|seat| seat.silence(self.now()) >= SILENT) {
             seat.close();
         }
     }
